@@ -1,0 +1,105 @@
+r"""The divergence of a vector field, together with its value: one forward pass, then vector-Jacobian products.
+
+For f: R^D -> R^D with Jacobian J, the divergence is tr J.
+
+    exact       sum_i e_i^T J e_i: D products, in chunks
+    hutchinson  the mean of v^T J v over m probes v with E[v v^T] = I (Hutchinson 1990; Grathwohl et al. 2019, Eq. 8):
+                m products. With Rademacher probes its variance is 2 sum_{i != j} S_ij^2, with Gaussian ones
+                2 sum_{i, j} S_ij^2, S being the symmetric part of J.
+
+The samples of a batch must not influence one another.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from score_sde.tensors import SampleNoise, sum_event
+
+Field = Callable[[Tensor], Tensor]
+
+
+class Divergence(Protocol):
+    """Value and divergence of a field at a batch of points."""
+
+    def draw(self, noise: SampleNoise) -> Tensor | None:
+        """Whatever random numbers are needed, drawn once for a whole trajectory."""
+        ...
+
+    def __call__(self, field: Field, x: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor, int]:
+        """The field at ``x`` ``(B, *D)``, its divergence ``(B,)``, and the number of vector-Jacobian products."""
+        ...
+
+
+class ExactDivergence:
+    """The trace itself.
+
+    Args:
+        chunk: number of coordinates differentiated at once; by default as many as keep a chunk below 2^22 numbers.
+    """
+
+    def __init__(self, chunk: int | None = None):
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        self.chunk = chunk
+
+    def draw(self, noise: SampleNoise) -> None:
+        return None
+
+    def __call__(self, field: Field, x: Tensor, probes: Tensor | None = None) -> tuple[Tensor, Tensor, int]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = field(x)
+        batch, dim = x.shape[0], x[0].numel()
+        chunk = self.chunk or max(1, 2**22 // x.numel())
+        trace = x.new_zeros(batch)
+        for start in range(0, dim, chunk):
+            index = torch.arange(start, min(start + chunk, dim), device=x.device)
+            basis = torch.nn.functional.one_hot(index, dim).to(x).reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
+            rows = _products(value, x, basis, keep=start + chunk < dim)
+            trace += rows.reshape(len(index), batch, dim)[torch.arange(len(index)), :, index].sum(0)
+        return value.detach(), trace, dim
+
+
+class Hutchinson:
+    """An unbiased estimate from random probes.
+
+    Args:
+        probes: number of probes, m.
+        distribution: ``rademacher`` or ``gaussian``.
+    """
+
+    def __init__(self, probes: int = 1, distribution: str = "rademacher"):
+        if probes < 1:
+            raise ValueError(f"probes must be at least 1, got {probes}")
+        if distribution not in ("rademacher", "gaussian"):
+            raise ValueError(f"unknown distribution {distribution!r}; choose one of rademacher, gaussian")
+        self.probes, self.distribution = probes, distribution
+
+    def draw(self, noise: SampleNoise) -> Tensor:
+        """The probes, ``(m, B, *D)``."""
+        draw = noise.rademacher if self.distribution == "rademacher" else noise.normal
+        return torch.stack([draw() for _ in range(self.probes)])
+
+    def __call__(self, field: Field, x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor, int]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = field(x)
+        products = torch.stack(
+            [
+                sum_event(torch.autograd.grad(value, x, probe, retain_graph=i + 1 < len(probes))[0] * probe)
+                for i, probe in enumerate(probes)
+            ]
+        )
+        return value.detach(), products.mean(0), len(probes)
+
+
+def _products(value: Tensor, x: Tensor, vectors: Tensor, *, keep: bool) -> Tensor:
+    """v^T J for each of ``vectors`` ``(k, B, *D)``, in one batched backward pass."""
+    (products,) = torch.autograd.grad(value, x, vectors, retain_graph=keep, is_grads_batched=True)
+    return products
+
+
+DIVERGENCES = {"exact": ExactDivergence, "hutchinson": Hutchinson}

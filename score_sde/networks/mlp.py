@@ -1,0 +1,61 @@
+"""A residual multilayer perceptron for vectors, or for any small data taken as one."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from score_sde.networks.embedding import noise_embedding
+
+
+class MLP(nn.Module):
+    """Residual blocks of width ``width``, each modulated by the noise level.
+
+    Args:
+        shape: event shape ``D``; the event is flattened.
+        width: hidden units.
+        depth: residual blocks.
+        dropout: probability of dropping a hidden unit.
+        embedding: ``sinusoidal`` or ``fourier``.
+        fourier_scale: frequency scale of the Fourier embedding.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        width: int = 128,
+        depth: int = 4,
+        dropout: float = 0.0,
+        embedding: str = "fourier",
+        fourier_scale: float = 0.2,
+    ):
+        super().__init__()
+        dim = math.prod(shape)
+        self.embedding = noise_embedding(embedding, width, width, fourier_scale)
+        self.first = nn.Linear(dim, width)
+        self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
+        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, dim))
+        nn.init.zeros_(self.last[-1].weight)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """``x`` ``(B, *D)`` and the noise level ``(B,)`` to ``(B, *D)``."""
+        embedding = self.embedding(noise)
+        hidden = self.first(x.flatten(1))
+        for block in self.blocks:
+            hidden = block(hidden, embedding)
+        return self.last(hidden).reshape(x.shape)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.layers = nn.Sequential(
+            nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width)
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedding).chunk(2, dim=1)
+        return x + self.layers(self.norm(x) * (1 + scale) + shift)

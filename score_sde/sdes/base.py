@@ -1,0 +1,156 @@
+r"""Forward SDEs with a known Gaussian transition.
+
+    dx = f(t) x dt + g(t) dw,   t = 0 data, t = T noise
+    x_t | x_0 ~ N(alpha(t) x_0, sigma(t)^2 I)
+
+The mean and the variance of a linear SDE obey (Särkkä and Solin 2019, Eq. 5.50 and 5.51)
+
+    alpha' = f alpha          =>   f   = (log alpha)'
+    (sigma^2)' = 2 f sigma^2 + g^2   =>   g^2 = (sigma^2)' - 2 f sigma^2 = 2 sigma (sigma' - f sigma)
+
+so either pair gives the other: a subclass writes ``alpha`` and ``sigma`` (and f and g follow by autograd, unless it
+also writes them in closed form), or ``drift`` and ``diffusion`` (and alpha and sigma follow by quadrature). The log
+signal-to-noise ratio lambda = 2 log(alpha / sigma) then falls at the rate
+
+    -lambda' = g^2 / sigma^2
+
+whatever the SDE. The reverse-time SDE and the probability-flow ODE are (Song et al. 2021, Eq. 6 and 13)
+
+    dx = [f x - g^2 score] dt + g dw,      dx = [f x - g^2 score / 2] dt.
+"""
+
+import math
+from abc import ABC
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from score_sde.sdes.quadrature import linear_marginal
+from score_sde.tensors import as_time, expand, sum_event
+
+
+@dataclass(frozen=True)
+class SDE(ABC):
+    """A forward SDE. Subclasses define ``alpha`` and ``sigma``, or ``drift`` and ``diffusion``, or all four.
+
+    Every method takes ``t`` as a tensor ``(B,)`` or ``()`` or as a number, and answers in the shape of ``t``. An SDE
+    whose drift is not linear in ``x`` defines ``drift`` and ``diffusion`` alone: whatever needs its marginal then
+    raises a ``TypeError`` that says so.
+
+    Args:
+        T: time at which the data has become noise.
+        t_min: the smallest time at which the score is learned and evaluated, 0 < t_min < T.
+    """
+
+    T: float = field(default=1.0, kw_only=True)
+    t_min: float = field(default=1e-5, kw_only=True)
+
+    sigma_0 = 0.0
+    """Standard deviation of the noise at t = 0, used where sigma comes from ``drift`` and ``diffusion``."""
+
+    def __post_init__(self):
+        if not 0 < self.t_min < self.T:
+            raise ValueError(f"t_min must lie between 0 and T = {self.T}, got {self.t_min}")
+        if not (self._defines("alpha", "sigma") or self._defines("drift", "diffusion")):
+            raise TypeError(f"{type(self).__name__} must define alpha and sigma, or drift and diffusion")
+
+    def _defines(self, *names: str) -> bool:
+        return all(getattr(type(self), name) is not getattr(SDE, name) for name in names)
+
+    # the marginal
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Factor of the data in x_t."""
+        return linear_marginal(self, as_time(t))[0].exp()
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Standard deviation of the noise in x_t."""
+        return linear_marginal(self, as_time(t))[1].sqrt()
+
+    def log_alpha(self, t: Tensor | float) -> Tensor:
+        """log alpha(t)."""
+        return self.alpha(t).log()
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        """Log signal-to-noise ratio 2 log(alpha / sigma), falling in t (Kingma et al. 2021, Eq. 2)."""
+        return 2 * (self.log_alpha(t) - self.sigma(t).log())
+
+    def inverse_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        """The time in [t_min, T] at which ``log_snr`` is reached, by bisection to the precision of the dtype."""
+        target = as_time(log_snr)
+        low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.T)
+        for _ in range(64):
+            middle = (low + high) / 2
+            early = self.log_snr(middle) > target
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return (low + high) / 2
+
+    def perturb(self, x0: Tensor, t: Tensor | float, epsilon: Tensor) -> Tensor:
+        """A draw of x_t given ``x0`` ``(B, *D)``: alpha x0 + sigma epsilon, with ``epsilon`` standard normal."""
+        t = as_time(t)
+        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * epsilon
+
+    # the process
+
+    def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Drift of the forward SDE, ``(B, *D)``: f(t) x."""
+        return expand(self.drift_coefficient(t), x) * x
+
+    def drift_coefficient(self, t: Tensor | float) -> Tensor:
+        """f(t), the drift at x = 1 of a linear SDE."""
+        t = as_time(t)
+        if self._defines("drift"):
+            self.require_linear()
+            return self.drift(torch.ones_like(t).reshape(-1, 1), t.reshape(-1)).reshape(t.shape)
+        return _derivative(self.log_alpha, t)
+
+    def diffusion(self, t: Tensor | float) -> Tensor:
+        """g(t), the diffusion coefficient."""
+        t = as_time(t)
+        sigma, slope = self.sigma(t), _derivative(self.sigma, t)
+        return (2 * sigma * (slope - self.drift_coefficient(t) * sigma)).sqrt()
+
+    def reverse_drift(self, x: Tensor, t: Tensor | float, score: Tensor) -> Tensor:
+        """Drift of the reverse-time SDE, with dt negative (Song et al. 2021, Eq. 6)."""
+        return self.drift(x, t) - expand(self.diffusion(t) ** 2, x) * score
+
+    def probability_flow(self, x: Tensor, t: Tensor | float, score: Tensor) -> Tensor:
+        """Drift of the probability-flow ODE (Song et al. 2021, Eq. 13)."""
+        return self.drift(x, t) - expand(self.diffusion(t) ** 2 / 2, x) * score
+
+    def require_linear(self) -> None:
+        """Raise a ``TypeError`` unless the drift is linear in x, on which alpha, sigma and log-SNR rest."""
+        if not self._defines("drift") or self._defines("alpha", "sigma"):
+            return
+        x = torch.tensor([[0.0], [1.0], [-2.0]], dtype=torch.float64)
+        for t in (self.t_min, self.T / 2, self.T):
+            at_0, at_1, at_2 = self.drift(x, torch.full((3,), t, dtype=torch.float64)).flatten().tolist()
+            if at_0 != 0 or not math.isclose(at_2, -2 * at_1, rel_tol=1e-9):
+                raise TypeError(
+                    f"{type(self).__name__} has a drift that is not linear in x, so its alpha, sigma and log-SNR are "
+                    "not known: sample it with euler_maruyama or the ODE from a score and an x_T of your own"
+                )
+
+    # the prior
+
+    def prior_noise(self, noise: Tensor) -> Tensor:
+        """Scale standard normal ``noise`` to the prior N(0, sigma(T)^2 I)."""
+        return self.sigma(self.T) * noise
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of ``x`` ``(B, *D)`` under N(0, sigma(T)^2 I), in nats, ``(B,)``."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        std, dim = float(self.sigma(self.T)), x[0].numel()
+        return -sum_event((x / std) ** 2) / 2 - dim * (math.log(std) + math.log(2 * math.pi) / 2)
+
+
+def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    with torch.inference_mode(False), torch.enable_grad():
+        t = t.detach().clone().requires_grad_()
+        value = function(t)
+        if not value.requires_grad:  # constant in t, as alpha = 1
+            return torch.zeros_like(value)
+        (slope,) = torch.autograd.grad(value.sum(), t)
+    return slope

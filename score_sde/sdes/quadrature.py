@@ -1,0 +1,60 @@
+r"""alpha and sigma of an SDE that is given by f(t) and g(t).
+
+With L(t) the integral of f from 0 to t, the marginal's moment equations are solved by
+
+    log alpha(t) = L(t),    sigma(t)^2 = sigma_0^2 e^{2 L(t)} + \int_0^t g(s)^2 e^{2 (L(t) - L(s))} ds.
+
+[0, T] is cut into equal panels, the first of them further and geometrically, since g is often steep at 0. Each integral
+is a Gauss-Legendre rule on the panels before t, tabulated once in float64, plus one rule from the start of t's own panel
+to t.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(12))
+_EQUAL, _GEOMETRIC = 100, 40
+
+
+def linear_marginal(sde, t: Tensor) -> tuple[Tensor, Tensor]:
+    """log alpha(t) and sigma(t)^2 of a linear ``sde`` from its ``drift`` and ``diffusion``, in the shape of ``t``."""
+    sde.require_linear()
+    edges, log_alphas, variances = (a.to(t) for a in _table(sde))
+    flat = t.reshape(-1)
+    panel = (torch.searchsorted(edges, flat.detach().contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
+    log_alpha, variance = _advance(sde, log_alphas[panel], variances[panel], edges[panel], flat)
+    return log_alpha.reshape(t.shape), variance.reshape(t.shape)
+
+
+@lru_cache(maxsize=64)
+def _table(sde) -> tuple[Tensor, Tensor, Tensor]:
+    """Panel edges, and log alpha and sigma^2 at each of them, in float64."""
+    equal = torch.linspace(0, sde.T, _EQUAL + 1, dtype=torch.float64)
+    edges = torch.cat([equal[:1], equal[1] * torch.logspace(-12, 0, _GEOMETRIC, dtype=torch.float64)[:-1], equal[1:]])
+    log_alpha, variance = torch.zeros(1, dtype=torch.float64), torch.full((1,), sde.sigma_0**2, dtype=torch.float64)
+    log_alphas, variances = [log_alpha], [variance]
+    for start, end in zip(edges[:-1, None], edges[1:, None], strict=True):
+        log_alpha, variance = _advance(sde, log_alpha, variance, start, end)
+        log_alphas.append(log_alpha)
+        variances.append(variance)
+    return edges, torch.cat(log_alphas), torch.cat(variances)
+
+
+def _advance(sde, log_alpha: Tensor, variance: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Carry log alpha and sigma^2 from ``start`` to ``end``, all ``(n,)``."""
+    nodes, weights = (_NODES.to(end) + 1) / 2, _WEIGHTS.to(end) / 2
+    length = end - start
+
+    def drift_integral(fraction: Tensor) -> Tensor:
+        """Integral of f from start to start + fraction * length, ``fraction`` of shape (n, k)."""
+        times = start[:, None, None] + length[:, None, None] * fraction[..., None] * nodes
+        return length[:, None] * fraction * (sde.drift_coefficient(times) * weights).sum(-1)
+
+    growth = drift_integral(torch.ones_like(length)[:, None])
+    remaining = growth - drift_integral(nodes.expand(len(length), -1))
+    g = sde.diffusion(start[:, None] + length[:, None] * nodes)
+    added = length * (g**2 * (2 * remaining).exp() * weights).sum(-1)
+    return log_alpha + growth[:, 0], variance * (2 * growth[:, 0]).exp() + added

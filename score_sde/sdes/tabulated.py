@@ -1,0 +1,72 @@
+r"""A variance-preserving SDE through a table of discrete betas, as DDPM and its descendants publish them.
+
+A discrete chain x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) z_k (Ho et al. 2020, Eq. 2) has the marginal of a VP SDE
+with B(t_k) = -sum_{i <= k} log(1 - beta_i) at t_k = k T / N. Between those nodes B is interpolated by a monotone cubic
+(Fritsch and Carlson 1980), so that beta = B' is continuous and non-negative and the SDE agrees with the table exactly at
+every node.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+
+from score_sde.sdes.vp import BetaSDE, VariancePreserving
+
+
+@dataclass(frozen=True)
+class TabulatedSDE(VariancePreserving, BetaSDE):
+    """The VP SDE through the discrete table ``betas``.
+
+    Args:
+        betas: beta_1 ... beta_N of the discrete chain, each in (0, 1), N at least 2.
+    """
+
+    betas: tuple[float, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
+        super().__post_init__()
+        if len(self.betas) < 2 or not all(0 < b < 1 for b in self.betas):
+            raise ValueError("betas must be at least two numbers, each above 0 and below 1")
+
+    def integral(self, t: Tensor) -> Tensor:
+        start, (cubic, square, slope, value) = self._cell(t)
+        step = t - start
+        return ((cubic * step + square) * step + slope) * step + value
+
+    def beta(self, t: Tensor) -> Tensor:
+        start, (cubic, square, slope, _) = self._cell(t)
+        step = t - start
+        return (3 * cubic * step + 2 * square) * step + slope
+
+    def inverse_integral(self, integral: Tensor) -> Tensor:
+        low, high = torch.zeros_like(integral), torch.full_like(integral, self.T)
+        for _ in range(64):
+            middle = (low + high) / 2
+            early = self.integral(middle) < integral
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return (low + high) / 2
+
+    def _cell(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        nodes, coefficients = _cubic(self.betas, self.T, t.dtype, t.device)
+        cell = (torch.searchsorted(nodes, t.detach().contiguous(), right=True) - 1).clamp(0, len(self.betas) - 1)
+        return nodes[cell], coefficients[:, cell]
+
+
+@lru_cache(maxsize=16)
+def _cubic(betas: tuple[float, ...], T: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    nodes = np.arange(len(betas) + 1) * (T / len(betas))
+    integral = np.concatenate([[0.0], np.cumsum(-np.log1p(-np.asarray(betas)))])
+    cubic = PchipInterpolator(nodes, integral)
+    return (torch.tensor(nodes, dtype=dtype, device=device), torch.tensor(cubic.c, dtype=dtype, device=device))
+
+
+def ddpm_schedule(
+    steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, t_min: float = 1e-5
+) -> TabulatedSDE:
+    """DDPM's own table: ``steps`` betas rising linearly from ``beta_start`` to ``beta_end`` (Ho et al. 2020, Section 4)."""
+    return TabulatedSDE(betas=tuple(np.linspace(beta_start, beta_end, steps).tolist()), t_min=t_min)

@@ -1,0 +1,394 @@
+r"""What every solver shares: counting, time grids, the loop, and sampling on top of it.
+
+A solver carries a state from one time to another along the reverse-time SDE or the probability-flow ODE. ``solve`` does
+that; ``sample`` draws x_T from the prior, solves down to t_min, and reports what it cost. A fixed-step solver writes one
+``step(score, x, t, s, noise)`` from t to the next time s. Times are 0-dimensional float64 tensors on the CPU: coefficients
+computed from them are exact to float64 and mix with a state on any device without a synchronization.
+
+The optional last step replaces x by the posterior mean of the data given x (Tweedie's formula, Robbins 1956),
+
+    E[x0 | x] = (x + sigma^2 score) / alpha.
+"""
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from score_sde.model import Score
+from score_sde.sdes import SDE
+from score_sde.tensors import SampleNoise, batch_time, expand
+
+Observer = Callable[[float, Tensor], None]
+"""Called with the time and the state after each step."""
+
+
+class SolverError(RuntimeError):
+    """A solver could not go on; the message names the time, the evaluations spent, and a remedy."""
+
+
+# counting
+
+
+@dataclass
+class Counter:
+    """Network evaluations (forwards) and vector-Jacobian products."""
+
+    nfe: int = 0
+    vjps: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class CountedScore:
+    """A score that counts its calls."""
+
+    inner: Score
+    counter: Counter
+
+    @property
+    def sde(self) -> SDE:
+        return self.inner.sde
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.counter.nfe += 1
+        return self.inner(x, t) if cond is None else self.inner(x, t, cond)
+
+
+def counted(score: Score, counter: Counter) -> Score:
+    """``score`` with its innermost evaluations counted: a wrapper that calls what it wraps twice counts two."""
+    if dataclasses.is_dataclass(score) and hasattr(score, "score"):
+        return dataclasses.replace(score, score=counted(score.score, counter))
+    return CountedScore(score, counter)
+
+
+def innermost(score: Score) -> Score:
+    """The score that all wrappers, each holding its own in a field ``score``, are wrapped around."""
+    while dataclasses.is_dataclass(score) and hasattr(score, "score"):
+        score = score.score
+    return score
+
+
+@dataclass(frozen=True, eq=False)
+class BoundScore:
+    """A score with its condition: called with a state and one time for all samples."""
+
+    score: Score
+    cond: Tensor | None = None
+
+    @property
+    def sde(self) -> SDE:
+        return self.score.sde
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        t = batch_time(t, x)
+        return self.score(x, t) if self.cond is None else self.score(x, t, self.cond)
+
+
+@dataclass(frozen=True, eq=False)
+class ClippedScore:
+    """A score whose implied x0 = (x + sigma^2 score) / alpha is clipped to ``low`` ... ``high``, in model coordinates."""
+
+    score: Score
+    low: float
+    high: float
+
+    @property
+    def sde(self) -> SDE:
+        return self.score.sde
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        score = self.score(x, t) if cond is None else self.score(x, t, cond)
+        alpha, variance = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t) ** 2, x)
+        return (alpha * ((x + variance * score) / alpha).clamp(self.low, self.high) - x) / variance
+
+
+def posterior_mean(score: BoundScore, x: Tensor, t: Tensor | float) -> Tensor:
+    """E[x0 | x_t = x] by Tweedie's formula: one evaluation."""
+    sde = score.sde
+    return (x + sde.sigma(t) ** 2 * score(x, t)) / sde.alpha(t)
+
+
+# time grids
+
+
+def _uniform(sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
+    return torch.linspace(t_from, t_to, steps + 1, dtype=torch.float64)
+
+
+def _quadratic(sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
+    return torch.linspace(t_from**0.5, t_to**0.5, steps + 1, dtype=torch.float64) ** 2
+
+
+def _log_snr(sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
+    ends = [float(sde.log_snr(t)) for t in (t_from, t_to)]
+    return sde.inverse_log_snr(torch.linspace(*ends, steps + 1, dtype=torch.float64))
+
+
+TIME_GRIDS = {"uniform": _uniform, "quadratic": _quadratic, "log_snr": _log_snr}
+"""Name -> ``steps + 1`` times between two times: equal steps in t, in sqrt(t), or in log-SNR."""
+
+
+def time_grid(name: str, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
+    """The grid ``name`` in float64, its ends exactly ``t_from`` and ``t_to``."""
+    grid = TIME_GRIDS[name](sde, t_from, t_to, steps)
+    grid[0], grid[-1] = t_from, t_to
+    return grid
+
+
+def check_grid(grid: str, steps: int) -> None:
+    """Raise a ``ValueError`` for an unknown grid or a number of steps below 1."""
+    if grid not in TIME_GRIDS:
+        raise ValueError(f"unknown time grid {grid!r}; choose one of {', '.join(TIME_GRIDS)}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+
+
+# solvers
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a solver returns.
+
+    ``x`` ``(B, *D)`` in model coordinates; ``nfe``, the counted network evaluations, the last denoising step included;
+    ``denoised``, whether that step was taken; ``seconds``, the wall time; ``times`` and ``trajectory`` ``(n + 1, B, *D)``, every
+    state from x_T on, where asked for.
+    """
+
+    x: Tensor
+    nfe: int
+    denoised: bool
+    seconds: float
+    times: tuple[float, ...] = ()
+    trajectory: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """Carries a state along the reverse-time SDE or the probability-flow ODE."""
+
+    stochastic: ClassVar[bool] = False
+
+    @property
+    def order(self) -> int | None:
+        """Convergence order of the error at the end in the number of steps, None where there is none."""
+        return None
+
+    @abstractmethod
+    def with_budget(self, nfe: int) -> Self:
+        """The same solver with at most ``nfe`` evaluations, as near to it as its steps allow."""
+
+    @abstractmethod
+    def solve(
+        self,
+        score: Score,
+        x: Tensor,
+        t_from: float,
+        t_to: float,
+        *,
+        cond: Tensor | None = None,
+        noise: SampleNoise | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """Carry the state ``x`` ``(B, *D)`` from ``t_from`` to ``t_to``.
+
+        Args:
+            score: the score, which also carries the SDE.
+            cond: condition passed to the score, ``(B, ...)``.
+            noise: random numbers of a stochastic solver; by default those of seed 0.
+            observe: called after every step with the time and the state.
+
+        Returns:
+            The state at ``t_to``, ``(B, *D)``.
+
+        Raises:
+            SolverError: the state stopped being finite.
+        """
+
+    def sample(
+        self,
+        score: Score,
+        shape: Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        x_T: Tensor | None = None,
+        cond: Tensor | None = None,
+        t_end: float | None = None,
+        denoise: bool = False,
+        clip: tuple[float, float] | None = None,
+        trajectory: bool = False,
+        progress: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Sample:
+        """Draw x_T from the prior (or take it) and solve down to ``t_end``.
+
+        Args:
+            score: the score, which also carries the SDE.
+            shape: ``(B, *D)``; not needed where ``x_T`` is given.
+            seed: sample i depends on ``seed`` and ``first + i`` alone, whatever the size of the batch.
+            first: index of the first sample.
+            x_T: states at T, ``(B, *D)``.
+            cond: condition passed to the score, ``(B, ...)``.
+            t_end: time at which to stop; by default the SDE's t_min.
+            denoise: replace the last state by the posterior mean of the data, at one more evaluation.
+            clip: interval in model coordinates to which the implied x0 is clipped at every evaluation.
+            trajectory: keep all states.
+            progress: show a progress bar.
+            device, dtype: where to draw; by default the score's own.
+
+        Raises:
+            SolverError: the state stopped being finite.
+            ValueError: neither or both of ``shape`` and ``x_T`` fit, or ``t_end`` is outside (0, T).
+        """
+        start = time.perf_counter()
+        sde, inner = score.sde, innermost(score)
+        t_end = sde.t_min if t_end is None else t_end
+        if not 0 < t_end < sde.T:
+            raise ValueError(f"t_end must lie between 0 and T = {sde.T}, got {t_end}")
+        if x_T is not None:
+            if shape is not None and tuple(shape) != tuple(x_T.shape):
+                raise ValueError(f"shape is {tuple(shape)}, but x_T has shape {tuple(x_T.shape)}")
+            shape, device, dtype = x_T.shape, device or x_T.device, dtype or x_T.dtype
+        elif shape is None:
+            raise ValueError("give the shape (B, *D) of the samples, or x_T")
+        place = {
+            "device": device or getattr(inner, "device", "cpu"),
+            "dtype": dtype or getattr(inner, "dtype", torch.get_default_dtype()),
+        }
+        counter = Counter()
+        score = counted(score, counter)
+        if clip is not None:
+            score = ClippedScore(score, *clip)
+        states: list[Tensor] = []
+        times: list[float] = []
+        with torch.no_grad(), _progress_bar(self, sde.T, t_end, progress) as bar:
+
+            def observe(t: float, x: Tensor) -> None:
+                if trajectory:
+                    times.append(t)
+                    states.append(x)
+                bar(t, counter.nfe)
+
+            if x_T is None:
+                x_T = sde.prior_noise(SampleNoise(seed, shape, first=first, purpose="prior", **place).normal())
+            x = x_T.to(**place)
+            observe(sde.T, x)
+            noise = SampleNoise(seed, shape, first=first, purpose="steps", **place) if self.stochastic else None
+            x = self.solve(score, x, sde.T, t_end, cond=cond, noise=noise, observe=observe)
+            if denoise:
+                x = posterior_mean(BoundScore(score, cond), x, t_end)
+        path = torch.stack(states) if trajectory else None
+        return Sample(x, counter.nfe, denoise, time.perf_counter() - start, tuple(times), path)
+
+
+@dataclass(frozen=True)
+class StepSolver(Solver):
+    """A solver on a grid chosen beforehand: subclasses write ``times`` and one ``step``."""
+
+    @abstractmethod
+    def times(self, sde: SDE, t_from: float, t_to: float) -> Tensor:
+        """The grid, float64, from ``t_from`` to ``t_to``."""
+
+    @abstractmethod
+    def step(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise | None) -> Tensor:
+        """The state at the next time ``s``, given the state ``x`` ``(B, *D)`` at ``t``; both times are 0-dimensional."""
+
+    def solve(self, score, x, t_from, t_to, *, cond=None, noise=None, observe=None):
+        if self.stochastic and t_to > t_from:
+            raise ValueError(f"{type(self).__name__} goes from noise to data only: got t from {t_from} to {t_to}")
+        if self.stochastic and noise is None:
+            noise = SampleNoise(0, x.shape, purpose="steps", device=x.device, dtype=x.dtype)
+        bound, guard = BoundScore(score, cond), FiniteGuard(type(self).__name__)
+        grid = self.times(score.sde, t_from, t_to)
+        for t, s in zip(grid[:-1], grid[1:], strict=True):
+            x = self.step(bound, x, t, s, noise)
+            guard.watch(float(s), x)
+            if observe:
+                observe(float(s), x)
+        guard.check()
+        return x
+
+
+@dataclass(frozen=True)
+class GridSolver(StepSolver):
+    """A ``StepSolver`` whose grid is a number of steps and a name: one evaluation a step.
+
+    Args:
+        steps: number of steps.
+        grid: ``uniform`` in t, ``quadratic`` (uniform in sqrt t) or ``log_snr``.
+    """
+
+    steps: int = 500
+    grid: str = "uniform"
+
+    def __post_init__(self):
+        check_grid(self.grid, self.steps)
+
+    def times(self, sde: SDE, t_from: float, t_to: float) -> Tensor:
+        return time_grid(self.grid, sde, t_from, t_to, self.steps)
+
+    def with_budget(self, nfe: int) -> Self:
+        return dataclasses.replace(self, steps=nfe)
+
+
+class FiniteGuard:
+    """Notes after each step, on the device, whether the state is finite, and looks at the notes only now and then."""
+
+    def __init__(self, solver: str, every: int = 64):
+        self.solver, self.every = solver, every
+        self.seen, self.times, self.notes = 0, [], []
+
+    def watch(self, t: float | Tensor, x: Tensor) -> None:
+        """Note whether ``x``, reached at ``t``, is finite."""
+        self.seen += 1
+        self.times.append(t)
+        self.notes.append(x.isfinite().all())
+        if len(self.notes) == self.every:
+            self.check()
+
+    def check(self) -> None:
+        """Raise a ``SolverError`` if a noted state was not finite."""
+        if self.notes:
+            finite = torch.stack(self.notes).tolist()
+            if not all(finite):
+                bad = finite.index(False)
+                step = self.seen - len(finite) + bad + 1
+                raise SolverError(non_finite(self.solver, float(self.times[bad]), f"step {step}"))
+        self.times, self.notes = [], []
+
+
+def non_finite(solver: str, t: float, spent: str) -> str:
+    """The sentence for a state that is not finite any more."""
+    return (
+        f"{solver}: the state is not finite at t = {t:.3g}, {spent}; the score returned NaN, or the steps are too "
+        "large: try more steps or a smaller tolerance, clip x0, or check the model at this time"
+    )
+
+
+class _progress_bar:
+    """A bar over the time from ``t_from`` to ``t_to``, with the evaluations made so far."""
+
+    def __init__(self, solver: Solver, t_from: float, t_to: float, shown: bool):
+        self.t, self.span = t_from, t_from - t_to
+        bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        self.bar = tqdm(total=1.0, desc=type(solver).__name__, bar_format=bar_format, disable=not shown, leave=False)
+
+    def __enter__(self):
+        return self
+
+    def __call__(self, t: float, nfe: int) -> None:
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"{nfe} evaluations", refresh=False)
+            self.bar.update(min((self.t - t) / self.span, 1.0 - self.bar.n))
+            self.t = t
+
+    def __exit__(self, *error):
+        self.bar.close()

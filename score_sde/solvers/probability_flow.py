@@ -1,0 +1,156 @@
+r"""The probability-flow ODE (Song et al. 2021, Eq. 13) by any method of torchdiffeq.
+
+    dx/dt = f x - g^2 score / 2
+
+Adaptive methods work to a tolerance. Their error is measured as the root mean square over the coordinates of each sample,
+then the largest over the batch (torchdiffeq's own norm averages over the batch, which lets one bad sample hide among good
+ones), and their last step ends exactly at the end time (torchdiffeq would step past it and interpolate back, evaluating the
+score outside its range). Fixed-step methods take one step per interval of a time grid.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from score_sde.sdes import SDE
+from score_sde.solvers.base import BoundScore, FiniteGuard, Observer, Solver, SolverError, check_grid, non_finite, time_grid
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+# method: (order, evaluations per step)
+FIXED = {
+    "euler": (1, 1),
+    "midpoint": (2, 2),
+    "heun2": (2, 2),
+    "heun3": (3, 3),
+    "rk4": (4, 4),
+    "explicit_adams": (4, 1),
+    "implicit_adams": (4, 2),
+}
+METHODS = (*ADAPTIVE, *FIXED, "scipy_solver")
+MAX_STEPS = 20000
+
+
+@dataclass(frozen=True)
+class ProbabilityFlow(Solver):
+    """The probability-flow ODE, deterministic and reversible in time.
+
+    Args:
+        method: a method of torchdiffeq: adaptive (dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, scipy_solver) or with
+            fixed steps (euler, midpoint, heun2, heun3, rk4, explicit_adams, implicit_adams).
+        rtol, atol: tolerances of an adaptive method, relative and in model coordinates.
+        steps: number of steps of a fixed-step method.
+        grid: time grid of a fixed-step method.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    steps: int = 50
+    grid: str = "uniform"
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        if not (self.rtol > 0 and self.atol > 0):
+            raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")
+        check_grid(self.grid, self.steps)
+
+    @property
+    def order(self) -> int | None:
+        return FIXED[self.method][0] if self.method in FIXED else None
+
+    def with_budget(self, nfe: int) -> Self:
+        """An adaptive method has no budget: the fixed-step midpoint rule stands in for it, on a log-SNR grid."""
+        if self.method not in FIXED:
+            return ProbabilityFlow(method="midpoint", grid="log_snr").with_budget(nfe)
+        per_step = FIXED[self.method][1]
+        if nfe < per_step:
+            raise ValueError(f"a step of {self.method} takes {per_step} evaluations, got {nfe}")
+        return dataclasses.replace(self, steps=nfe // per_step)
+
+    def solve(self, score, x, t_from, t_to, *, cond=None, noise=None, observe=None):
+        bound = BoundScore(score, cond)
+
+        def velocity(t: Tensor, y: Tensor) -> Tensor:
+            state = y.reshape(x.shape)
+            return score.sde.probability_flow(state, t, bound(state, t)).reshape(y.shape)
+
+        watch = (lambda t, y: observe(t, y.reshape(x.shape))) if observe else None
+        return self.integrate(velocity, x.flatten(1), t_from, t_to, score.sde, observe=watch).reshape(x.shape)
+
+    def integrate(
+        self,
+        velocity: Callable[[Tensor, Tensor], Tensor],
+        y: Tensor,
+        t_from: float,
+        t_to: float,
+        sde: SDE,
+        *,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """Integrate dy/dt = ``velocity(t, y)`` for a state ``(B, n)`` whose coordinates count alike in the error.
+
+        Raises:
+            SolverError: the state stopped being finite, or the tolerance asks for steps below the precision.
+        """
+        watched = _Watched(velocity, t_from, t_to, f"ode ({self.method})", observe)
+        grid = time_grid(self.grid, sde, t_from, t_to, self.steps if self.method in FIXED else 1).to(y.device)
+        options: dict = {}
+        if self.method in ADAPTIVE:
+            options = {"norm": _largest_rms, "step_t": grid[-1:], "max_num_steps": MAX_STEPS}
+        tolerances = {"rtol": self.rtol, "atol": self.atol}
+        try:
+            end = odeint(watched, y, grid, method=self.method, options=options, **tolerances)[-1]
+        except AssertionError as error:
+            raise SolverError(watched.reason(error)) from error
+        watched.guard.check()
+        watched.guard.watch(t_to, end)
+        watched.guard.check()
+        if observe:
+            observe(t_to, end)
+        return end
+
+
+def _largest_rms(error: Tensor) -> Tensor:
+    return error.square().mean(dim=1).sqrt().amax()
+
+
+class _Watched:
+    """A velocity that keeps inside its interval of time, counts, and notes where it stopped being finite."""
+
+    def __init__(self, velocity, t_from: float, t_to: float, name: str, observe: Observer | None):
+        self.velocity, self.observe, self.t_from = velocity, observe, t_from
+        self.low, self.high = min(t_from, t_to), max(t_from, t_to)
+        self.sign = 1 if t_to > t_from else -1
+        self.guard, self.name, self.calls, self.last = FiniteGuard(name), name, 0, t_from
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        self.last = t
+        value = self.velocity(t.clamp(self.low, self.high), y)
+        self.guard.watch(t, value)
+        return value
+
+    def callback_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
+        # torchdiffeq negates a falling time; the state is the one from which the step starts
+        t = self.sign * float(t)
+        if self.observe and t != self.t_from:
+            self.observe(t, y)
+
+    def reason(self, error: AssertionError) -> str:
+        try:
+            self.guard.check()
+        except SolverError as reason:
+            return str(reason)
+        spent = f"after {self.calls} evaluations"
+        if "non-finite" in str(error):
+            return non_finite(self.name, float(self.last), spent)
+        return (
+            f"{self.name} gave up at t = {float(self.last):.3g} {spent} ({str(error).split('{')[0]}): the tolerance asks for "
+            "more than the precision or the smoothness of the score allows; use a larger rtol and atol, or float64"
+        )

@@ -1,0 +1,59 @@
+r"""Which times a training batch is drawn at.
+
+Every rule estimates the same objective, the average of a per-sample loss over t uniform in [t_min, T]: it returns times
+with the weight (uniform density) / (own density) that keeps the estimate unbiased.
+
+The log-SNR rule draws lambda uniformly and takes t = ``inverse_log_snr(lambda)``. Since -lambda' = g^2/sigma^2 for every
+linear SDE, its density in t is proportional to g^2/sigma^2, the likelihood weighting itself: that loss then has the same
+weight at all times (Song et al. 2021b, Section 5.1; Kingma et al. 2021, Section 5.1).
+
+Stratified draws are one uniform number shifted through the batch, u_i = (u + i/B) mod 1 (Kingma et al. 2021, Appendix I.1):
+each is uniform, together they cover the interval evenly.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from score_sde.sdes import SDE
+
+
+def _unit_interval(batch: int, stratified: bool, generator: torch.Generator) -> Tensor:
+    draw = torch.rand(1 if stratified else batch, generator=generator, device=generator.device, dtype=torch.float32)
+    return (draw + torch.arange(batch, device=generator.device) / batch) % 1 if stratified else draw
+
+
+@dataclass(frozen=True)
+class UniformTimes:
+    """t uniform in [t_min, T]."""
+
+    stratified: bool = False
+
+    def sample(self, sde: SDE, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``batch`` times and their weights, both ``(B,)`` float32, on the generator's device."""
+        t = sde.t_min + (sde.T - sde.t_min) * _unit_interval(batch, self.stratified, generator)
+        return t, torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class LogSNRTimes:
+    """t such that the log-SNR is uniform: importance sampling for the likelihood weighting."""
+
+    stratified: bool = True
+
+    def sample(self, sde: SDE, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``batch`` times and their weights, both ``(B,)`` float32, on the generator's device."""
+        low, high = float(sde.log_snr(sde.T)), float(sde.log_snr(sde.t_min))
+        u = _unit_interval(batch, self.stratified, generator)
+        t = sde.inverse_log_snr(low + (high - low) * u).clamp(sde.t_min, sde.T)
+        rate = (sde.diffusion(t) / sde.sigma(t)) ** 2
+        return t, (high - low) / ((sde.T - sde.t_min) * rate)
+
+
+TIMES = {
+    "uniform": UniformTimes(),
+    "stratified": UniformTimes(stratified=True),
+    "log_snr": LogSNRTimes(),
+}
+"""The names that configs use."""
