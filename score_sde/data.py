@@ -233,7 +233,9 @@ def array_file(
     elif values.dtype == torch.uint8 or levels:
         spec = DataSpec(event, levels=levels or 256, dequantize=dequantize)
     else:
-        raise DataError(f"{path} holds integers of type {str(values.dtype)[6:]}: say how many levels, --config.data.file.levels=")
+        raise DataError(
+            f"{path} holds integers of type {str(values.dtype)[6:]}: say how many levels, --config.data.file.levels="
+        )
     spec.check(values, path)
     return Dataset(*_split(values, test_fraction, seed), spec)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from score_sde.sdes import SDE
 from score_sde.tensors import SampleNoise, as_time
@@ -141,10 +142,7 @@ class MixtureScore:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         terms, y, v = self.mixture._terms(x, self.sde.alpha(t), self.sde.sigma(t))
-        if cond is None:
-            shares = terms.softmax(1)
-        else:
-            shares = torch.nn.functional.one_hot(cond.long(), terms.shape[1]).to(terms)
+        shares = terms.softmax(1) if cond is None else one_hot(cond.long(), terms.shape[1]).to(terms)
         pull = shares[..., None] * y / v
         if self.mixture.basis is not None:
             pull = torch.einsum("kij,bkj->bki", self.mixture.basis, pull)

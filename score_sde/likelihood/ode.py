@@ -18,7 +18,7 @@ from torch import Tensor
 
 from score_sde.divergence import DIVERGENCES, Divergence
 from score_sde.model import Score
-from score_sde.solvers.base import BoundScore, Counter, _progress_bar, counted, innermost
+from score_sde.solvers.base import BoundScore, Counter, _progress_bar, counted
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.tensors import SampleNoise
 

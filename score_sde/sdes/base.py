@@ -32,7 +32,7 @@ from score_sde.tensors import as_time, expand, sum_event
 
 
 @dataclass(frozen=True)
-class SDE(ABC):
+class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes one: checked on creation)
     """A forward SDE. Subclasses define ``alpha`` and ``sigma``, or ``drift`` and ``diffusion``, or all four.
 
     Every method takes ``t`` as a tensor ``(B,)`` or ``()`` or as a number, and answers in the shape of ``t``. An SDE

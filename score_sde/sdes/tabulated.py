@@ -65,8 +65,6 @@ def _cubic(betas: tuple[float, ...], T: float, dtype: torch.dtype, device: torch
     return (torch.tensor(nodes, dtype=dtype, device=device), torch.tensor(cubic.c, dtype=dtype, device=device))
 
 
-def ddpm_schedule(
-    steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, t_min: float = 1e-5
-) -> TabulatedSDE:
+def ddpm_schedule(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, t_min: float = 1e-5) -> TabulatedSDE:
     """DDPM's own table: ``steps`` betas rising linearly from ``beta_start`` to ``beta_end`` (Ho et al. 2020, Section 4)."""
     return TabulatedSDE(betas=tuple(np.linspace(beta_start, beta_end, steps).tolist()), t_min=t_min)

@@ -11,6 +11,7 @@ The optional last step replaces x by the posterior mean of the data given x (Twe
 """
 
 import dataclasses
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -157,8 +158,8 @@ class Sample:
     """What a solver returns.
 
     ``x`` ``(B, *D)`` in model coordinates; ``nfe``, the counted network evaluations, the last denoising step included;
-    ``denoised``, whether that step was taken; ``seconds``, the wall time; ``times`` and ``trajectory`` ``(n + 1, B, *D)``, every
-    state from x_T on, where asked for.
+    ``denoised``, whether that step was taken; ``seconds``, the wall time; where asked for, ``times`` and ``trajectory``
+    ``(n + 1, B, *D)``, every state from x_T on.
     """
 
     x: Tensor
@@ -308,7 +309,7 @@ class StepSolver(Solver):
             noise = SampleNoise(0, x.shape, purpose="steps", device=x.device, dtype=x.dtype)
         bound, guard = BoundScore(score, cond), FiniteGuard(type(self).__name__)
         grid = self.times(score.sde, t_from, t_to)
-        for t, s in zip(grid[:-1], grid[1:], strict=True):
+        for t, s in itertools.pairwise(grid):
             x = self.step(bound, x, t, s, noise)
             guard.watch(float(s), x)
             if observe:

@@ -1,6 +1,6 @@
 r"""Euler-Maruyama on the reverse-time SDE (Song et al. 2021, Eq. 6 and Appendix E).
 
-    x_s = x_t + (f x_t - g^2 score) (s - t) + g sqrt(t - s) z
+x_s = x_t + (f x_t - g^2 score) (s - t) + g sqrt(t - s) z
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,36 @@
+# make demo      train on real digits, sample, measure, compare: runs/demo/report.html
+# make test      the quick tests, about two minutes
+# make test-all  all tests
+# make lint      style
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all slow lint clean
+.DEFAULT_GOAL := test
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("score_sde needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	# without ensurepip a virtual environment has no pip of its own: the system's installs into it instead
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || $(PYTHON) -m venv --without-pip .venv
+	if [ -x $(BIN)/pip ]; then $(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'; \
+	else $(PYTHON) -m pip --python $(BIN)/python install -q -c constraints.txt -e '.[test]'; fi
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/score-sde demo --workdir=runs/demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+test-all: test slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv build dist

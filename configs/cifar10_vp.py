@@ -1,0 +1,40 @@
+"""CIFAR-10 under the VP SDE at the published training settings (Song et al. 2021, Appendix C and H), for a GPU.
+
+The data is read from the binary version on disk, config.data.cifar10.path.
+"""
+
+from score_sde.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.seed = 42
+    config.data.name = "cifar10"
+    config.sde.name = "vp"
+    config.network.name = "unet"
+    config.network.unet.width = 128
+    config.network.unet.multipliers = (1, 2, 2, 2)
+    config.network.unet.blocks = 4
+    config.network.unet.attention = (1,)
+    config.network.unet.dropout = 0.1
+    config.model.parameterization = "epsilon"
+    config.model.time_input = "label"
+    config.training.steps = 950000
+    config.training.batch_size = 128
+    config.training.learning_rate = 2e-4
+    config.training.warmup = 5000
+    config.training.beta2 = 0.999
+    config.training.clip = 1.0
+    config.training.ema_decay = 0.9999
+    config.training.weighting = "sigma2"
+    config.training.times = "uniform"
+    config.training.flip = True
+    config.training.log_every = 100
+    config.training.sample_every = 10000
+    config.training.checkpoint_every = 10000
+    config.solver.name = "pc"
+    config.solver.pc.steps = 1000
+    config.solver.pc.snr = 0.16
+    config.likelihood.rtol = 1e-5
+    config.likelihood.atol = 1e-5
+    return config

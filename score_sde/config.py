@@ -1,0 +1,207 @@
+"""Configs: what a run is made of, as an ml_collections ``ConfigDict``.
+
+A config names each choice and holds one section per choice, generated from the signature of what it builds, so that a
+default is written once, where it is used:
+
+    config.sde.name = "vp"         which one
+    config.sde.vp.beta_max         its options, and those of every other SDE beside it
+
+A config file is a Python file with a function ``get_config()`` that starts from ``default_config()``.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from score_sde.data import DATASETS
+from score_sde.likelihood import bits_per_dim
+from score_sde.model import ScoreModel
+from score_sde.networks import NETWORKS
+from score_sde.sdes import SDES
+from score_sde.solvers import SOLVERS, ProbabilityFlow
+from score_sde.trainer import TrainingOptions
+
+
+class ConfigError(ValueError):
+    """A config cannot be read, or an override does not fit it; the message says which and what is allowed."""
+
+
+def default_config() -> ConfigDict:
+    """The defaults of everything. ``model.sigma_data`` is left open: it is then measured on the training data."""
+    model = _options(ScoreModel, "network", "sde", "data")
+    model["sigma_data"] = config_dict.placeholder(float)
+    not_configured = ("model", "values", "levels", "data", "solver", "seed", "moments", "progress")
+    config = {
+        "seed": 0,
+        "data": _section(DATASETS, "digits"),
+        "sde": _section(SDES, "vp"),
+        "network": _section(NETWORKS, "unet", "shape"),
+        "model": model,
+        "training": _options(TrainingOptions),
+        "solver": _section(SOLVERS, "euler_maruyama"),
+        "likelihood": {**_options(bits_per_dim, *not_configured), **_options(ProbabilityFlow)},
+    }
+    return ConfigDict(config).lock()
+
+
+def _section(table: Mapping[str, Callable], name: str, *left_out: str) -> dict[str, Any]:
+    return {"name": name, **{key: _options(builder, *left_out) for key, builder in table.items()}}
+
+
+def _options(builder: Callable, *left_out: str) -> dict[str, Any]:
+    """The arguments of ``builder`` that have a default, with it."""
+    parameters = inspect.signature(builder).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in left_out}
+
+
+def config_folder() -> Path:
+    """The folder of the config files that come with the package."""
+    here = Path(__file__).parent
+    installed = here / "configs"
+    return installed if installed.is_dir() else here.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """The names by which the package's config files can be given."""
+    return sorted(path.stem for path in config_folder().glob("*.py"))
+
+
+def read_config(source: str) -> ConfigDict:
+    """The config of a file, given by its path or, for one that comes with the package, by its name.
+
+    Raises:
+        ConfigError: there is no such file, or it does not define a config.
+    """
+    path = Path(source)
+    if not path.is_file() and os.sep not in source and not source.endswith(".py"):
+        path = config_folder() / f"{source}.py"
+    if not path.is_file():
+        names = config_names()
+        raise ConfigError(
+            f"config {source!r} not found{_nearest(path.stem, names)}; there are {', '.join(names)}, or give a path"
+        )
+    spec = importlib.util.spec_from_file_location("score_sde_config_file", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{source} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())} ({type(error).__name__})") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config() must return a ConfigDict, start it from score_sde.config.default_config()")
+    return config.lock()
+
+
+def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
+    """The defaults with the values of a saved config.
+
+    Raises:
+        ConfigError: the saved config has a key or a type that is not of this version.
+    """
+    config = default_config()
+
+    def fill(target: ConfigDict, values: Mapping[str, Any], path: str) -> None:
+        for key, value in values.items():
+            if key not in target:
+                raise ConfigError(f"config.json has an unknown key {path}{key}")
+            if isinstance(value, Mapping) and isinstance(target[key], ConfigDict):
+                fill(target[key], value, f"{path}{key}.")
+                continue
+            try:
+                target[key] = tuple(value) if isinstance(value, list) else value
+            except TypeError as error:
+                raise ConfigError(f"config.json has a value of the wrong type for {path}{key}: {value!r}") from error
+
+    fill(config, saved, "")
+    return config
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """``config`` with ``--config.key=value`` arguments applied to it.
+
+    Raises:
+        ConfigError: a key does not exist (the nearest that does is named), or a value is not of its type.
+    """
+    keys = _flat(config)
+    arguments = [_normalized(argument) for argument in arguments]
+    for argument in arguments:
+        key, equals, _ = argument.removeprefix("--config.").partition("=")
+        if key not in keys:
+            inside = [known for known in keys if known.startswith(f"{key}.")]
+            if inside:
+                raise ConfigError(f"config.{key} is a section: set one of {', '.join(inside[:6])}{' ...' * (len(inside) > 6)}")
+            raise ConfigError(f"there is no config.{key}{_nearest(key, keys)}; score-sde config lists all keys")
+        if not equals:
+            raise ConfigError(f"config.{key} needs a value: --config.{key}={keys[key]!r}")
+    values = flags.FlagValues()
+    argv = ["score-sde", *arguments]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except (flags.Error, ValueError, TypeError) as error:
+        raise ConfigError(_type_error(config, keys, arguments) or " ".join(str(error).split())) from error
+    return values["config"].value
+
+
+def _normalized(argument: str) -> str:
+    return argument if argument.startswith("--") else f"-{argument}"
+
+
+def _type_error(config: ConfigDict, keys: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
+    """The sentence for the first argument that is not of its key's type."""
+    for argument in arguments:
+        key, _, value = argument.removeprefix("--config.").partition("=")
+        parent = config
+        *path, last = key.split(".")
+        for part in path:
+            parent = parent[part]
+        kind = parent.get_type(last)
+        try:
+            probe = {bool: _boolean, tuple: tuple}.get(kind, kind)
+            probe(value)
+        except (ValueError, TypeError):
+            return f"config.{key} must be of type {kind.__name__}, got {value!r} (now {keys[key]!r})"
+    return None
+
+
+def _boolean(value: str) -> bool:
+    if value.lower() not in ("true", "false", "1", "0", "t", "f", "yes", "no", "y", "n"):
+        raise ValueError(value)
+    return True
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """', did you mean ...' where something near is known: the whole key, or its last part."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:
+        last = word.rsplit(".", 1)[-1]
+        ends = {key.rsplit(".", 1)[-1]: key for key in known}
+        close = [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.6)]
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def chosen_only(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain config without the sections of what was not chosen, for reading."""
+    brief: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and "name" in value:
+            brief[key] = {"name": value["name"], value["name"]: value.get(value["name"], {})}
+        else:
+            brief[key] = value
+    return brief

@@ -1,0 +1,142 @@
+"""The report of ``score-sde demo``, for a reader who has never seen a score-based model."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from score_sde.comparison import Comparison
+from score_sde.data import Dataset
+from score_sde.images import image_grid, picture
+from score_sde.likelihood import BitsPerDim
+from score_sde.report import (
+    comparison_table,
+    image,
+    likelihood_histogram,
+    loss_curve,
+    paragraph,
+    quality_curve,
+    row,
+    table,
+    write_page,
+)
+from score_sde.run import Run
+from score_sde.solvers import DDIM
+
+
+def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, comparison: Comparison) -> None:
+    """Write the report as one HTML file: what was learned, what was drawn, how likely the test images are, at what cost."""
+    model, spec = run.model, run.model.data
+    largest = max(m.budget for m in comparison.measurements)
+    families = [
+        image(picture(spec.displayed(x[:36])), f"{_TITLES.get(name, name)}, {nfe} evaluations")
+        for (name, nfe), x in comparison.samples.items()
+        if nfe == largest or name == "converged ODE"
+    ]
+    few = [
+        image(picture(spec.displayed(x[:36])), f"{_TITLES.get(name, name)}, {nfe} evaluations")
+        for (name, nfe), x in comparison.samples.items()
+        if nfe == min(m.budget for m in comparison.measurements)
+    ]
+    histograms = pixel_histograms(data)
+    test_images = spec.displayed(spec.encode(data.test[:36].float(), torch.zeros(36, *spec.shape)))
+    blocks = [
+        paragraph(
+            "A diffusion turns data into noise; a neural network learns the <em>score</em>, the direction in which noisy "
+            "data becomes more likely; a solver then follows the diffusion backwards, from noise to new data. Here the "
+            f"data is {len(data.train)} handwritten digits of 8 x 8 pixels with {spec.levels} grey levels, the diffusion "
+            f"is the {type(model.sde).__name__}, and the network was trained for {run.step} steps. {len(data.test)} "
+            "further images were held out: everything measured below is measured on them."
+        ),
+        "<h2>From noise to data</h2>",
+        paragraph(
+            "Left to right: six samples on their way from pure noise to digits. The structure appears late, over a few "
+            "evaluations; that is where solvers differ."
+        ),
+        image(_path_of_samples(run), "Six samples at nine times from T (left) to 0 (right)"),
+        "<h2>What was learned</h2>",
+        row(
+            [
+                image(picture(test_images), "Held-out images"),
+                *families,
+            ]
+        ),
+        paragraph(
+            "The first picture is data, all others are drawn by the model. <em>Euler-Maruyama</em> simulates the "
+            "reverse-time stochastic equation; the <em>predictor-corrector</em> adds Langevin steps that undo some of "
+            "its error; the <em>probability-flow ODE</em> is deterministic, as is <em>DDIM</em>, its cheapest "
+            "discretization. Deterministic solvers start here from the same noise, so the same place in their grids "
+            "shows the same digit."
+        ),
+        "<h2>Training</h2>",
+        image(
+            loss_curve(run.folder / "metrics.jsonl"),
+            "Loss against steps: the squared error of the noise, weighted for likelihood",
+        ),
+        paragraph("The test loss follows the training loss: the model has learned digits, not memorized images."),
+        "<h2>How likely are the test images?</h2>",
+        paragraph(
+            f'<span class="figure">{record.mean:.3f} &plusmn; {record.stderr:.3f} bits/dim</span>: so many bits per pixel would a '
+            "perfect code built on this model need to store a test image. The probability-flow ODE gives the exact "
+            "log-density of the model; the error is the standard error over the test images."
+        ),
+        table(
+            ("model", "test bits/dim"),
+            [
+                ("every level equally likely", f"{math.log2(spec.levels):.2f}"),
+                ("independent histograms of each pixel", f"{histograms:.2f}"),
+                ("this model", f"{record.mean:.2f} ± {record.stderr:.2f}"),
+            ],
+        ),
+        image(likelihood_histogram(record), "bits/dim of the test images, one by one"),
+        paragraph(f"Protocol: {record.sentence()}."),
+        "<h2>Which solver?</h2>",
+        paragraph(
+            "Each solver is given the same noise and the same number of network evaluations, which is what sampling "
+            "costs. Left: distance between samples and held-out images, lower is better; the dotted line is the distance "
+            "between two halves of the held-out images, so the curves cannot be expected to go far below it. Right: how "
+            "far the deterministic solvers are from the exact solution of the ODE."
+        ),
+        image(quality_curve(comparison), "Quality against evaluations"),
+        comparison_table(comparison),
+        "<h2>The cheapest setting</h2>",
+        paragraph("The same solvers with the fewest evaluations: the stochastic ones need more of them."),
+        row(few),
+        "<h2>Go on</h2>",
+        paragraph(f"Everything is in <code>{run.folder}</code>. Try:"),
+        f"<pre>score-sde sample --workdir={run.folder} --solver=ode --n=100 --seed=1\n"
+        f"score-sde compare --workdir={run.folder} --solvers=ddim,pc --nfe=5,10,20,40\n"
+        "score-sde train --config=digits_subvp --workdir=runs/subvp\n"
+        "score-sde train --config=two_moons --workdir=runs/moons</pre>",
+    ]
+    write_page(path, "A score-based model of handwritten digits", blocks)
+
+
+_TITLES = {
+    "euler_maruyama": "Euler-Maruyama",
+    "pc": "predictor-corrector",
+    "ode": "probability-flow ODE",
+    "ddim": "DDIM",
+    "converged ODE": "converged probability-flow ODE",
+}
+
+
+def pixel_histograms(data: Dataset) -> float:
+    """bits/dim of the test set under independent histograms of each coordinate, one count added to each level."""
+    levels = data.spec.levels
+    one_hot = torch.nn.functional.one_hot(data.train.flatten(1).long(), levels)
+    probability = (one_hot.sum(0) + 1.0) / (len(data.train) + levels)
+    test = data.test.flatten(1).long()
+    chosen = probability.log2()[torch.arange(test.shape[1]), test]
+    return -chosen.mean().item()
+
+
+def _path_of_samples(run: Run, columns: Sequence[float] = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)):
+    model, spec = run.model, run.model.data
+    drawn = DDIM(steps=60).sample(model, (6, *spec.shape), seed=3, trajectory=True)
+    frames = []
+    for fraction in columns:
+        nearest = min(range(len(drawn.times)), key=lambda i: abs(drawn.times[i] - fraction * model.sde.T))
+        frames.append(drawn.trajectory[nearest] / 2 + 0.5 if nearest < len(drawn.times) - 1 else spec.displayed(drawn.x))
+    return image_grid(torch.stack(frames, dim=1).flatten(0, 1), columns=len(columns))

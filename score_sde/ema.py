@@ -1,0 +1,34 @@
+"""Exponential moving average of a model's parameters, used for everything after training.
+
+The decay is warmed up, min(decay, (1 + n) / (10 + n)) after n updates, so that a short run is not held back by its random
+initial weights.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """Keeps ``model``, a copy of the trained one whose parameters are its average.
+
+    Args:
+        model: the model that is trained.
+        decay: weight of the average at each update, in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1, got {decay}")
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.updates = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards ``model``; buffers are copied."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        for average, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            average.copy_(current)

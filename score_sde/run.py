@@ -1,0 +1,157 @@
+"""The run directory: everything that a trained model is, as plain files.
+
+config.json          the config as plain values, and the description of the data
+checkpoints/         numbered checkpoints
+metrics.jsonl        a line per ``log_every`` steps
+moments.safetensors  mean and covariance (or spectrum) of the training data in model coordinates
+samples/  likelihood_*.json  compare/   what was made from it
+"""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from score_sde.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights
+from score_sde.data import DATASETS, Dataset, DataSpec, Moments
+from score_sde.files import write_atomically, write_json
+from score_sde.model import ScoreModel
+from score_sde.networks import NETWORKS
+from score_sde.sdes import SDES
+from score_sde.solvers import SOLVERS, Solver
+
+Config = Mapping[str, Any]
+
+
+class RunError(ValueError):
+    """A directory is not a run, or a config is not complete; the message says what to do."""
+
+
+def chosen(table: Mapping[str, Callable], section: Config, *args: Any, kind: str) -> Any:
+    """Build what ``section["name"]`` names in ``table`` from the options in ``section[name]``.
+
+    Raises:
+        RunError: the name or an option is unknown, or a value is refused.
+    """
+    name = section["name"]
+    if name not in table:
+        raise RunError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
+    options = section.get(name, {})
+    unknown = set(options) - set(inspect.signature(table[name]).parameters)
+    if unknown:
+        raise RunError(f"{kind}.{name} has no option {', '.join(sorted(unknown))}")
+    try:
+        return table[name](*args, **{key: _tuples(value) for key, value in options.items()})
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and type(error) is not ValueError:
+            raise  # already says where it comes from
+        raise RunError(f"{kind}.{name}: {error}") from error
+
+
+def build_data(config: Config) -> Dataset:
+    """The data that ``config`` names."""
+    return chosen(DATASETS, config["data"], kind="data")
+
+
+def build_solver(config: Config) -> Solver:
+    """The solver that ``config`` names."""
+    return chosen(SOLVERS, config["solver"], kind="solver")
+
+
+def build_model(config: Config, spec: DataSpec) -> ScoreModel:
+    """The model that ``config`` describes, with initial weights drawn from ``config["seed"]``."""
+    sde = chosen(SDES, config["sde"], kind="sde")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        network = chosen(NETWORKS, config["network"], spec.shape, kind="network")
+    try:
+        return ScoreModel(network, sde, spec, **config["model"])
+    except (TypeError, ValueError) as error:
+        raise RunError(f"model: {error}") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was loaded: the model with its averaged weights, and where it comes from."""
+
+    folder: Path
+    config: Config
+    model: ScoreModel
+    step: int
+    checkpoint: Path
+    moments: Moments | None
+
+
+def save_config(folder: Path, config: Config, spec: DataSpec) -> None:
+    """Write ``config.json``."""
+    write_json(folder / "config.json", {"config": config, "data_spec": dataclasses.asdict(spec)})
+
+
+def load_config(folder: Path) -> tuple[dict[str, Any], DataSpec]:
+    """Read ``config.json``: the config, and the description of the data.
+
+    Raises:
+        RunError: the directory is not a run, or its config.json is damaged.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise RunError(
+            f"{folder} is not a run directory: it has no config.json; train one with score-sde train --workdir={folder}"
+        )
+    try:
+        saved = json.loads(path.read_text())
+        return saved["config"], DataSpec(**saved["data_spec"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged or of another program: {error}") from error
+
+
+def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Run:
+    """Load a run: its newest checkpoint's averaged weights in a ``ScoreModel`` in evaluation mode.
+
+    Nothing in the directory is executed.
+
+    Raises:
+        RunError: the directory is not a run.
+        CheckpointError: it has no checkpoint, or a damaged one.
+    """
+    folder = Path(folder)
+    config, spec = load_config(folder)
+    path = latest_checkpoint(folder / "checkpoints")
+    if path is None:
+        raise CheckpointError(f"{folder} has no checkpoint yet: train it with score-sde train --workdir={folder}")
+    state = load_checkpoint(path, device)
+    if "ema" not in state:
+        raise CheckpointError(f"{path} lacks ema: it is not a checkpoint of a training run")
+    model = build_model(config, spec).to(device)
+    load_weights(model, state["ema"], path)
+    return Run(folder, config, model.eval().requires_grad_(False), state["step"], path, load_moments(folder))
+
+
+def save_moments(folder: Path, moments: Moments) -> None:
+    """Write ``moments.safetensors``."""
+    tensors = {name: value.contiguous() for name, value in moments._asdict().items() if value is not None}
+    write_atomically(folder / "moments.safetensors", lambda file: file.write(save(tensors)))
+
+
+def load_moments(folder: Path) -> Moments | None:
+    """The training data's moments, None where the run has none."""
+    path = folder / "moments.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        tensors = load_file(path)
+        return Moments(tensors["mean"], tensors.get("covariance"), tensors.get("spectrum"))
+    except (SafetensorError, KeyError) as error:
+        raise RunError(f"{path} is damaged: remove it, score-sde train --workdir={folder} makes it anew") from error
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, as JSON has them, back to tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,311 @@
+r"""Training: the average of a denoising score matching loss, by Adam, with a moving average of the weights.
+
+Every random number of step n, of the batch, times, noise and dropout alike, comes from (seed, n). Together with checkpoints
+that hold weights, averages, the optimizer and the losses not yet logged, a run that was interrupted anywhere and continued is
+the uninterrupted run, bit for bit (with the same number of threads).
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from score_sde.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from score_sde.data import Dataset
+from score_sde.ema import EMA
+from score_sde.files import write_text
+from score_sde.images import picture, save_png
+from score_sde.loss import WEIGHTINGS, denoising_score_matching
+from score_sde.model import ScoreModel
+from score_sde.solvers import DDIM
+from score_sde.tensors import derive_seed, generator
+from score_sde.time_sampling import TIMES
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names the step and a remedy."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a model is trained.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: samples per step.
+        learning_rate: Adam's, after the warm-up.
+        warmup: steps over which the learning rate rises linearly from 0.
+        schedule: ``constant``, or ``cosine`` for a fall to 0 at the last step.
+        beta2: decay of Adam's second moment.
+        weight_decay: decoupled weight decay.
+        clip: largest norm of the gradient; 0 for no clipping.
+        ema_decay: decay of the moving average of the weights.
+        weighting: ``sigma2``, ``likelihood`` or ``edm``.
+        times: ``uniform``, ``stratified`` or ``log_snr``.
+        flip: mirror each image with probability 1/2.
+        log_every: steps per line of metrics.jsonl.
+        sample_every: steps between sample pictures and test losses; 0 for none.
+        checkpoint_every: steps between checkpoints; the last step always has one.
+    """
+
+    steps: int = 2000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    schedule: str = "constant"
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema_decay: float = 0.999
+    weighting: str = "likelihood"
+    times: str = "log_snr"
+    flip: bool = False
+    log_every: int = 20
+    sample_every: int = 500
+    checkpoint_every: int = 500
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"training.learning_rate must be positive, got {self.learning_rate}")
+        for name, allowed in (("weighting", WEIGHTINGS), ("times", TIMES), ("schedule", ("constant", "cosine"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"unknown training.{name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+
+
+class Trainer:
+    """Trains ``model`` on ``data`` and keeps checkpoints, metrics and pictures in ``folder``.
+
+    It continues from the newest checkpoint in ``folder`` where there is one.
+
+    Args:
+        model: the model; it is moved to ``device``.
+        data: what to train on, and what to measure the test loss on.
+        folder: the run directory.
+        options: how to train.
+        seed: of batches, times, noise and dropout.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        data: Dataset,
+        folder: Path,
+        options: TrainingOptions,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ):
+        self.model, self.data, self.folder, self.options = model.to(device), data, Path(folder), options
+        self.seed, self.device = seed, torch.device(device)
+        self.train_data = data.train.to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=options.learning_rate,
+            betas=(0.9, options.beta2),
+            weight_decay=options.weight_decay,
+            fused=True,
+        )
+        self.ema = EMA(model, options.ema_decay)
+        self.step = 0
+        self.pending: list[Tensor] = []  # (loss, gradient norm) of each step not yet logged
+        self.order: tuple[int, Tensor] | None = None
+        self.seconds = 0.0
+        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        if checkpoint:
+            self._resume(checkpoint)
+        self._truncate_metrics()
+
+    def train(self, *, progress: bool = True, announce: Callable[[str], None] = print) -> int | None:
+        """Train up to ``options.steps``.
+
+        Ctrl-C and SIGTERM stop after the current step, with a checkpoint.
+
+        Returns:
+            None when all steps are done, else the number of the signal that stopped it.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite any more; nothing is saved from then on.
+        """
+        options, began = self.options, time.perf_counter() - self.seconds
+        devices = [self.device] if self.device.type == "cuda" else []
+        bar = tqdm(total=options.steps, initial=self.step, desc="training", unit="step", disable=not progress)
+        with bar, torch.random.fork_rng(devices), _Interrupt() as interrupt:
+            while self.step < options.steps:
+                self._take_step()
+                self.seconds = time.perf_counter() - began
+                last = self.step == options.steps
+                if self.step % options.log_every == 0 or last:
+                    line = self._log(tested=options.sample_every > 0 and (self.step % options.sample_every == 0 or last))
+                    bar.set_postfix({key: f"{line[key]:.4g}" for key in ("loss", "test_loss") if key in line})
+                if options.sample_every and (self.step % options.sample_every == 0 or last):
+                    self._draw()
+                if self.step % options.checkpoint_every == 0 or last or interrupt.signal:
+                    self.save()
+                bar.update()
+                if interrupt.signal and not last:
+                    announce(f"stopped at step {self.step} of {options.steps}; the checkpoint is saved")
+                    return interrupt.signal
+        return None
+
+    def save(self) -> Path:
+        """Write a checkpoint of the current step, after checking that everything since the last one was finite."""
+        self._check_finite()
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "ema_updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "pending": torch.stack(self.pending) if self.pending else torch.zeros(0, 2),
+            "seconds": self.seconds,
+        }
+        return save_checkpoint(self.folder / "checkpoints", self.step, state)
+
+    def loss(self, model: ScoreModel, values: Tensor, random: torch.Generator) -> Tensor:
+        """The loss of each of ``values`` ``(B, *D)``, in data units, at times and noise from ``random``: ``(B,)``."""
+        t, weight = TIMES[self.options.times].sample(model.sde, len(values), random)
+        draw = {"generator": random, "device": values.device}
+        x0 = self.data.spec.encode(values.float(), torch.rand(values.shape, **draw))
+        if self.options.flip:
+            mirrored = torch.rand(len(x0), **draw) < 0.5
+            x0[mirrored] = x0[mirrored].flip(-1)
+        epsilon = torch.randn(x0.shape, **draw)
+        weighting = WEIGHTINGS[self.options.weighting]
+        return weight * denoising_score_matching(model, x0, t, epsilon, weighting=weighting)
+
+    def _take_step(self) -> None:
+        options = self.options
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.step))
+        self.model.train()
+        random = generator(self.seed, "step", self.step, device=self.device)
+        loss = self.loss(self.model, self.train_data[self._batch()], random).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.clip or math.inf)
+        self.optimizer.step()
+        self.ema.update(self.model)
+        self.pending.append(torch.stack([loss.detach(), norm]))
+        self.step += 1
+
+    def _learning_rate(self) -> float:
+        options = self.options
+        rise = min(1.0, (self.step + 1) / max(1, options.warmup))
+        fall = (1 + math.cos(math.pi * self.step / options.steps)) / 2 if options.schedule == "cosine" else 1.0
+        return options.learning_rate * rise * fall
+
+    def _batch(self) -> Tensor:
+        """Indices of this step's batch: the data in a new order every epoch, each sample once."""
+        size, count = self.options.batch_size, len(self.train_data)
+        position = self.step * size
+        indices: list[Tensor] = []
+        while size:
+            epoch, offset = divmod(position, count)
+            if self.order is None or self.order[0] != epoch:
+                self.order = epoch, torch.randperm(count, generator=generator(self.seed, "epoch", epoch))
+            taken = self.order[1][offset : offset + size]
+            indices.append(taken)
+            position, size = position + len(taken), size - len(taken)
+        return torch.cat(indices).to(self.device, non_blocking=True)
+
+    def _check_finite(self) -> None:
+        if not self.pending or torch.stack(self.pending).isfinite().all():
+            return
+        values = torch.stack(self.pending).tolist()
+        bad = next(i for i, pair in enumerate(values) if not all(map(math.isfinite, pair)))
+        step = self.step - len(values) + bad
+        random = generator(self.seed, "step", step, device=self.device)
+        t, _ = TIMES[self.options.times].sample(self.model.sde, self.options.batch_size, random)
+        saved = latest_checkpoint(self.folder / "checkpoints")
+        kept = f"the last checkpoint, {saved.name}, is sound" if saved else "no checkpoint was written before"
+        raise TrainingError(
+            f"the loss is {values[bad][0]:g} and the norm of its gradient {values[bad][1]:g} in step {step + 1}, with t from "
+            f"{t.min().item():.3g} to {t.max().item():.3g}; {kept}: lower training.learning_rate, lengthen "
+            "training.warmup, or set training.clip"
+        )
+
+    def _log(self, *, tested: bool) -> dict[str, float]:
+        self._check_finite()
+        loss, norm = torch.stack(self.pending).mean(0).tolist()
+        line = {"step": self.step, "loss": loss, "gradient_norm": norm, "learning_rate": self._learning_rate()}
+        if tested:
+            line["test_loss"] = self._test_loss()
+        line["seconds"] = round(self.seconds, 2)
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.pending = []
+        return line
+
+    @torch.no_grad()
+    def _test_loss(self) -> float:
+        """The averaged weights' loss on at most 512 held-out samples, always at the same times and noise."""
+        values = self.data.test[:512].to(self.device)
+        return self.loss(self.ema.model, values, generator(self.seed, "test", device=self.device)).mean().item()
+
+    def _draw(self) -> None:
+        spec = self.data.spec
+        count = 1000 if spec.shape == (2,) else 36
+        drawn = DDIM(steps=30, grid="log_snr").sample(self.ema.model, (count, *spec.shape), seed=self.seed, denoise=True)
+        save_png(picture(spec.displayed(drawn.x)), self.folder / "samples" / f"step_{self.step:09d}.png")
+
+    def _resume(self, path: Path) -> None:
+        state = load_checkpoint(path, self.device)
+        missing = {"model", "ema", "ema_updates", "optimizer", "pending", "seconds"} - set(state)
+        if missing:
+            raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: it is not a checkpoint of a training run")
+        load_weights(self.model, state["model"], path)
+        load_weights(self.ema.model, state["ema"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.updates, self.step, self.seconds = state["ema_updates"], state["step"], state["seconds"]
+        self.pending = list(state["pending"].to(self.device).unbind(0))
+
+    def _truncate_metrics(self) -> None:
+        """Remove what was logged after the checkpoint, and a last line that was cut off."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            kept = []
+            for line in path.read_text().splitlines():
+                try:
+                    step = json.loads(line)["step"]
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    break
+                if step <= self.step:
+                    kept.append(line + "\n")
+            write_text(path, "".join(kept))
+
+
+class _Interrupt:
+    """Notes the first Ctrl-C or SIGTERM in ``signal``; a second one acts as usual."""
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self):
+        self.signal: int | None = None
+        # only the main thread may catch signals
+        caught = self.signals if threading.current_thread() is threading.main_thread() else ()
+        self.before = {number: signal.signal(number, self._note) for number in caught}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *error):
+        self._restore()

@@ -1,0 +1,198 @@
+"""The contract of an SDE, over every SDE and every way of defining one."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad, solve_ivp
+
+from score_sde import SDE, VESDE, VPSDE, SubVPSDE, TabulatedSDE
+from score_sde.sdes import SDES, ddpm_schedule
+from score_sde.tensors import expand
+from tests.conftest import SDE_CASES, CosineSDE, OrnsteinUhlenbeckSDE
+
+
+def times(sde, count=13):
+    return torch.logspace(math.log10(sde.t_min), math.log10(sde.T), count, dtype=torch.float64).clamp(sde.t_min, sde.T)
+
+
+def test_every_registered_sde_is_tested():
+    built = {type(build()) for build in SDES.values()}
+    assert built <= {type(sde) for sde in SDE_CASES.values()}
+
+
+def test_moment_equations_hold(sde):
+    """alpha' = f alpha and (sigma^2)' = 2 f sigma^2 + g^2, integrated by scipy from t_min."""
+    t = times(sde)
+
+    def slope(time, y):
+        f, g = float(sde.drift_coefficient(time)), float(sde.diffusion(time))
+        return [f * y[0], 2 * f * y[1] + g**2]
+
+    start = [float(sde.alpha(sde.t_min)), float(sde.sigma(sde.t_min)) ** 2]
+    solved = solve_ivp(slope, (sde.t_min, sde.T), start, t_eval=t.numpy(), rtol=1e-9, atol=1e-14, method="DOP853", max_step=0.01)
+    np.testing.assert_allclose(sde.alpha(t).numpy(), solved.y[0], rtol=2e-6)
+    np.testing.assert_allclose(sde.sigma(t).numpy() ** 2, solved.y[1], rtol=2e-5)
+
+
+def test_moments_agree_with_simulation(sde):
+    """Euler-Maruyama on the forward SDE from a point: mean and standard deviation of x_T within four standard errors."""
+    count, steps = 4000, 1000
+    random = torch.Generator().manual_seed(0)
+    x0 = 0.7
+    x = sde.sigma_0 * torch.randn(count, 1, generator=random, dtype=torch.float64) + x0
+    if isinstance(sde, VESDE):
+        x += sde.sigma(0.0) * torch.randn(count, 1, generator=random, dtype=torch.float64)
+    grid = torch.linspace(0, sde.T, steps + 1, dtype=torch.float64)
+    for t, s in zip(grid[:-1], grid[1:], strict=True):
+        middle = (t + s) / 2  # midpoint coefficients: the scheme's own bias is then far below the noise
+        z = torch.randn(count, 1, generator=random, dtype=torch.float64)
+        x = x + sde.drift(x, middle) * (s - t) + sde.diffusion(middle) * (s - t).sqrt() * z
+    std = float(sde.sigma(sde.T))
+    assert abs(x.mean() - x0 * float(sde.alpha(sde.T))) < 4 * std / count**0.5
+    assert abs(x.std() / std - 1) < 4 / (2 * count) ** 0.5 + 2e-3
+
+
+def test_drift_and_diffusion_agree_with_autograd(sde):
+    """f = (log alpha)' and g^2 = (sigma^2)' - 2 f sigma^2, differentiated here, for SDEs that write both in closed form."""
+    t = times(sde)[1:-1].requires_grad_()
+    if type(sde).__name__ == "NoisyStartSDE":
+        slope = torch.zeros_like(t)
+    else:
+        (slope,) = torch.autograd.grad(sde.alpha(t).log().sum() + 0 * t.sum(), t)
+    (growth,) = torch.autograd.grad((sde.sigma(t) ** 2).sum(), t)
+    g2 = growth - 2 * slope * sde.sigma(t) ** 2
+    torch.testing.assert_close(sde.drift_coefficient(t.detach()), slope, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(sde.diffusion(t.detach()) ** 2, g2.detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_float32_agrees_with_float64_down_to_t_min(sde):
+    t = times(sde)
+    for name in ("alpha", "sigma", "diffusion", "drift_coefficient"):
+        exact, single = getattr(sde, name)(t.float().double()), getattr(sde, name)(t.float())
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single.double(), exact, rtol=5e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+    torch.testing.assert_close(sde.log_snr(t.float()).double(), sde.log_snr(t.float().double()), rtol=1e-5, atol=1e-5)
+
+
+def test_log_snr_is_finite_falls_and_has_its_inverse(sde):
+    t = times(sde, 50)
+    log_snr = sde.log_snr(t)
+    assert log_snr.isfinite().all()
+    assert (log_snr.diff() < 0).all()
+    torch.testing.assert_close(log_snr, 2 * (sde.alpha(t) / sde.sigma(t)).log(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sde.inverse_log_snr(log_snr), t, rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(sde.inverse_log_snr(log_snr.float()).double(), t, rtol=2e-4, atol=1e-6)
+
+
+def test_log_snr_falls_at_the_rate_of_the_likelihood_weight(sde):
+    """-d log-SNR / dt = g^2 / sigma^2, by quadrature of the right-hand side."""
+    rate = lambda t: float((sde.diffusion(t) / sde.sigma(t)) ** 2)
+    for t, s in ((0.1, 0.3), (0.5, 1.0)):
+        fallen, _ = quad(rate, t, s, limit=200, epsrel=1e-8)
+        assert float(sde.log_snr(t) - sde.log_snr(s)) == pytest.approx(fallen, rel=1e-5)
+
+
+def test_shapes_and_numbers(sde):
+    x = torch.randn(4, 3, 2, dtype=torch.float64)
+    t = torch.rand(4, dtype=torch.float64) * 0.9 + 0.05
+    assert sde.alpha(t).shape == sde.sigma(t).shape == sde.diffusion(t).shape == t.shape
+    assert sde.alpha(0.5).shape == sde.sigma(0.5).shape == sde.diffusion(0.5).shape == ()
+    assert sde.drift(x, t).shape == x.shape
+    torch.testing.assert_close(sde.drift(x, t), expand(sde.drift_coefficient(t), x) * x)
+    torch.testing.assert_close(sde.drift(x, 0.5), sde.drift_coefficient(0.5) * x)
+    epsilon = torch.randn_like(x)
+    perturbed = sde.perturb(x, t, epsilon)
+    for i in range(4):
+        torch.testing.assert_close(perturbed[i], sde.alpha(t[i]) * x[i] + sde.sigma(t[i]) * epsilon[i])
+
+
+def test_prior_has_the_standard_deviation_of_sigma_at_T(sde):
+    z = torch.randn(20000, 3, dtype=torch.float64)
+    drawn = sde.prior_noise(z)
+    std = float(sde.sigma(sde.T))
+    assert drawn.std().item() == pytest.approx(std, rel=4 / (2 * 60000) ** 0.5)
+    normal = torch.distributions.Normal(0.0, std)
+    torch.testing.assert_close(sde.prior_log_prob(drawn), normal.log_prob(drawn).sum(1))
+
+
+def test_reverse_drift_and_probability_flow(sde):
+    """Both leave p_t of a Gaussian invariant: their drifts follow from Fokker-Planck for N(0, v), score = -x / v."""
+    x = torch.tensor([[0.3], [-1.2]], dtype=torch.float64)
+    t = 0.4
+    v = float(sde.alpha(t)) ** 2 * 0.5 + float(sde.sigma(t)) ** 2
+    f, g2 = float(sde.drift_coefficient(t)), float(sde.diffusion(t)) ** 2
+    # dv/dt = 2 f v + g^2, and the flow of a Gaussian scales x by sqrt(v)
+    torch.testing.assert_close(sde.probability_flow(x, t, -x / v), x * (2 * f * v + g2) / (2 * v))
+    torch.testing.assert_close(sde.reverse_drift(x, t, -x / v), f * x + g2 * x / v)
+
+
+def test_equality_and_hash_are_those_of_the_values():
+    assert VPSDE() == VPSDE(beta_min=0.1)
+    assert VPSDE() != VPSDE(beta_max=10.0)
+    assert len({VESDE(), VESDE(), SubVPSDE()}) == 2
+
+
+def test_tabulated_sde_agrees_with_its_table_at_every_node():
+    betas = np.linspace(1e-4, 0.02, 1000)
+    sde = ddpm_schedule()
+    nodes = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    np.testing.assert_allclose(sde.alpha(nodes).numpy() ** 2, np.cumprod(1 - betas), rtol=1e-12)
+    # DDPM's table is the discretization of VPSDE(0.1, 20)
+    np.testing.assert_allclose(sde.log_snr(nodes[5:]).numpy(), VPSDE().log_snr(nodes[5:]).numpy(), rtol=0.02, atol=0.15)
+
+
+def test_ornstein_uhlenbeck_in_closed_form():
+    sde, t = OrnsteinUhlenbeckSDE(t_min=1e-3), torch.tensor([1e-3, 0.01, 0.3, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(sde.alpha(t), torch.exp(-3 * t), rtol=1e-12, atol=0)
+    torch.testing.assert_close(sde.sigma(t) ** 2, -torch.expm1(-6 * t) * 2 / 3, rtol=1e-12, atol=0)
+
+
+def test_works_in_inference_mode():
+    with torch.inference_mode():
+        t = torch.tensor([0.5])
+        assert CosineSDE(t_min=1e-3).diffusion(t).isfinite().all()
+
+
+def test_an_sde_needs_one_pair_of_methods():
+    @dataclass(frozen=True)
+    class Half(SDE):
+        def alpha(self, t):
+            return t
+
+    with pytest.raises(TypeError, match="alpha and sigma, or drift and diffusion"):
+        Half()
+
+
+def test_nonlinear_drift_says_what_it_cannot_do():
+    @dataclass(frozen=True)
+    class DoubleWell(SDE):
+        def drift(self, x, t):
+            return x - x**3
+
+        def diffusion(self, t):
+            return torch.ones_like(torch.as_tensor(t))
+
+    sde = DoubleWell()
+    x = torch.randn(3, 2, dtype=torch.float64)
+    torch.testing.assert_close(sde.reverse_drift(x, 0.5, x), x - x**3 - x)
+    for call in (sde.alpha, sde.sigma, sde.log_snr, sde.drift_coefficient):
+        with pytest.raises(TypeError, match="not linear in x"):
+            call(0.5)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: VPSDE(t_min=2.0), "t_min must lie"),
+        (lambda: VPSDE(beta_min=3.0, beta_max=2.0), "beta_min <= beta_max"),
+        (lambda: VESDE(sigma_min=0.0), "sigma_min < sigma_max"),
+        (lambda: TabulatedSDE(betas=(0.1,)), "at least two"),
+        (lambda: TabulatedSDE(betas=(0.1, 1.5)), "below 1"),
+    ],
+)
+def test_bad_values_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from score_sde.tensors import SampleNoise, derive_seed, expand
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (4, 3, 5), (4, 1, 2, 2), (4, 1, 2, 3, 2)])
+def test_expand_multiplies_each_sample_by_its_own_value(shape):
+    x, t = torch.randn(shape), torch.randn(4)
+    product = expand(t, x) * x
+    assert product.shape == x.shape
+    for i in range(4):
+        assert torch.equal(product[i], t[i] * x[i])
+
+
+def test_expand_refuses_a_value_per_something_else():
+    # (4, 2) times (2,) would broadcast over the event without a word
+    with pytest.raises(ValueError, match="one value for each of 4 samples"):
+        expand(torch.randn(2), torch.randn(4, 2))
+
+
+@pytest.mark.parametrize("event", [(2,), (3, 8, 8), (5000,)])
+def test_noise_of_a_sample_does_not_depend_on_its_batch(event):
+    together = SampleNoise(3, (5, *event))
+    later = SampleNoise(3, (2, *event), first=3)
+    for _ in range(70):
+        assert torch.equal(together.normal()[3:], later.normal())
+    assert torch.equal(together.uniform()[3:], later.uniform())
+    assert torch.equal(together.rademacher()[3:], later.rademacher())
+
+
+def test_noise_is_standard_normal_and_independent():
+    noise = SampleNoise(0, (2000, 3))
+    draws = torch.stack([noise.normal() for _ in range(100)])
+    assert draws.mean().abs() < 4 / 600000**0.5
+    assert abs(draws.var() - 1) < 4 * (2 / 600000) ** 0.5
+    correlation = (draws[1:] * draws[:-1]).mean()
+    across = (draws[:, 1:] * draws[:, :-1]).mean()
+    assert max(abs(correlation), abs(across)) < 4 / 590000**0.5
+
+
+def test_streams_differ_by_seed_and_purpose():
+    first = SampleNoise(0, (1, 4)).normal()
+    assert not torch.equal(first, SampleNoise(1, (1, 4)).normal())
+    assert not torch.equal(first, SampleNoise(0, (1, 4), purpose="prior").normal())
+    assert len({derive_seed(0, "a", 1), derive_seed(0, "a", 2), derive_seed(0, "b", 1), derive_seed(1, "a", 1)}) == 4
