@@ -343,8 +343,8 @@ class GridSolver(StepSolver):
 class FiniteGuard:
     """Notes after each step, on the device, whether the state is finite, and looks at the notes only now and then."""
 
-    def __init__(self, solver: str, every: int = 64):
-        self.solver, self.every = solver, every
+    def __init__(self, solver: str, *, unit: str = "step", every: int = 64):
+        self.solver, self.unit, self.every = solver, unit, every
         self.seen, self.times, self.notes = 0, [], []
 
     def watch(self, t: float | Tensor, x: Tensor) -> None:
@@ -362,7 +362,7 @@ class FiniteGuard:
             if not all(finite):
                 bad = finite.index(False)
                 step = self.seen - len(finite) + bad + 1
-                raise SolverError(non_finite(self.solver, float(self.times[bad]), f"step {step}"))
+                raise SolverError(non_finite(self.solver, float(self.times[bad]), f"{self.unit} {step}"))
         self.times, self.notes = [], []
 
 

@@ -11,7 +11,8 @@ of sigma^2 / (1 - snr^2), whatever the SDE, the number of steps or the batch.
 
 Song et al. divide the norms of noise and score instead, h = 2 (snr |z| / |score|)^2, averaged over the batch. Taken
 for each sample on its own, as here, the step does not depend on the others, but it explodes where the score vanishes; it is
-therefore capped at ``cap`` times the step above.
+therefore capped at ``cap`` times the step above. In few dimensions it still widens the samples, since the largest steps are
+taken where the score is small; use it for images, to compare with published results.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ class Langevin:
 
     snr: float = 0.16
     rule: str = "sigma"
-    cap: float = 4.0
+    cap: float = 2.0
 
     def __post_init__(self):
         if not 0 < self.snr < 1:
@@ -116,7 +117,7 @@ def predictor_corrector(
     corrections: int = 1,
     snr: float = 0.16,
     rule: str = "sigma",
-    cap: float = 4.0,
+    cap: float = 2.0,
 ) -> PredictorCorrector:
     """A ``PredictorCorrector`` from flat arguments, as configs give them."""
     for kind, name, table in (("predictor", predictor, PREDICTORS), ("corrector", corrector, CORRECTORS)):

@@ -20,15 +20,15 @@ from score_sde.sdes import SDE
 from score_sde.solvers.base import BoundScore, FiniteGuard, Observer, Solver, SolverError, check_grid, non_finite, time_grid
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-# method: (order, evaluations per step)
+# method: (order, evaluations per step); the Adams methods of torchdiffeq raise their order as they go, so have none to declare
 FIXED = {
     "euler": (1, 1),
     "midpoint": (2, 2),
     "heun2": (2, 2),
     "heun3": (3, 3),
     "rk4": (4, 4),
-    "explicit_adams": (4, 1),
-    "implicit_adams": (4, 2),
+    "explicit_adams": (None, 1),
+    "implicit_adams": (None, 2),
 }
 METHODS = (*ADAPTIVE, *FIXED, "scipy_solver")
 MAX_STEPS = 20000
@@ -103,8 +103,10 @@ class ProbabilityFlow(Solver):
         if self.method in ADAPTIVE:
             options = {"norm": _largest_rms, "step_t": grid[-1:], "max_num_steps": MAX_STEPS}
         tolerances = {"rtol": self.rtol, "atol": self.atol}
+        # scipy reports nothing between the ends, and torchdiffeq warns of a callback that it does not call
+        function = watched.__call__ if self.method == "scipy_solver" else watched
         try:
-            end = odeint(watched, y, grid, method=self.method, options=options, **tolerances)[-1]
+            end = odeint(function, y, grid, method=self.method, options=options, **tolerances)[-1]
         except AssertionError as error:
             raise SolverError(watched.reason(error)) from error
         watched.guard.check()
@@ -123,10 +125,9 @@ class _Watched:
     """A velocity that keeps inside its interval of time, counts, and notes where it stopped being finite."""
 
     def __init__(self, velocity, t_from: float, t_to: float, name: str, observe: Observer | None):
-        self.velocity, self.observe, self.t_from = velocity, observe, t_from
+        self.velocity, self.observe, self.seen = velocity, observe, t_from
         self.low, self.high = min(t_from, t_to), max(t_from, t_to)
-        self.sign = 1 if t_to > t_from else -1
-        self.guard, self.name, self.calls, self.last = FiniteGuard(name), name, 0, t_from
+        self.guard, self.name, self.calls, self.last = FiniteGuard(name, unit="evaluation"), name, 0, t_from
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.calls += 1
@@ -136,9 +137,10 @@ class _Watched:
         return value
 
     def callback_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
-        # torchdiffeq negates a falling time; the state is the one from which the step starts
-        t = self.sign * float(t)
-        if self.observe and t != self.t_from:
+        # called with the state from which the step starts; a rejected step starts again from the same time
+        t = float(t)
+        if self.observe and t != self.seen:
+            self.seen = t
             self.observe(t, y)
 
     def reason(self, error: AssertionError) -> str:

@@ -1,0 +1,163 @@
+"""Orders of the deterministic solvers, moments of all, on mixtures whose answers are known."""
+
+import math
+
+import pytest
+import torch
+
+from score_sde import DDIM, EulerMaruyama, GaussianMixture, Langevin, PredictorCorrector, ProbabilityFlow
+from score_sde.solvers import predictor_corrector
+from score_sde.solvers.base import BoundScore
+from score_sde.solvers.probability_flow import FIXED, METHODS
+from score_sde.tensors import SampleNoise
+from tests.conftest import SDE_CASES, mixture
+
+PUBLISHED = ("vp", "subvp", "ve")
+
+ORDER_CASES = {
+    "ddim": (DDIM(), (128, 256)),
+    **{
+        f"ode_{method}": (ProbabilityFlow(method=method), (128, 256) if order < 4 else (64, 128))
+        for method, (order, _) in FIXED.items()
+        if order
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("case", ORDER_CASES)
+def test_measured_order_is_the_declared_one(case, name):
+    """Slope of the error against the number of steps, between t = 0.9 and 0.3 on a mixture, against a converged solution."""
+    from dataclasses import replace
+
+    solver, counts = ORDER_CASES[case]
+    score = mixture().score(SDE_CASES[name])
+    t_from, t_to = 0.9, 0.3
+    x = float(score.sde.sigma(t_from)) * torch.randn(4, 2, dtype=torch.float64) + float(score.sde.alpha(t_from))
+    exact = ProbabilityFlow(method="dopri8", rtol=1e-12, atol=1e-12).solve(score, x, t_from, t_to)
+    errors = []
+    for steps in counts:
+        found = replace(solver, steps=steps).solve(score, x, t_from, t_to)
+        errors.append(float((found - exact).square().mean().sqrt()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(solver.order, abs=0.2), errors
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_the_ode_reaches_the_converged_solution(method):
+    sde = SDE_CASES["vp"]
+    score = mixture().score(sde)
+    x = float(sde.sigma(0.9)) * torch.randn(4, 2, dtype=torch.float64)
+    exact = ProbabilityFlow(method="dopri8", rtol=1e-10, atol=1e-10).solve(score, x, 0.9, 0.3)
+    found = ProbabilityFlow(method=method, rtol=1e-6, atol=1e-6, steps=300).solve(score, x, 0.9, 0.3)
+    torch.testing.assert_close(found, exact, rtol=0, atol=2e-2 if method == "euler" else 1e-3)
+
+
+MOMENT_CASES = {
+    "euler_maruyama": EulerMaruyama(steps=500),
+    "euler_maruyama_log_snr": EulerMaruyama(steps=500, grid="log_snr"),
+    "pc": predictor_corrector(steps=300, snr=0.1),
+    "pc_norm_ratio": predictor_corrector(steps=300, snr=0.1, rule="norm_ratio"),
+    "ode": ProbabilityFlow(rtol=1e-5, atol=1e-5),
+    "ddim": DDIM(steps=400, grid="log_snr"),
+    "ddim_eta": DDIM(steps=400, grid="log_snr", eta=1.0),
+}
+
+
+@pytest.mark.parametrize("case", MOMENT_CASES)
+def test_mean_and_covariance_of_samples_under_vp(case):
+    check_moments(case, SDE_CASES["vp"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MOMENT_CASES)
+def test_mean_and_covariance_of_samples(case, sde):
+    check_moments(case, sde)
+
+
+def check_moments(case, sde):
+    """Within four standard errors of the mixture's own, from the exact marginal at T, with the solver's bias allowed 2 %."""
+    # the norm-ratio rule is biased in few dimensions
+    truth = mixture((64,)) if case == "pc_norm_ratio" else mixture()
+    count, dim = 3000, truth.means.shape[1]
+    score = truth.score(sde)
+    z = SampleNoise(9, (count, dim), dtype=torch.float64).normal()
+    x_T = sde.perturb(truth.sample(count, seed=8), sde.T, z)
+    x = MOMENT_CASES[case].sample(score, x_T=x_T, seed=1).x
+    covariance = truth.covariance()
+    noise = float(sde.sigma(sde.t_min)) ** 2
+    standard = covariance.diagonal().sqrt()
+    assert ((x.mean(0) - truth.mean()).abs() < 4 * standard / count**0.5 + 0.02 * standard).all()
+    error = (x.T.cov() - covariance - noise * torch.eye(dim)).abs()
+    # the standard error of a covariance, from the sample's own fourth moments
+    deviation = x - x.mean(0)
+    products = deviation[:, :, None] * deviation[:, None, :]
+    assert (error < 4 * products.std(0) / count**0.5 + 0.02 * standard[:, None] * standard).all()
+
+
+def test_ddim_is_exact_for_a_point_mass(sde):
+    """All data at one point: epsilon is constant along the flow, and any number of steps gives the point (plus its noise)."""
+    point = GaussianMixture(torch.tensor([[0.4, -0.7]], dtype=torch.float64), [0.0])
+    score = point.score(sde)
+    drawn = DDIM(steps=3).sample(score, (5, 2), seed=0, trajectory=True)
+    epsilon = (drawn.trajectory[0] - sde.alpha(sde.T) * point.means) / sde.sigma(sde.T)
+    torch.testing.assert_close(drawn.x, sde.alpha(sde.t_min) * point.means + sde.sigma(sde.t_min) * epsilon)
+
+
+def test_ddim_at_eta_1_draws_from_the_posterior():
+    """One step on a point mass with eta = 1: mean and variance of p(x_s | x_t, x0) by Gaussian conditioning."""
+    sde = SDE_CASES["subvp"]
+    point = GaussianMixture(torch.tensor([[0.5]], dtype=torch.float64), [0.0])
+    t, s = (torch.tensor(value, dtype=torch.float64) for value in (0.6, 0.35))
+    count = 40000
+    x_t = torch.full((count, 1), 1.1, dtype=torch.float64)
+    noise = SampleNoise(0, x_t.shape, dtype=torch.float64)
+    x_s = DDIM(eta=1.0).step(BoundScore(point.score(sde)), x_t, t, s, noise)
+    # joint Gaussian of (x_s, x_t) given x0: conditioning on x_t
+    ratio = sde.alpha(t) / sde.alpha(s)
+    gain = ratio * sde.sigma(s) ** 2 / sde.sigma(t) ** 2
+    mean = sde.alpha(s) * 0.5 + gain * (1.1 - sde.alpha(t) * 0.5)
+    variance = sde.sigma(s) ** 2 - gain * ratio * sde.sigma(s) ** 2
+    assert abs(x_s.mean() - mean) < 4 * (variance / count) ** 0.5
+    assert abs(x_s.var() / variance - 1) < 4 * (2 / count) ** 0.5
+
+
+@pytest.mark.parametrize("rule", ["sigma", "norm_ratio"])
+def test_langevin_leaves_a_gaussian_invariant(rule):
+    """Iterated on N(0, sigma^2) in many dimensions, the variance settles at sigma^2 / (1 - snr^2), the step's own bias."""
+    sde = SDE_CASES["ve"]
+    score = BoundScore(GaussianMixture(torch.zeros(1, 400, dtype=torch.float64), [0.0]).score(sde))
+    corrector, t = Langevin(snr=0.3, rule=rule), torch.tensor(0.5, dtype=torch.float64)
+    sigma = float(sde.sigma(t))
+    noise = SampleNoise(0, (50, 400), dtype=torch.float64)
+    x = 1.3 * sigma * noise.normal()
+    variances = []
+    for i in range(200):
+        x = corrector.correct(score, x, t, noise)
+        if i >= 50:
+            variances.append(float(x.var()) / sigma**2)
+    assert sum(variances) / len(variances) == pytest.approx(1 / (1 - 0.09), rel=0.01 if rule == "sigma" else 0.03)
+
+
+def test_norm_ratio_is_capped_where_the_score_vanishes():
+    sde = SDE_CASES["ve"]
+    score = BoundScore(GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), [0.0]).score(sde))
+    t = torch.tensor(0.5, dtype=torch.float64)
+    x = torch.zeros(1000, 2, dtype=torch.float64)
+    moved = Langevin(snr=0.16, rule="norm_ratio", cap=4.0).correct(score, x, t, SampleNoise(0, x.shape, dtype=torch.float64))
+    largest = 4 * 2 * (0.16 * float(sde.sigma(t))) ** 2
+    assert moved.var().item() == pytest.approx(2 * largest, rel=0.15)
+    uncapped = Langevin(snr=0.16, rule="norm_ratio", cap=1e9)
+    assert uncapped.correct(score, x, t, SampleNoise(0, x.shape, dtype=torch.float64)).var() > 1e3 * moved.var()
+
+
+def test_correction_repairs_a_wrong_start():
+    """Langevin steps pull samples of the wrong width towards p_t; the predictor alone keeps most of the error."""
+    sde, truth = SDE_CASES["ve"], mixture()
+    score = truth.score(sde)
+    x_T = 3 * sde.prior_noise(torch.randn(1000, 2, dtype=torch.float64))
+    predictor = EulerMaruyama(steps=100)
+    width = math.sqrt(float(truth.covariance().diagonal().mean()))
+    error = lambda solver: abs(math.log(solver.sample(score, x_T=x_T, seed=0, t_end=0.4).x.std().item() / reference))
+    reference = math.sqrt(width**2 + float(sde.sigma(0.4)) ** 2)
+    corrected = PredictorCorrector(predictor, Langevin(snr=0.3), corrections=3)
+    assert error(corrected) < 0.5 * error(predictor) + 0.02

@@ -1,0 +1,281 @@
+"""What every solver owes to every SDE."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from score_sde import EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFlow, SolverError
+from score_sde.solvers import SOLVERS
+from score_sde.solvers.base import TIME_GRIDS, CountedScore, Counter, counted, time_grid
+from tests.conftest import SDE_CASES, mixture
+
+SOLVER_CASES = {
+    **{name: build().with_budget(24) for name, build in SOLVERS.items()},
+    "ode_dopri5": ProbabilityFlow(rtol=1e-4, atol=1e-4),
+    "ode_rk4": ProbabilityFlow(method="rk4", steps=24),
+    "pc_ddim_norm_ratio": SOLVERS["pc"](steps=12, predictor="ddim", rule="norm_ratio", grid="log_snr"),
+    "ddim_eta": SOLVERS["ddim"](steps=24, eta=0.7, grid="quadratic"),
+}
+
+
+@pytest.fixture(params=SOLVER_CASES, ids=str)
+def solver(request):
+    return SOLVER_CASES[request.param]
+
+
+@dataclass(frozen=True, eq=False)
+class Recorder:
+    """A score that counts its own calls and keeps the times it was asked for."""
+
+    inner: object
+    times: list
+
+    @property
+    def sde(self):
+        return self.inner.sde
+
+    def __call__(self, x, t, cond=None):
+        assert t.shape == (len(x),)
+        self.times.append(t[0].item())
+        return self.inner(x, t, cond)
+
+
+def test_ranks_and_dtypes(solver, sde):
+    for dtype in (torch.float32, torch.float64):
+        for shape in ((2,), (3, 2), (1, 2, 2), (2, 1, 2, 2)):
+            drawn = solver.sample(mixture(shape, dtype).score(sde), (3, *shape), seed=1)
+            assert drawn.x.shape == (3, *shape)
+            assert drawn.x.dtype == dtype
+            assert drawn.x.isfinite().all()
+
+
+def test_times_stay_in_range_and_evaluations_are_counted(solver, sde):
+    recorder = Recorder(mixture().score(sde), [])
+    drawn = solver.sample(recorder, (4, 2), seed=0, dtype=torch.float64, denoise=True)
+    assert drawn.nfe == len(recorder.times)
+    assert min(recorder.times) >= sde.t_min * (1 - 1e-12)
+    assert max(recorder.times) <= sde.T
+    assert drawn.denoised
+
+
+def test_a_sample_does_not_depend_on_its_batch(solver, sde):
+    score = mixture().score(sde)
+    together = solver.sample(score, (5, 2), seed=3).x
+    later = solver.sample(score, (2, 2), seed=3, first=3).x
+    adaptive = getattr(solver, "method", "") == "dopri5"  # its steps are shared by a batch
+    torch.testing.assert_close(together[3:], later, rtol=1e-9 if not adaptive else 1e-2, atol=1e-9 if not adaptive else 1e-2)
+
+
+def test_seeds(solver, sde):
+    score = mixture().score(sde)
+    first = solver.sample(score, (3, 2), seed=0).x
+    assert torch.equal(first, solver.sample(score, (3, 2), seed=0).x)
+    assert not torch.allclose(first, solver.sample(score, (3, 2), seed=1).x, atol=1e-3)
+
+
+def test_nan_is_a_named_error(solver, sde):
+    exact = mixture().score(sde)
+
+    @dataclass(frozen=True, eq=False)
+    class Broken:
+        @property
+        def sde(self):
+            return exact.sde
+
+        def __call__(self, x, t, cond=None):
+            return exact(x, t) * torch.where(t[0] < 0.6 * sde.T, math.nan, 1.0)
+
+    with pytest.raises(SolverError, match=r"not finite at t = 0\.[2-6].*(step|evaluation) \d+"):
+        solver.sample(Broken(), (2, 2), dtype=torch.float64)
+
+
+def test_trajectory_starts_at_the_prior_and_ends_at_the_sample(solver, sde):
+    score = mixture().score(sde)
+    drawn = solver.sample(score, (2000, 2), seed=0, trajectory=True)
+    assert drawn.trajectory.shape == (len(drawn.times), 2000, 2)
+    assert drawn.times[0] == sde.T
+    assert drawn.times[-1] == pytest.approx(sde.t_min)
+    assert all(later < earlier for earlier, later in zip(drawn.times[:-1], drawn.times[1:], strict=True))
+    assert torch.equal(drawn.trajectory[-1], drawn.x)
+    assert drawn.trajectory[0].std().item() == pytest.approx(float(sde.sigma(sde.T)), rel=4 / 8000**0.5)
+
+
+def test_given_latents(solver, sde):
+    score = mixture().score(sde)
+    own = solver.sample(score, (3, 2), seed=5, trajectory=True)
+    given = solver.sample(score, x_T=own.trajectory[0], seed=5)
+    assert torch.equal(own.x, given.x)
+    moved = solver.sample(score, x_T=2 * own.trajectory[0], seed=5, trajectory=True)
+    assert torch.equal(moved.trajectory[0], 2 * own.trajectory[0])
+    assert not torch.allclose(own.trajectory[1], moved.trajectory[1])
+
+
+def test_denoising_replaces_the_last_state_by_the_posterior_mean(solver, sde):
+    score = mixture().score(sde)
+    t_end = 0.3 * sde.T
+    plain = solver.sample(score, (3, 2), seed=0, t_end=t_end)
+    denoised = solver.sample(score, (3, 2), seed=0, t_end=t_end, denoise=True)
+    t = torch.full((3,), t_end, dtype=torch.float64)
+    expected = (plain.x + sde.sigma(t_end) ** 2 * score(plain.x, t)) / sde.alpha(t_end)
+    torch.testing.assert_close(denoised.x, expected)
+    assert denoised.nfe == plain.nfe + 1
+    assert not plain.denoised
+
+
+def test_clipping_bounds_x0(solver, sde):
+    """All data lies far outside the clipped interval, so every implied x0 is moved to its end."""
+    score = mixture().score(sde)
+    drawn = solver.sample(score, (3, 2), seed=0, clip=(5.0, 5.5), denoise=True)
+    assert drawn.x.min() >= 5.0 - 1e-6
+    assert drawn.x.max() <= 5.5 + 1e-6
+
+
+def test_condition_reaches_the_score(solver, sde):
+    """A component far from the other: conditional samples lie around it alone."""
+    far = mixture(components=2)
+    far.means[:] = torch.tensor([[-4.0, -4.0], [4.0, 4.0]])
+    cond = torch.tensor([0, 1, 1, 0])
+    drawn = solver.sample(far.score(sde), (4, 2), seed=0, cond=cond, denoise=True)
+    expected = torch.where(cond[:, None] == 1, 4.0, -4.0).expand(4, 2)
+    assert (drawn.x - expected).abs().max() < 3.9
+
+
+def test_progress_bar_is_shown_when_asked(solver, capsys):
+    score = mixture().score(SDE_CASES["vp"])
+    solver.sample(score, (1, 2))
+    assert capsys.readouterr().err == ""
+    solver.sample(score, (1, 2), progress=True)
+    assert "%" in capsys.readouterr().err
+
+
+def test_budget_is_kept(solver, sde):
+    score = mixture().score(sde)
+    for budget in (8, 20, 33):
+        spent = solver.with_budget(budget).sample(score, (2, 2)).nfe
+        assert budget - 4 < spent <= budget
+
+
+def test_one_step_works(solver):
+    smallest = next(solver.with_budget(n) for n in range(1, 5) if _accepts(solver, n))
+    assert smallest.sample(mixture().score(SDE_CASES["vp"]), (1, 2)).x.isfinite().all()
+
+
+def _accepts(solver, budget):
+    try:
+        solver.with_budget(budget)
+    except ValueError as error:
+        assert "evaluations" in str(error)
+        return False
+    return True
+
+
+def test_deterministic_solvers_invert_themselves():
+    """Encoding and decoding again returns the data, to the solver's accuracy."""
+    score = mixture().score(SDE_CASES["vp"])
+    x = mixture().sample(4, seed=1)
+    sde = score.sde
+    for solver, tolerance in (
+        (ProbabilityFlow(rtol=1e-7, atol=1e-7), 1e-5),
+        (SOLVERS["ddim"](steps=2000, grid="log_snr"), 2e-2),
+    ):
+        latent = solver.solve(score, x, sde.t_min, sde.T)
+        torch.testing.assert_close(solver.solve(score, latent, sde.T, sde.t_min), x, rtol=0, atol=tolerance)
+
+
+def test_stochastic_solvers_refuse_to_run_forwards():
+    score = mixture().score(SDE_CASES["vp"])
+    with pytest.raises(ValueError, match="from noise to data only"):
+        EulerMaruyama(steps=5).solve(score, torch.zeros(1, 2, dtype=torch.float64), 0.1, 0.9)
+
+
+def test_nonlinear_sde_can_be_sampled_from_its_score():
+    """A stationary double well: p_t is exp(2 (x^2/2 - x^4/4)) at all times, and the reverse SDE keeps it."""
+    from score_sde import SDE
+
+    @dataclass(frozen=True)
+    class DoubleWell(SDE):
+        def drift(self, x, t):
+            return x - x**3
+
+        def diffusion(self, t):
+            return torch.ones_like(torch.as_tensor(t))
+
+    @dataclass(frozen=True)
+    class Stationary:
+        sde: SDE
+
+        def __call__(self, x, t, cond=None):
+            return 2 * (x - x**3)
+
+    density = lambda x: torch.exp(x**2 - x**4 / 2)
+    axis = torch.linspace(-4, 4, 4001, dtype=torch.float64)
+    second = float((axis**2 * density(axis)).sum() / density(axis).sum())
+    # start from the stationary law itself, by inversion of its distribution function
+    cdf = density(axis).cumsum(0) / density(axis).sum()
+    start = axis[torch.searchsorted(cdf, torch.rand(4000, dtype=torch.float64)).clamp_max(4000)][:, None]
+    drawn = EulerMaruyama(steps=400).sample(Stationary(DoubleWell()), x_T=start, seed=0)
+    assert drawn.x.square().mean().item() == pytest.approx(second, abs=4 * float(drawn.x.square().std()) / 4000**0.5 + 0.01)
+
+
+@pytest.mark.parametrize("grid", TIME_GRIDS)
+def test_grids_end_where_they_should_and_fall(grid, sde):
+    times = time_grid(grid, sde, sde.T, sde.t_min, 17)
+    assert times.dtype == torch.float64
+    assert times[0] == sde.T
+    assert times[-1] == sde.t_min
+    assert len(times) == 18
+    assert (times.diff() < 0).all()
+    if grid == "log_snr":
+        steps = sde.log_snr(times).diff()
+        torch.testing.assert_close(steps, steps.mean().expand(17), rtol=1e-5, atol=1e-8)
+
+
+def test_evaluations_are_counted_where_they_happen():
+    """A wrapper that evaluates its score twice costs two."""
+
+    @dataclass(frozen=True, eq=False)
+    class Twice:
+        score: object
+
+        @property
+        def sde(self):
+            return self.score.sde
+
+        def __call__(self, x, t, cond=None):
+            return (self.score(x, t) + self.score(x, t)) / 2
+
+    drawn = EulerMaruyama(steps=7).sample(Twice(mixture().score(SDE_CASES["vp"])), (2, 2), dtype=torch.float64)
+    assert drawn.nfe == 14
+    counter = Counter()
+    assert isinstance(counted(mixture().score(SDE_CASES["vp"]), counter), CountedScore)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: EulerMaruyama(steps=0), "steps must be at least 1"),
+        (lambda: EulerMaruyama(grid="unifrom"), "choose one of uniform"),
+        (lambda: ProbabilityFlow(method="rk5"), "choose one of dopri5"),
+        (lambda: ProbabilityFlow(rtol=0.0), "must be positive"),
+        (lambda: Langevin(snr=0.0), "snr must lie"),
+        (lambda: Langevin(rule="norm"), "choose one of sigma"),
+        (lambda: PredictorCorrector(corrections=0), "at least 1"),
+        (lambda: SOLVERS["pc"](predictor="euler"), "choose one of euler_maruyama"),
+        (lambda: SOLVERS["ddim"](eta=1.5), "eta must lie"),
+    ],
+)
+def test_bad_options_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_bad_calls_are_refused():
+    score = mixture().score(SDE_CASES["vp"])
+    with pytest.raises(ValueError, match="give the shape"):
+        EulerMaruyama().sample(score)
+    with pytest.raises(ValueError, match="x_T has shape"):
+        EulerMaruyama().sample(score, (2, 2), x_T=torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="t_end must lie"):
+        EulerMaruyama().sample(score, (2, 2), t_end=1.5)
