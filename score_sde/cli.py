@@ -359,6 +359,13 @@ def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: 
     )
 
 
+def _seed(text: str) -> int:
+    """A seed as it is given on the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a seed is an integer that is not negative, got {text!r}")
+    return int(text)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if "unrecognized arguments" in message:
@@ -399,7 +406,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--solver", help=f"{', '.join(SOLVERS)}; options by --config.solver.NAME.option=value")
     sub.add_argument("--nfe", type=int, help="network evaluations, instead of the solver's own steps")
     sub.add_argument("--n", type=int, default=64, help="number of samples")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=_seed, default=0)
     sub.add_argument("--batch_size", type=int, default=256, help="samples at a time")
     sub.add_argument("--denoise", action="store_true", help="end with the posterior mean, at one more evaluation")
     sub.add_argument("--clip", action="store_true", help="clip x0 to the range of the data at every evaluation")
@@ -408,13 +415,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", choices=("test", "train"), default="test")
     sub.add_argument("--data", help="a .npy or .npz file instead of the run's own data")
     sub.add_argument("--n", type=int, help="only the first N samples")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=_seed, default=0)
 
     sub = command("compare", compare_, "compare solvers at equal evaluations")
     sub.add_argument("--solvers", default="euler_maruyama,pc,ode,ddim", help="names separated by commas")
     sub.add_argument("--nfe", default="10,20,50,100", help="evaluations separated by commas")
     sub.add_argument("--n", type=int, default=256, help="samples per setting")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=_seed, default=0)
 
     sub = command("demo", demo, "train on real digits, sample, measure, compare, and write a report")
     command("list", list_, "list everything that can be chosen", workdir=False)

@@ -258,10 +258,12 @@ def load_array(path: str, key: str = "") -> Tensor:
             if key not in names and (key or len(names) != 1):
                 raise DataError(f"{path} holds {', '.join(names) or 'no array'}: choose one by --config.data.file.key=")
             loaded = loaded[key or names[0]]
-    except (ValueError, OSError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # of numpy, zipfile, zlib or tokenize, depending on where the file is damaged
         raise DataError(f"{path} is not a .npy or .npz file of numbers") from error
+    if not isinstance(loaded, np.ndarray):  # what a zip file holds beside arrays
+        raise DataError(f"{path} is not a .npy or .npz file of numbers")
     if loaded.dtype == np.float16:
         loaded = loaded.astype(np.float32)
     if loaded.dtype.kind not in "fiub" or loaded.dtype.itemsize > 8:
@@ -314,8 +316,11 @@ def image_folder(
 
 def _read_image(file: Path, size: int, channels: int) -> np.ndarray:
     try:
-        image = Image.open(file).convert("RGB" if channels == 3 else "L")
-    except (UnidentifiedImageError, OSError) as error:
+        image = Image.open(file)
+        if image.mode[0] in "IF":  # Pillow would cut their values off at 255
+            raise DataError(f"{file} has more than 8 bits per pixel: convert it to 8 bits, or store the values as a .npy file")
+        image = image.convert("RGB" if channels == 3 else "L")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise DataError(f"{file} is not a readable image") from error
     if size:
         side = min(image.size)

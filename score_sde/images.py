@@ -40,7 +40,8 @@ def picture(samples: Tensor, *, limits: tuple[float, float] | None = None) -> Im
     """Samples ``(B, *D)`` of any shape as one picture.
 
     Images ``(C, H, W)`` become a grid and volumes ``(C, Z, H, W)`` a grid of their middle slices; both are expected in
-    [0, 1]. Points ``(2,)`` become a scatter plot; other vectors and signals become curves. ``limits`` fixes the axes of a plot.
+    [0, 1]. Points ``(2,)`` become a scatter plot, single numbers a histogram; other vectors and signals become
+    curves. ``limits`` fixes the axes of a plot.
     """
     if samples.ndim == 5:
         samples = samples[:, :, samples.shape[2] // 2]
@@ -54,6 +55,8 @@ def picture(samples: Tensor, *, limits: tuple[float, float] | None = None) -> Im
         axes.set_aspect("equal")
         if limits:
             axes.set(xlim=limits, ylim=limits)
+    elif values[0].size == 1:
+        axes.hist(values.ravel(), bins=50, range=limits)
     else:
         for curve in values[:16].reshape(-1, values.shape[-1]):
             axes.plot(curve, linewidth=0.8)

@@ -23,6 +23,7 @@ import math
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -75,17 +76,25 @@ class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes
 
     def log_snr(self, t: Tensor | float) -> Tensor:
         """Log signal-to-noise ratio 2 log(alpha / sigma), falling in t (Kingma et al. 2021, Eq. 2)."""
-        return 2 * (self.log_alpha(t) - self.sigma(t).log())
+        if self._defines("alpha", "sigma"):
+            return 2 * (self.log_alpha(t) - self.sigma(t).log())
+        log_alpha, variance = linear_marginal(self, as_time(t))
+        return 2 * log_alpha - variance.log()
 
     def inverse_log_snr(self, log_snr: Tensor | float) -> Tensor:
-        """The time in [t_min, T] at which ``log_snr`` is reached, by bisection to the precision of the dtype."""
+        """The time in [t_min, T] at which ``log_snr`` is reached, to the precision of the dtype.
+
+        A cached table brackets it closely; Newton's method, whose slope is -g^2 / sigma^2, does the rest inside the bracket.
+        """
         target = as_time(log_snr)
-        low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.T)
-        for _ in range(64):
-            middle = (low + high) / 2
-            early = self.log_snr(middle) > target
-            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return (low + high) / 2
+        times, values = (a.to(target) for a in _log_snr_table(self))
+        cell = torch.searchsorted(-values, -target.detach().contiguous()).clamp(1, len(times) - 1)
+        low, high = times[cell - 1], times[cell]
+        t = (low + high) / 2
+        for _ in range(6):
+            newton = t + (self.log_snr(t) - target) * (self.sigma(t) / self.diffusion(t)) ** 2
+            t = newton.clamp(low, high)
+        return t
 
     def perturb(self, x0: Tensor, t: Tensor | float, epsilon: Tensor) -> Tensor:
         """A draw of x_t given ``x0`` ``(B, *D)``: alpha x0 + sigma epsilon, with ``epsilon`` standard normal."""
@@ -122,16 +131,11 @@ class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes
 
     def require_linear(self) -> None:
         """Raise a ``TypeError`` unless the drift is linear in x, on which alpha, sigma and log-SNR rest."""
-        if not self._defines("drift") or self._defines("alpha", "sigma"):
-            return
-        x = torch.tensor([[0.0], [1.0], [-2.0]], dtype=torch.float64)
-        for t in (self.t_min, self.T / 2, self.T):
-            at_0, at_1, at_2 = self.drift(x, torch.full((3,), t, dtype=torch.float64)).flatten().tolist()
-            if at_0 != 0 or not math.isclose(at_2, -2 * at_1, rel_tol=1e-9):
-                raise TypeError(
-                    f"{type(self).__name__} has a drift that is not linear in x, so its alpha, sigma and log-SNR are "
-                    "not known: sample it with euler_maruyama or the ODE from a score and an x_T of your own"
-                )
+        if self._defines("drift") and not self._defines("alpha", "sigma") and not _is_linear(self):
+            raise TypeError(
+                f"{type(self).__name__} has a drift that is not linear in x, so its alpha, sigma and log-SNR are "
+                "not known: sample it with euler_maruyama or the ODE from a score and an x_T of your own"
+            )
 
     # the prior
 
@@ -144,6 +148,25 @@ class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         std, dim = float(self.sigma(self.T)), x[0].numel()
         return -sum_event((x / std) ** 2) / 2 - dim * (math.log(std) + math.log(2 * math.pi) / 2)
+
+
+@lru_cache(maxsize=64)
+def _is_linear(sde: SDE) -> bool:
+    x = torch.tensor([[0.0], [1.0], [-2.0]], dtype=torch.float64)
+    for t in (sde.t_min, sde.T / 2, sde.T):
+        at_0, at_1, at_2 = sde.drift(x, torch.full((3,), t, dtype=torch.float64)).flatten().tolist()
+        if at_0 != 0 or not math.isclose(at_2, -2 * at_1, rel_tol=1e-9):
+            return False
+    return True
+
+
+@lru_cache(maxsize=64)
+def _log_snr_table(sde: SDE) -> tuple[Tensor, Tensor]:
+    """Times from t_min to T, half of them equally spaced and half geometrically, and the log-SNR at each, in float64."""
+    equal = torch.linspace(sde.t_min, sde.T, 257, dtype=torch.float64)
+    geometric = torch.logspace(math.log10(sde.t_min), math.log10(sde.T), 257, dtype=torch.float64)[1:-1]
+    times = torch.cat([equal, geometric]).unique()
+    return times, sde.log_snr(times)
 
 
 def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

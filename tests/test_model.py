@@ -1,0 +1,305 @@
+"""Parameterizations, the model, its loss and its times, each against an answer that does not use their formulas."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from score_sde import DataSpec, GaussianMixture, ScoreModel
+from score_sde.loss import WEIGHTINGS, denoising_score_matching
+from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
+from score_sde.sdes import ddpm_schedule
+from score_sde.tensors import expand, generator
+from score_sde.time_sampling import TIMES
+from tests.conftest import SDE_CASES, autograd_score, mixture
+
+
+class Oracle(nn.Module):
+    """A network that returns whatever it was given."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output, self.unused = output, nn.Parameter(torch.zeros(1))
+        self.seen = None
+
+    def forward(self, x, noise, cond=None):
+        self.seen = (x, noise, cond)
+        return self.output
+
+
+def target(name, sde, x0, epsilon, t, sigma_data):
+    """What a perfect network of each parameterization returns, from its definition."""
+    alpha, sigma = expand(sde.alpha(t), x0), expand(sde.sigma(t), x0)
+    if name == "score":
+        return -epsilon / sigma
+    if name == "epsilon":
+        return epsilon
+    if name == "x0":
+        return x0
+    if name == "v":
+        return alpha * epsilon - sigma * x0
+    # Karras et al. 2022, Table 1, for the variance-exploding process of x / alpha with noise s
+    s, y = sigma / alpha, (alpha * x0 + sigma * epsilon) / alpha
+    c_skip = sigma_data**2 / (s**2 + sigma_data**2)
+    c_out = s * sigma_data / (s**2 + sigma_data**2).sqrt()
+    return (x0 - c_skip * y) / c_out
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+@pytest.mark.parametrize("event", [(2,), (3, 4), (1, 4, 4), (1, 2, 3, 2)])
+def test_a_perfect_network_gives_the_score(name, event, sde):
+    x0, epsilon = torch.randn(2, 5, *event, dtype=torch.float64)
+    t = torch.tensor([sde.t_min, 0.01, 0.2, 0.6, sde.T], dtype=torch.float64)
+    x = sde.perturb(x0, t, epsilon)
+    network = Oracle(target(name, sde, x0, epsilon, t, 0.7))
+    model = ScoreModel(network, sde, DataSpec(event), parameterization=name, sigma_data=0.7)
+    torch.testing.assert_close(model(x, t) * expand(sde.sigma(t), x), -epsilon, rtol=1e-5, atol=1e-5)
+
+
+def test_v_is_that_of_the_field_for_every_sde(sde):
+    """a = -1/(alpha^2 + sigma^2), b = -alpha/(sigma (alpha^2 + sigma^2)), also where alpha^2 + sigma^2 is not 1."""
+    t = torch.tensor([0.01, 0.5, 1.0], dtype=torch.float64)
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    a, b, _ = PARAMETERIZATIONS["v"](alpha, sigma, 0.5)
+    torch.testing.assert_close(a, -1 / (alpha**2 + sigma**2))
+    torch.testing.assert_close(b, -alpha / (sigma * (alpha**2 + sigma**2)))
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_input_of_the_network_has_unit_scale(name, sde):
+    """c_in x has variance 1 for data of the assumed variance: sigma_data^2 for edm, 1 for the others."""
+    variance = 0.09 if name == "edm" else 1.0
+    t = torch.full((20000,), 0.7, dtype=torch.float64)
+    x = sde.perturb(variance**0.5 * torch.randn(20000, 1, dtype=torch.float64), t, torch.randn(20000, 1, dtype=torch.float64))
+    network = Oracle(x)
+    ScoreModel(network, sde, DataSpec((1,)), parameterization=name, sigma_data=0.3)(x, t)
+    assert network.seen[0].var().item() == pytest.approx(1, rel=5 * (2 / 20000) ** 0.5)
+
+
+def test_epsilon_input_is_untouched_under_vp():
+    x, t = torch.randn(3, 2, dtype=torch.float64), torch.rand(3, dtype=torch.float64) + 1e-3
+    network = Oracle(x)
+    ScoreModel(network, ddpm_schedule(), DataSpec((2,)))(x, t.clamp_max(1))
+    torch.testing.assert_close(network.seen[0], x, rtol=1e-12, atol=0)
+
+
+def test_time_inputs(sde):
+    t = torch.tensor([0.02, 0.5, 1.0], dtype=torch.float64)
+    ratio = sde.sigma(t) / sde.alpha(t)
+    torch.testing.assert_close(TIME_INPUTS["label"](sde, t), 999 * t)
+    torch.testing.assert_close(TIME_INPUTS["sigma"](sde, t), sde.sigma(t))
+    torch.testing.assert_close(TIME_INPUTS["log_snr"](sde, t), -2 * ratio.log())
+    torch.testing.assert_close(TIME_INPUTS["edm"](sde, t), ratio.log() / 4)
+
+
+def test_bfloat16_output_is_combined_in_float32():
+    network = Oracle(torch.full((2, 3), 1.0, dtype=torch.bfloat16))
+    x = torch.randn(2, 3)
+    score = ScoreModel(network, SDE_CASES["vp"], DataSpec((3,)))(x, torch.tensor([1e-3, 0.5]))
+    assert score.dtype == torch.float32
+    torch.testing.assert_close(score, -1 / SDE_CASES["vp"].sigma(torch.tensor([[1e-3], [0.5]])).expand(2, 3))
+
+
+def test_condition_is_passed_on():
+    network = Oracle(torch.zeros(2, 3))
+    cond = torch.tensor([1, 2])
+    ScoreModel(network, SDE_CASES["vp"], DataSpec((3,)))(torch.zeros(2, 3), torch.ones(2) / 2, cond)
+    assert network.seen[2] is cond
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parameterization": "eps"}, "choose one of score, epsilon"),
+        ({"time_input": "time"}, "choose one of label"),
+        ({"sigma_data": 0.0}, "sigma_data must be positive"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreModel(Oracle(None), SDE_CASES["vp"], DataSpec((2,)), **options)
+
+
+# the oracle
+
+
+@pytest.mark.parametrize("event", [(2,), (2, 3), (1, 2, 2), (1, 2, 1, 2)])
+def test_mixture_score_is_the_gradient_of_its_density(event, sde):
+    score = mixture(event).score(sde)
+    t = torch.tensor([sde.t_min, 0.1, 0.5, sde.T], dtype=torch.float64)
+    x = sde.perturb(mixture(event).sample(4), t, torch.randn(4, *event, dtype=torch.float64))
+    torch.testing.assert_close(score(x, t), autograd_score(score, x, t), rtol=1e-8, atol=1e-8)
+
+
+def test_mixture_density_agrees_with_torch_distributions(sde):
+    truth, t = mixture((3,)), 0.3
+    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+    covariances = truth.basis @ torch.diag_embed(truth.variances) @ truth.basis.mT
+    components = torch.distributions.MultivariateNormal(
+        alpha * truth.means, alpha**2 * covariances + sigma**2 * torch.eye(3, dtype=torch.float64)
+    )
+    reference = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(truth.weights), components)
+    x = torch.randn(6, 3, dtype=torch.float64)
+    torch.testing.assert_close(truth.score(sde).log_prob(x, t), reference.log_prob(x))
+
+
+def test_mixture_forms_of_covariance_agree():
+    means = torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    isotropic = GaussianMixture(means, [0.3, 0.7])
+    diagonal = GaussianMixture(means, torch.tensor([0.3, 0.7]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2))
+    full = GaussianMixture(means, torch.stack([0.3 * torch.eye(4), 0.7 * torch.eye(4)]))
+    x, t = torch.randn(5, 1, 2, 2, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    scores = [m.score(SDE_CASES["vp"])(x, t) for m in (isotropic, diagonal, full)]
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scores[0], scores[2], rtol=1e-5, atol=1e-6)
+
+
+def test_mixture_samples_have_its_moments():
+    truth = mixture((2, 2))
+    x = truth.sample(20000).flatten(1)
+    standard = truth.covariance().diagonal().sqrt()
+    assert ((x.mean(0) - truth.mean().flatten()).abs() < 4 * standard / 20000**0.5).all()
+    assert ((x.T.cov() - truth.covariance()).abs() < 6 * standard[:, None] * standard / 20000**0.5).all()
+
+
+def test_conditional_mixture_score_is_that_of_the_component():
+    truth = mixture()
+    alone = GaussianMixture(truth.means[1:2], (truth.basis @ torch.diag_embed(truth.variances) @ truth.basis.mT)[1:2])
+    x, t = torch.randn(4, 2, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    found = truth.score(SDE_CASES["ve"])(x, t, torch.ones(4))
+    torch.testing.assert_close(found, alone.score(SDE_CASES["ve"])(x, t))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1.0, 2.0], [1.0, 1.0]), r"\(K, \*D\)"),
+        (([[1.0, 2.0]], [[1.0, 1.0, 1.0]]), "covariances must have shape"),
+        (([[1.0, 2.0]], [-1.0]), "negative eigenvalues"),
+        (([[1.0, 2.0]], [[[1.0, 0.5], [0.0, 1.0]]]), "symmetric"),
+        (([[1.0, 2.0]], [1.0], [-1.0]), "non-negative"),
+    ],
+)
+def test_bad_mixtures_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(*arguments)
+
+
+# the loss
+
+
+class PointScore(nn.Module):
+    """score = c x: a linear model whose expected loss is known."""
+
+    def __init__(self, sde, c):
+        super().__init__()
+        self.sde, self.c, self.sigma_data = sde, c, 0.5
+
+    def forward(self, x, t, cond=None):
+        return self.c * x
+
+
+def test_loss_of_a_linear_model_in_closed_form(sde):
+    """For x0 ~ N(0, 1), E (sigma c x + epsilon)^2 = sigma^2 c^2 (alpha^2 + sigma^2) + 2 sigma^2 c + 1."""
+    count, t, c = 20000, 0.3, -0.4
+    x0, epsilon = torch.randn(2, count, 1, dtype=torch.float64)
+    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+    model = PointScore(sde, c)
+    expected = sigma**2 * c**2 * (alpha**2 + sigma**2) + 2 * sigma**2 * c + 1
+    for name, weight in (
+        ("sigma2", 1.0),
+        ("likelihood", float(sde.diffusion(t)) ** 2 / sigma**2),
+        ("edm", ((sigma / alpha) ** 2 + 0.25) / 0.25),
+    ):
+        times = torch.full((count,), t, dtype=torch.float64)
+        values = denoising_score_matching(model, x0, times, epsilon, weighting=WEIGHTINGS[name])
+        assert values.shape == (count,)
+        assert abs(values.mean() - weight * expected) < 5 * values.std() / count**0.5
+
+
+def test_edm_weighting_is_a_unit_weight_on_the_networks_output(sde):
+    """The weighted loss equals the squared error of F itself."""
+    x0, epsilon = torch.randn(2, 4, 3, dtype=torch.float64)
+    t = torch.tensor([0.02, 0.2, 0.5, 0.9], dtype=torch.float64)
+    output = torch.randn(4, 3, dtype=torch.float64)
+    model = ScoreModel(Oracle(output), sde, DataSpec((3,)), parameterization="edm", sigma_data=0.4)
+    error = output - target("edm", sde, x0, epsilon, t, 0.4)
+    loss = denoising_score_matching(model, x0, t, epsilon, weighting=WEIGHTINGS["edm"])
+    torch.testing.assert_close(loss, error.square().mean(1))
+
+
+def test_likelihood_weighting_bounds_the_likelihood():
+    """For two scores, half the integrated difference of losses is the difference of KL divergences (Song et al. 2021b, Thm 1).
+
+    With data N(0, 1) under VP, p_t = N(0, 1) at all times. The score c x is exact at c = -1, and the ODE-free bound
+    KL <= 1/2 int g^2 E |s - score|^2 dt = (c + 1)^2 / 2 * int beta dt is what the loss must return, minus its value at c = -1.
+    """
+    sde = SDE_CASES["vp"]
+    count = 100000
+    random = generator(0)
+    t, weight = TIMES["log_snr"].sample(sde, count, random)
+    t, weight = t.double(), weight.double()
+    x0, epsilon = torch.randn(2, count, 1, dtype=torch.float64)
+    losses = [
+        weight * denoising_score_matching(PointScore(sde, c), x0, t, epsilon, weighting=WEIGHTINGS["likelihood"])
+        for c in (-1.0, -0.7)
+    ]
+    difference = losses[1] - losses[0]
+    found = (sde.T - sde.t_min) * difference.mean() / 2
+    expected = 0.3**2 / 2 * float(sde.integral(torch.tensor(1.0)))
+    assert abs(found - expected) < 5 * float(difference.std()) / 2 / count**0.5
+
+
+# times
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_weights_make_every_rule_estimate_the_same_average(name, sde):
+    """E w(t) h(t) is the average of h over t uniform in [t_min, T], for a smooth h that vanishes where weights are large."""
+    count = 20000
+    t, weight = TIMES[name].sample(sde, count, generator(1))
+    assert t.min() >= sde.t_min * (1 - 1e-5)
+    assert t.max() <= sde.T * (1 + 1e-6)
+    h = lambda t: (-sde.log_snr(t.double())).sigmoid()
+    axis = torch.linspace(sde.t_min, sde.T, 20001, dtype=torch.float64)
+    expected = torch.trapezoid(h(axis), axis) / (sde.T - sde.t_min)
+    values = weight.double() * h(t)
+    assert abs(values.mean() - expected) < 5 * values.std() / count**0.5 + 1e-4
+
+
+def test_log_snr_times_are_uniform_in_log_snr(sde):
+    t, _ = TIMES["log_snr"].sample(sde, 1000, generator(0))
+    low, high = float(sde.log_snr(sde.T)), float(sde.log_snr(sde.t_min))
+    u = (sde.log_snr(t.double()) - low) / (high - low)
+    grid = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert (u.sort().values - grid).abs().max() < 3e-3
+
+
+def test_stratified_times_cover_the_interval_evenly():
+    sde = SDE_CASES["vp"]
+    plain, _ = TIMES["uniform"].sample(sde, 64, generator(0))
+    even, _ = TIMES["stratified"].sample(sde, 64, generator(0))
+    gaps = lambda t: t.sort().values.diff()
+    assert gaps(even).max() < 1.01 * sde.T / 64
+    assert gaps(plain).max() > 2 * sde.T / 64
+    # each one is uniform over seeds
+    first = torch.stack([TIMES["stratified"].sample(sde, 8, generator(i))[0][0] for i in range(2000)])
+    assert abs(first.mean() - 0.5) < 4 / (12 * 2000) ** 0.5
+
+
+def test_importance_sampling_gives_the_likelihood_loss_a_constant_weight(sde):
+    t, weight = TIMES["log_snr"].sample(sde, 256, generator(0))
+    total = weight * (sde.diffusion(t) / sde.sigma(t)) ** 2
+    span = float(sde.log_snr(sde.t_min) - sde.log_snr(sde.T)) / (sde.T - sde.t_min)
+    torch.testing.assert_close(total, torch.full_like(total, span), rtol=1e-4, atol=0)
+
+
+def test_sigma_data_of_one_makes_edm_and_v_agree_under_vp():
+    """With sigma_data = 1 and alpha^2 + sigma^2 = 1 the two rows differ by the sign of F alone."""
+    sde = SDE_CASES["vp"]
+    t = torch.tensor([0.05, 0.5], dtype=torch.float64)
+    edm, v = (PARAMETERIZATIONS[name](sde.alpha(t), sde.sigma(t), 1.0) for name in ("edm", "v"))
+    torch.testing.assert_close(edm.a, v.a)
+    torch.testing.assert_close(edm.b, -v.b)
+    assert math.isclose(float(edm.c_in[0]), 1.0, rel_tol=1e-9)
