@@ -108,6 +108,8 @@ def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
     Raises:
         ConfigError: the saved config has a key or a type that is not of this version.
     """
+    if not isinstance(saved, Mapping):
+        raise ConfigError(f"config.json holds {saved!r} in place of a config")
     config = default_config()
 
     def fill(target: ConfigDict, values: Mapping[str, Any], path: str) -> None:
@@ -166,7 +168,8 @@ def _check_type(config: ConfigDict, key: str, value: str) -> None:
     kind = config.get_type(last)
     try:
         if kind is tuple:
-            tuple(ast.literal_eval(value))
+            if not all(isinstance(item, int | float) for item in tuple(ast.literal_eval(value))):
+                raise TypeError("all tuples in a config hold numbers")
         elif kind is bool:
             flags.BooleanParser().parse(value)
         else:

@@ -55,7 +55,7 @@ def picture(samples: Tensor, *, limits: tuple[float, float] | None = None) -> Im
         axes.set_aspect("equal")
         if limits:
             axes.set(xlim=limits, ylim=limits)
-    elif values[0].size == 1:
+    elif math.prod(values.shape[1:]) == 1:
         axes.hist(values.ravel(), bins=50, range=limits)
     else:
         for curve in values[:16].reshape(-1, values.shape[-1]):

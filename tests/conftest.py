@@ -14,6 +14,7 @@ from score_sde.tensors import as_time
 @pytest.fixture(autouse=True)
 def _reproducible():
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ FIXED = {
     "implicit_adams": (None, 2),
 }
 METHODS = (*ADAPTIVE, *FIXED, "scipy_solver")
-MAX_STEPS = 20000
+MAX_STEPS = 5000
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def test_network_fits_a_known_function():
     network = UNet((1, 4, 4), width=16, multipliers=(1,), blocks=1, attention=())
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     losses = []
-    for _ in range(100):
+    for _ in range(70):
         x, noise = torch.randn(32, 1, 4, 4), torch.rand(32)
         wanted = torch.tanh(2 * x) * noise[:, None, None, None]
         loss = (network(x, 999 * noise) - wanted).square().mean()
@@ -76,7 +76,7 @@ def test_network_fits_a_known_function():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-10:]) < 0.2 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
 
 
 def test_embeddings_tell_neighbouring_levels_apart():

@@ -1,0 +1,164 @@
+"""bits/dim against densities and entropies that are known."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from score_sde import DataSpec, GaussianMixture, ProbabilityFlow, VESDE, VPSDE, bits_per_dim
+from score_sde.data import DataError, Moments
+from score_sde.likelihood import prior_mismatch
+from score_sde.tensors import SampleNoise
+
+SPEC = DataSpec((2,), levels=16)
+SOLVER = ProbabilityFlow(rtol=1e-5, atol=1e-5)
+
+
+def smooth_model():
+    """A mixture well inside [-1, 1], in model coordinates."""
+    means = torch.tensor([[-0.4, -0.3], [0.3, 0.4]], dtype=torch.float64)
+    return GaussianMixture(means, [0.02, 0.015])
+
+
+def integers(count=200, spec=SPEC):
+    return spec.quantized(smooth_model().sample(count, seed=5))
+
+
+def test_each_sample_is_minus_log2_of_the_density_at_its_dequantized_point():
+    """The same dequantization noise, the mixture's own density at t_min, the bin's width: no ODE."""
+    score, values = smooth_model().score(VPSDE()), integers(20)
+    record = bits_per_dim(score, values, data=SPEC, divergence="exact", solver=SOLVER, seed=3)
+    u = SampleNoise(3, values.shape, purpose="dequantization", dtype=torch.float64).uniform()
+    points = -1 + (values + u) * 2 / 16
+    expected = -(score.log_prob(points, 1e-5) / math.log(2) + 2 * math.log2(2 / 16)) / 2
+    torch.testing.assert_close(torch.tensor(record.per_sample, dtype=torch.float64), expected, rtol=0, atol=1e-3)
+    assert record.mean == pytest.approx(sum(record.per_sample) / 20)
+    assert record.stderr == pytest.approx(torch.tensor(record.per_sample).std().item() / 20**0.5, rel=1e-5)
+
+
+def test_it_bounds_the_entropy_of_the_discrete_model_from_above():
+    """The cell probabilities of the mixture, by erf, give the exact code length; dequantization costs a little more."""
+    truth, values = smooth_model(), integers(400)
+    edges = torch.linspace(-1, 1, 17, dtype=torch.float64)
+    normal = torch.distributions.Normal(truth.means[..., None], truth.variances.sqrt()[..., None])
+    cells = normal.cdf(edges).diff(dim=-1)  # (component, coordinate, level)
+    probability = sum(
+        weight * cells[k, 0][values[:, 0]] * cells[k, 1][values[:, 1]] for k, weight in enumerate(truth.weights)
+    )
+    exact = -probability.log2() / 2
+    record = bits_per_dim(truth.score(VPSDE()), values, data=SPEC, divergence="exact", solver=SOLVER)
+    gap = torch.tensor(record.per_sample, dtype=torch.float64) - exact
+    assert -0.002 < gap.mean() < 0.15
+    assert gap.mean() > -3 * gap.std() / 20
+
+
+def test_uniform_data_costs_log2_of_its_levels():
+    """A density that is flat over the whole range: every level costs log2(levels), up to the smoothing at the two ends."""
+    grid = (torch.arange(400, dtype=torch.float64) + 0.5) / 200 - 1
+    flat = GaussianMixture(grid[:, None], torch.full((400,), (1 / 200) ** 2, dtype=torch.float64))
+    spec = DataSpec((1,), levels=4)
+    values = torch.tensor([[1], [2]] * 4)
+    record = bits_per_dim(flat.score(VPSDE()), values, data=spec, divergence="exact", solver=SOLVER)
+    assert record.mean == pytest.approx(2.0, abs=0.01)
+
+
+def test_every_sample_once_whatever_the_batch():
+    score, values = smooth_model().score(VPSDE()), integers(11)
+    options = {"data": SPEC, "solver": ProbabilityFlow(method="rk4", steps=12, grid="log_snr")}
+    whole = bits_per_dim(score, values, **options)
+    parts = bits_per_dim(score, values, batch_size=4, **options)
+    assert whole.samples == parts.samples == 11
+    assert parts.per_sample == pytest.approx(whole.per_sample, abs=1e-9)
+    assert whole.nfe == parts.nfe == 48
+
+
+def test_probes_reduce_the_spread_and_keep_the_mean():
+    values = integers(1).expand(300, 2)
+    correlated = GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[[0.1, 0.08], [0.08, 0.1]]]).double())
+    options = {"data": SPEC, "solver": ProbabilityFlow(method="rk4", steps=16, grid="log_snr")}
+    exact = bits_per_dim(correlated.score(VPSDE()), values, divergence="exact", **options)
+    residual = [
+        torch.tensor(bits_per_dim(correlated.score(VPSDE()), values, probes=probes, **options).per_sample)
+        - torch.tensor(exact.per_sample)
+        for probes in (1, 4)
+    ]
+    for noise in residual:
+        assert abs(noise.mean()) < 4 * noise.std() / 300**0.5
+    assert (residual[1].std() / residual[0].std()).item() == pytest.approx(0.5, rel=0.3)
+
+
+def test_continuous_data_is_measured_in_its_own_units():
+    """The same points in units ten times as large have a density ten times as small in each coordinate."""
+    score = smooth_model().score(VPSDE())
+    x = smooth_model().sample(10, seed=1)
+    small = bits_per_dim(score, x, data=DataSpec((2,)), divergence="exact", solver=SOLVER)
+    large = bits_per_dim(score, 10 * x, data=DataSpec((2,), data_range=(-10.0, 10.0)), divergence="exact", solver=SOLVER)
+    assert large.mean - small.mean == pytest.approx(math.log2(10), abs=1e-6)
+    assert small.dequantization == "none"
+    assert small.mean == pytest.approx(-smooth_model().log_prob(x).mean().item() / 2 / math.log(2), abs=1e-3)
+
+
+def test_record_says_how_it_was_obtained(tmp_path):
+    record = bits_per_dim(smooth_model().score(VPSDE()), integers(4), data=SPEC, solver=SOLVER, seed=7, probes=2)
+    for said in (f"{record.mean:.4f}", "4 samples", "16 levels", "uniform", "dopri5", "1e-05", "2 Hutchinson", "seed 7"):
+        assert said in record.sentence()
+    record.save(tmp_path / "record.json", step=3)
+    saved = json.loads((tmp_path / "record.json").read_text())
+    assert saved["mean"] == record.mean
+    assert saved["per_sample"] == list(record.per_sample)
+    assert saved["step"] == 3
+
+
+def test_noise_that_swamps_a_bin_is_warned_of_with_its_floor():
+    """sigma(t_min) = 0.05 beside bins of 2/256: log2(sqrt(2 pi) 0.05 / (2/256)) = 4.004 bits/dim."""
+    spec = DataSpec((2,), levels=256)
+    values = spec.quantized(smooth_model().sample(2))
+    solver = ProbabilityFlow(method="euler", steps=2)
+    with pytest.warns(UserWarning, match=r"no model can score below 4\.00 bits/dim"):
+        bits_per_dim(smooth_model().score(VESDE(sigma_min=0.05)), values, data=spec, solver=solver)
+
+
+def test_prior_mismatch_is_the_divergence_of_two_gaussians():
+    sde = VPSDE(beta_max=3.0)
+    factor = torch.randn(3, 3, dtype=torch.float64)
+    covariance, mean = factor @ factor.mT, torch.randn(3, dtype=torch.float64)
+    alpha, sigma = sde.alpha(1.0), sde.sigma(1.0)
+    eye = torch.eye(3, dtype=torch.float64)
+    p = torch.distributions.MultivariateNormal(alpha * mean, alpha**2 * covariance + sigma**2 * eye)
+    q = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), sigma**2 * eye)
+    expected = torch.distributions.kl_divergence(p, q) / 3 / math.log(2)
+    assert prior_mismatch(sde, Moments(mean, covariance, None)) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": None}, "data=DataSpec"),
+        ({"levels": 256}, "levels is 256"),
+        ({"dequantization": "gaussian"}, "choose one of uniform"),
+        ({"dequantization": "none"}, "integers have no density"),
+        ({"divergence": "skilling"}, "choose one of exact"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"probes": 0}, "probes"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        bits_per_dim(smooth_model().score(VPSDE()), integers(2), **{"data": SPEC, **options})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.zeros(0, 2), "empty"),
+        (torch.zeros(3, 3), "shape"),
+        (torch.full((1, 2), 16), "from 16 to 16"),
+        (torch.full((1, 2), -1), "from -1"),
+        (torch.full((1, 2), 0.5), "fractions"),
+        (torch.full((1, 2), math.nan), "NaN"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(values, message):
+    with pytest.raises(DataError, match=message):
+        bits_per_dim(smooth_model().score(VPSDE()), values, data=SPEC)

@@ -1,0 +1,332 @@
+"""Training: it learns, it resumes bit for bit, it stops with a sentence and without losses."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from score_sde import DataSpec, GaussianMixture, ScoreModel, VPSDE, load
+from score_sde.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
+from score_sde.data import Dataset, moments, two_moons
+from score_sde.ema import EMA
+from score_sde.networks import MLP
+from score_sde.tensors import generator
+from score_sde.trainer import Trainer, TrainingError, TrainingOptions
+
+OPTIONS = TrainingOptions(steps=12, batch_size=16, log_every=4, sample_every=6, checkpoint_every=5, warmup=2)
+
+
+def build(folder, options=OPTIONS, *, dropout=0.2, seed=0, samples=100, width=16):
+    torch.manual_seed(5)
+    data = two_moons(samples=samples)
+    model = ScoreModel(
+        MLP((2,), width=width, depth=2, dropout=dropout), VPSDE(), data.spec, parameterization="edm", time_input="edm"
+    )
+    folder.mkdir(exist_ok=True)
+    return Trainer(model, data, folder, options, seed=seed)
+
+
+def end_state(trainer):
+    """Everything that an interrupted run must share with one that was not."""
+    metrics = [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
+    for line in metrics:
+        line.pop("seconds")
+    return {**trainer.model.state_dict()}, {**trainer.ema.model.state_dict()}, metrics
+
+
+def assert_same(first, second):
+    for a, b in zip(first[:2], second[:2], strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert first[2] == second[2]
+
+
+def test_it_learns(tmp_path):
+    """It ends below the loss of the best Gaussian, whose score is exact and linear."""
+    options = TrainingOptions(
+        steps=800,
+        batch_size=64,
+        log_every=10,
+        sample_every=400,
+        learning_rate=3e-3,
+        warmup=20,
+        schedule="cosine",
+        ema_decay=0.99,
+    )
+    trainer = build(tmp_path, options, dropout=0.0, samples=4000, width=64)
+    assert trainer.train(progress=False) is None
+    _, _, metrics = end_state(trainer)
+    first_two = moments(trainer.data.train, trainer.data.spec)
+    gaussian = GaussianMixture(first_two.mean[None], first_two.covariance[None]).to(torch.float32).score(trainer.model.sde)
+    values = trainer.data.test.repeat(5, 1)
+    losses = [trainer.loss(score, values, generator(1)).mean().item() for score in (trainer.ema.model, gaussian)]
+    assert losses[0] < losses[1] - 0.1
+    assert [line["step"] for line in metrics] == list(range(10, 801, 10))
+    assert {"gradient_norm", "learning_rate", "seconds"} <= metrics[0].keys()
+    assert (tmp_path / "samples" / "step_000000800.png").stat().st_size > 500
+
+
+@pytest.mark.parametrize("stops", [(1,), (4, 5), (3, 6, 11)])
+def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, stops):
+    """Stopped by a signal after any step, mid-way between logs and checkpoints, with dropout: the same bits."""
+    whole = build(tmp_path / "whole")
+    whole.train(progress=False)
+    for stop in stops:
+        trainer = build(tmp_path / "parts")
+        take_step = trainer._take_step
+
+        def step_and_stop(trainer=trainer, take_step=take_step, stop=stop):
+            take_step()
+            if trainer.step == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        trainer._take_step = step_and_stop
+        said = []
+        assert trainer.train(progress=False, announce=said.append) == signal.SIGTERM
+        assert f"stopped at step {stop} of 12" in said[0]
+    trainer = build(tmp_path / "parts")
+    assert trainer.step == stops[-1]
+    trainer.train(progress=False)
+    assert_same(end_state(trainer), end_state(whole))
+
+
+def test_a_crash_loses_the_steps_since_the_last_checkpoint_and_no_more(tmp_path):
+    whole = build(tmp_path / "whole")
+    whole.train(progress=False)
+    trainer = build(tmp_path / "parts")
+    draw = trainer._draw
+
+    def crash_later():
+        draw()
+        if trainer.step == 6:
+            raise KeyboardInterrupt("crash")
+
+    trainer._draw = crash_later
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(progress=False)
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')  # a line cut off by the crash
+    trainer = build(tmp_path / "parts")
+    assert trainer.step == 5
+    trainer.train(progress=False)
+    assert_same(end_state(trainer), end_state(whole))
+
+
+def test_ctrl_c_in_the_last_step_finishes(tmp_path):
+    trainer = build(tmp_path)
+    log = trainer._log
+    trainer._log = lambda **how: (os.kill(os.getpid(), signal.SIGINT) if trainer.step == 12 else None, log(**how))[1]
+    assert trainer.train(progress=False) is None
+
+
+def test_the_state_of_the_global_generator_is_left_alone(tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    trainer = build(tmp_path)
+    torch.manual_seed(3)
+    trainer.train(progress=False)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_seed_decides(tmp_path):
+    states = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        trainer = build(tmp_path / name, seed=seed)
+        trainer.train(progress=False)
+        states.append(end_state(trainer))
+    assert_same(states[0], states[1])
+    assert states[0][2] != states[2][2]
+
+
+def test_each_epoch_sees_every_sample_once(tmp_path):
+    trainer = build(tmp_path)
+    seen = []
+    for trainer.step in range(10):
+        seen.extend(trainer._batch().tolist())
+    assert sorted(seen[:80]) == list(range(80))
+    assert sorted(seen[80:160]) == list(range(80))
+    assert seen[:80] != seen[80:160]
+
+
+def test_nan_stops_with_a_sentence_and_the_last_checkpoint_stays_sound(tmp_path):
+    trainer = build(tmp_path)
+    take_step = trainer._take_step
+
+    def poisoned():
+        if trainer.step == 7:
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(math.nan)
+        take_step()
+
+    trainer._take_step = poisoned
+    with pytest.raises(TrainingError, match=r"step 8, with t from .* to .*000000005.pt, is sound") as caught:
+        trainer.train(progress=False)
+    assert "lower training.learning_rate" in str(caught.value)
+    assert trainer.step == 8  # seen at the next line of the log, before anything was written
+    state = load_checkpoint(latest_checkpoint(tmp_path / "checkpoints"))
+    assert state["step"] == 5
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_the_t_range_named_is_that_of_the_step(tmp_path):
+    trainer = build(tmp_path)
+    times = []
+    forward = trainer.model.forward
+    trainer.model.forward = lambda x, t, cond=None: (times.append(t), forward(x, t, cond))[1]
+    trainer._take_step()
+    trainer.pending[-1][0] = math.nan
+    with pytest.raises(TrainingError, match=f"from {times[0].min().item():.3g} to {times[0].max().item():.3g}"):
+        trainer.save()
+
+
+def test_learning_rate_rises_and_falls(tmp_path):
+    trainer = build(tmp_path, replace(OPTIONS, steps=100, warmup=10, schedule="cosine", learning_rate=1.0))
+    rates = []
+    for trainer.step in range(100):
+        rates.append(trainer._learning_rate())
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(rates[9])
+    assert rates[50] == pytest.approx(0.5)
+    assert rates[99] < 1e-3
+
+
+def test_flip_mirrors_half_of_the_images(tmp_path):
+    image = torch.arange(4).expand(1, 1, 4).repeat(400, 1, 1, 1).to(torch.uint8)
+    data = Dataset(image, image, DataSpec((1, 1, 4), levels=4))
+    seen = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, noise):
+            seen.append(x.detach())
+            return self.scale * x
+
+    model = ScoreModel(Spy(), VPSDE(beta_max=0.2), data.spec)
+    trainer = Trainer(model, data, tmp_path, replace(OPTIONS, flip=True, batch_size=400, times="uniform"))
+    trainer._take_step()
+    rising = ((seen[0][:, 0, 0, 3] - seen[0][:, 0, 0, 0]) > 0).float().mean()
+    assert abs(rising - 0.5) < 0.12
+
+
+def test_ema_is_the_average_with_its_warm_up():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    ema = EMA(model, 0.5)
+    expected = 0.0
+    for n in range(1, 12):
+        nn.init.constant_(model.weight, float(n))
+        ema.update(model)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n
+        assert ema.model.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert not ema.model.weight.requires_grad
+
+
+def test_checkpoints_are_kept_two_at_a_time_and_leftovers_removed(tmp_path):
+    (tmp_path / ".000000001.pt.abc").write_bytes(b"half a file")
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"value": torch.tensor(step)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000002.pt", "000000003.pt"]
+    assert load_checkpoint(latest_checkpoint(tmp_path))["value"] == 3
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    build(tmp_path).train(progress=False)
+    data = two_moons(samples=100)
+    other = ScoreModel(MLP((2,), width=8, depth=1), VPSDE(), data.spec)
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        Trainer(other, data, tmp_path, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "training.steps"),
+        ({"learning_rate": 0.0}, "positive"),
+        ({"weighting": "l2"}, "choose one of sigma2"),
+        ({"times": "importance"}, "choose one of uniform"),
+        ({"schedule": "linear"}, "choose one of constant"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, replace(OPTIONS, **change))
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_loses_nothing(tmp_path):
+    """The command itself, killed at several moments and repeated, ends with the bits and metrics of an undisturbed run."""
+    command = [sys.executable, "-m", "score_sde", "train", "--config=digits_vp", "--quiet"]
+    options = {
+        "network.unet.width": 8,
+        "network.unet.dropout": 0.1,
+        "training.steps": 150,
+        "training.batch_size": 16,
+        "training.log_every": 7,
+        "training.checkpoint_every": 5,
+        "training.sample_every": 60,
+    }
+    command += [f"--config.{key}={value}" for key, value in options.items()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, f"--workdir={tmp_path / 'whole'}"], check=True, env=environment, capture_output=True)
+    random = torch.Generator().manual_seed(int(time.time()))
+    folder = tmp_path / "killed"
+    kills = 0
+    while kills < 6:
+        process = subprocess.Popen(
+            [*command, f"--workdir={folder}"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        began = time.time()
+        while latest_checkpoint(folder / "checkpoints") is None and time.time() - began < 120:
+            time.sleep(0.01)
+        before = latest_checkpoint(folder / "checkpoints")
+        # once training moves, a random moment of a few dozen steps and several checkpoints
+        while latest_checkpoint(folder / "checkpoints") == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(0.5 * torch.rand(1, generator=random).item())
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+    finished = subprocess.run([*command, f"--workdir={folder}"], check=True, env=environment, capture_output=True, text=True)
+    assert kills >= 3, finished.stdout
+    states = [load_checkpoint(latest_checkpoint(tmp_path / name / "checkpoints")) for name in ("whole", "killed")]
+    assert states[0]["step"] == states[1]["step"] == 150
+    for part in ("model", "ema"):
+        for key, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][key]), (part, key)
+    logs = []
+    for name in ("whole", "killed"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        logs.append([{key: value for key, value in line.items() if key != "seconds"} for line in lines])
+    assert logs[0] == logs[1]
+    assert load(folder).step == 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_say_how_to_go_on(tmp_path, number):
+    command = [sys.executable, "-m", "score_sde", "train", "--config=two_moons", f"--workdir={tmp_path}", "--quiet"]
+    process = subprocess.Popen([*command, "--config.training.sample_every=0"], stdout=subprocess.PIPE, text=True)
+    began = time.time()
+    while not (tmp_path / "metrics.jsonl").exists() and time.time() - began < 120:
+        time.sleep(0.05)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"to go on:  score-sde train --workdir={tmp_path}" in said
+    step = load(tmp_path).step
+    assert f"stopped at step {step} of 4000" in said
