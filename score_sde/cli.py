@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+from score_sde.checkpoint import latest_checkpoint
 from score_sde.comparison import compare
 from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
 from score_sde.data import DATASETS, Dataset, load_array, moments
@@ -57,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     overrides = [a for a in arguments if a.startswith(("--config.", "-config."))]
     options = _parser().parse_args([a for a in arguments if a not in overrides])
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         if overrides and "workdir" not in options and "config" not in options:
             raise ConfigError(f"score-sde {options.command} takes no --config. options")
-        return options.run(options, overrides) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            return options.run(options, overrides) or 0
     except (ValueError, OSError, SolverError, TrainingError) as error:
         if options.traceback:
             raise
@@ -77,13 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
     folder = Path(options.workdir)
-    saved = (folder / "config.json").exists()
-    if saved:
+    if latest_checkpoint(folder / "checkpoints"):
         config = _continued(folder, options.config, overrides)
     elif options.config:
         config = override(read_config(options.config), overrides)
+    elif (folder / "config.json").exists():
+        config = override(from_saved(load_config(folder)[0]), overrides)
     else:
         raise RunError(f"{folder} is not a run yet: give a config, --config={config_names()[0]} for example")
+    device = _device(options.device)
     data = build_data(config.to_dict())
     if config.model.sigma_data is None:
         config.model.sigma_data = moments(data.train[:1000], data.spec, full_up_to=0).spectrum.mean().sqrt().item()
@@ -98,7 +102,6 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     save_config(folder, plain, data.spec)
     if not (folder / "moments.safetensors").exists():
         save_moments(folder, moments(data.train, data.spec))
-    device = _device(options.device)
     trainer = Trainer(model, data, folder, training, seed=plain["seed"], device=device)
     print(_summary(config, data, model, device))
     if trainer.step:
@@ -131,11 +134,9 @@ def _continued(folder: Path, source: str | None, overrides: list[str]) -> Config
 def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = _loaded(options, overrides)
     solver = _solver(config, options.solver)
-    if options.nfe:
+    if options.nfe is not None:
         solver = solver.with_budget(options.nfe)
     spec, name = run.model.data, config.solver.name
-    if options.n < 1:
-        raise ConfigError(f"--n must be at least 1, got {options.n}")
     parts, nfe, seconds = [], 0, 0.0
     for first in range(0, options.n, options.batch_size):
         shape = (min(options.batch_size, options.n - first), *spec.shape)
@@ -165,16 +166,13 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
 def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = _loaded(options, overrides)
     if options.data:
-        values, name = load_array(options.data), Path(options.data).stem
+        values, name = load_array(options.data, options.key), Path(options.data).stem
         if values.shape[1:] != run.model.data.shape and values[0].numel() == run.model.data.dim:
             values = values.reshape(-1, *run.model.data.shape)
         run.model.data.check(values, options.data)
     else:
         values, name = getattr(build_data(config.to_dict()), options.split), options.split
-    if options.n is not None:
-        if options.n < 1:
-            raise ConfigError(f"--n must be at least 1, got {options.n}")
-        values = values[: options.n]
+    values = values[: options.n]
     record = run_likelihood(run, config, values, seed=options.seed, progress=not options.quiet)
     path = run.folder / f"likelihood_{name}.json"
     record.save(path, run=str(run.folder), step=run.step, weights="average", data=options.data or options.split)
@@ -323,7 +321,7 @@ def _self_test(device: torch.device) -> float:
 
 def _loaded(options: argparse.Namespace, overrides: list[str]) -> tuple[Run, ConfigDict]:
     for argument in overrides:
-        section = argument.split(".")[1]
+        section = argument.split(".")[1].split("=")[0]
         if section not in FREE_TO_CHANGE and section != "data":
             raise ConfigError(f"{argument}: the run is trained, only {', '.join(FREE_TO_CHANGE[1:])} and data can be set here")
     run = load(options.workdir, device=_device(options.device))
@@ -331,7 +329,7 @@ def _loaded(options: argparse.Namespace, overrides: list[str]) -> tuple[Run, Con
 
 
 def _solver(config: ConfigDict, name: str | None):
-    if name:
+    if name is not None:
         if name not in SOLVERS:
             close = difflib.get_close_matches(name, SOLVERS, n=1)
             hint = f", did you mean {close[0]}?" if close else ""
@@ -357,6 +355,13 @@ def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: 
         f"{config.data.name}: {len(data.train)} training and {len(data.test)} test samples of shape {spec.shape}, {kind}\n"
         f"{config.sde.name} SDE, {config.network.name} with {weights:.2f} M parameters, on {device.type}"
     )
+
+
+def _positive(text: str) -> int:
+    """A number of things as it is given on the command line."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a positive integer is needed, got {text!r}")
+    return int(text)
 
 
 def _seed(text: str) -> int:
@@ -404,23 +409,24 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("sample", sample, "draw samples as a picture and an .npz")
     sub.add_argument("--solver", help=f"{', '.join(SOLVERS)}; options by --config.solver.NAME.option=value")
-    sub.add_argument("--nfe", type=int, help="network evaluations, instead of the solver's own steps")
-    sub.add_argument("--n", type=int, default=64, help="number of samples")
+    sub.add_argument("--nfe", type=_positive, help="network evaluations, instead of the solver's own steps")
+    sub.add_argument("--n", type=_positive, default=64, help="number of samples")
     sub.add_argument("--seed", type=_seed, default=0)
-    sub.add_argument("--batch_size", type=int, default=256, help="samples at a time")
+    sub.add_argument("--batch_size", type=_positive, default=256, help="samples at a time")
     sub.add_argument("--denoise", action="store_true", help="end with the posterior mean, at one more evaluation")
     sub.add_argument("--clip", action="store_true", help="clip x0 to the range of the data at every evaluation")
 
     sub = command("likelihood", likelihood, "compute bits/dim with its standard error and protocol")
     sub.add_argument("--split", choices=("test", "train"), default="test")
     sub.add_argument("--data", help="a .npy or .npz file instead of the run's own data")
-    sub.add_argument("--n", type=int, help="only the first N samples")
+    sub.add_argument("--key", default="", help="the array in a .npz that holds several")
+    sub.add_argument("--n", type=_positive, help="only the first N samples")
     sub.add_argument("--seed", type=_seed, default=0)
 
     sub = command("compare", compare_, "compare solvers at equal evaluations")
     sub.add_argument("--solvers", default="euler_maruyama,pc,ode,ddim", help="names separated by commas")
     sub.add_argument("--nfe", default="10,20,50,100", help="evaluations separated by commas")
-    sub.add_argument("--n", type=int, default=256, help="samples per setting")
+    sub.add_argument("--n", type=_positive, default=256, help="samples per setting")
     sub.add_argument("--seed", type=_seed, default=0)
 
     sub = command("demo", demo, "train on real digits, sample, measure, compare, and write a report")

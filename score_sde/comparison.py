@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -94,12 +95,15 @@ def compare(
     for name, budget in tqdm(pairs, desc="comparing", unit="run", disable=not progress):
         try:
             solver = solvers[name].with_budget(budget)
-        except ValueError:
-            continue  # a single step costs more
+        except ValueError as error:
+            warnings.warn(f"{name} is left out at {budget} evaluations: {error}", stacklevel=2)
+            continue
         result = solver.sample(score, shape, seed=seed)
         error = math.nan if solver.stochastic else (result.x - converged.x).square().mean().sqrt().item()
         measured.append(Measurement(name, budget, result.nfe, result.seconds, sliced_wasserstein(result.x, data), error))
         drawn[name, budget] = result.x
+    if not measured:
+        raise ValueError(f"none of {', '.join(solvers)} can take a step within {max(budgets)} evaluations")
     half = len(data) // 2
     floor = sliced_wasserstein(data[:half], data[half:])
     return Comparison(tuple(measured), floor, {("converged ODE", converged.nfe): converged.x, **drawn})

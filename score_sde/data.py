@@ -256,7 +256,8 @@ def load_array(path: str, key: str = "") -> Tensor:
         if isinstance(loaded, np.lib.npyio.NpzFile):
             names = loaded.files
             if key not in names and (key or len(names) != 1):
-                raise DataError(f"{path} holds {', '.join(names) or 'no array'}: choose one by --config.data.file.key=")
+                how = "choose one by its key, --config.data.file.key= (--key= for a likelihood)"
+                raise DataError(f"{path} holds {', '.join(names) or 'no array'}: {how}")
             loaded = loaded[key or names[0]]
     except DataError:
         raise

@@ -80,8 +80,8 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
         ),
         "<h2>How likely are the test images?</h2>",
         paragraph(
-            f'<span class="figure">{record.mean:.3f} &plusmn; {record.stderr:.3f} bits/dim</span>: so many bits per pixel would '
-            "a perfect code built on this model need to store a test image. The probability-flow ODE gives the exact "
+            f'<span class="figure">{record.mean:.3f} &plusmn; {record.stderr:.3f} bits/dim</span>: so many bits per pixel '
+            "would a perfect code built on this model need to store a test image. The probability-flow ODE gives the exact "
             "log-density of the model; the error is the standard error over the test images."
         ),
         table(

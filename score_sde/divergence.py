@@ -37,7 +37,7 @@ class ExactDivergence:
     """The trace itself.
 
     Args:
-        chunk: number of coordinates differentiated at once; by default as many as keep a chunk below 2^22 numbers.
+        chunk: number of coordinates differentiated at once; by default as many as keep a chunk below 2^14 numbers.
     """
 
     def __init__(self, chunk: int | None = None):
@@ -53,7 +53,7 @@ class ExactDivergence:
             x = x.detach().requires_grad_()
             value = field(x)
         batch, dim = x.shape[0], x[0].numel()
-        chunk = self.chunk or max(1, 2**22 // x.numel())
+        chunk = self.chunk or max(1, 2**14 // x.numel())
         trace = x.new_zeros(batch)
         for start in range(0, dim, chunk):
             index = torch.arange(start, min(start + chunk, dim), device=x.device)

@@ -67,6 +67,8 @@ def build_solver(config: Config) -> Solver:
 
 def build_model(config: Config, spec: DataSpec) -> ScoreModel:
     """The model that ``config`` describes, with initial weights drawn from ``config["seed"]``."""
+    if config["seed"] < 0:
+        raise RunError(f"seed must not be negative, got {config['seed']}")
     sde = chosen(SDES, config["sde"], kind="sde")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
@@ -107,7 +109,11 @@ def load_config(folder: Path) -> tuple[dict[str, Any], DataSpec]:
         )
     try:
         saved = json.loads(path.read_text())
-        return saved["config"], DataSpec(**saved["data_spec"])
+        config = saved["config"]
+        missing = {"seed", "data", "sde", "network", "model"} - set(config)
+        if missing:
+            raise KeyError(f"it lacks {', '.join(sorted(missing))}")
+        return config, DataSpec(**saved["data_spec"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged or of another program: {error}") from error
 

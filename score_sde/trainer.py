@@ -77,6 +77,12 @@ class TrainingOptions:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "sample_every", "clip", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}")
+        for name in ("ema_decay", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"training.learning_rate must be positive, got {self.learning_rate}")
         for name, allowed in (("weighting", WEIGHTINGS), ("times", TIMES), ("schedule", ("constant", "cosine"))):

@@ -36,7 +36,9 @@ def test_every_name_in_the_table_exists():
     from score_sde.sdes import SDES
     from score_sde.solvers import SOLVERS
 
-    rows = dict(re.findall(r"^\| (SDEs|parameterizations|networks|losses|solvers|data) \| (.*) \|$", README, flags=re.MULTILINE))
+    rows = dict(
+        re.findall(r"^\| (SDEs|parameterizations|networks|losses|solvers|data) \| (.*) \|$", README, flags=re.MULTILINE)
+    )
     tables = {
         "SDEs": SDES,
         "parameterizations": PARAMETERIZATIONS,

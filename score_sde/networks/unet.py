@@ -30,8 +30,8 @@ class UNet(nn.Module):
         fourier_scale: frequency scale of the Fourier embedding.
 
     Raises:
-        ValueError: the event is not a signal or an image, has a side that ``multipliers`` halves below 1, or
-            ``attention`` names a level that does not exist.
+        ValueError: the event is not a signal or an image, has a side that ``multipliers`` halves below 1, a size is not
+            positive, or ``attention`` names a level that does not exist.
     """
 
     def __init__(
@@ -51,6 +51,9 @@ class UNet(nn.Module):
         channels, *sides = shape
         if len(sides) not in (1, 2):
             raise ValueError(f"a U-Net needs an event (C, L) or (C, H, W), got {tuple(shape)}; the mlp takes any")
+        if width < 4 or blocks < 1 or not multipliers or min(multipliers) < 1:
+            given = f"{width}, {blocks} and {multipliers}"
+            raise ValueError(f"width must be at least 4, blocks and multipliers at least 1, got {given}")
         if min(sides) < 2 ** (len(multipliers) - 1):
             raise ValueError(f"{len(multipliers)} levels are too many for an event of shape {tuple(shape)}")
         if not set(attention) <= set(range(len(multipliers))):

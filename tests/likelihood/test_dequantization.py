@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from score_sde import DataSpec, GaussianMixture, ProbabilityFlow, VESDE, VPSDE, bits_per_dim
+from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, ProbabilityFlow, bits_per_dim
 from score_sde.data import DataError, Moments
 from score_sde.likelihood import prior_mismatch
 from score_sde.tensors import SampleNoise
@@ -43,9 +43,7 @@ def test_it_bounds_the_entropy_of_the_discrete_model_from_above():
     edges = torch.linspace(-1, 1, 17, dtype=torch.float64)
     normal = torch.distributions.Normal(truth.means[..., None], truth.variances.sqrt()[..., None])
     cells = normal.cdf(edges).diff(dim=-1)  # (component, coordinate, level)
-    probability = sum(
-        weight * cells[k, 0][values[:, 0]] * cells[k, 1][values[:, 1]] for k, weight in enumerate(truth.weights)
-    )
+    probability = sum(weight * cells[k, 0][values[:, 0]] * cells[k, 1][values[:, 1]] for k, weight in enumerate(truth.weights))
     exact = -probability.log2() / 2
     record = bits_per_dim(truth.score(VPSDE()), values, data=SPEC, divergence="exact", solver=SOLVER)
     gap = torch.tensor(record.per_sample, dtype=torch.float64) - exact

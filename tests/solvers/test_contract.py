@@ -165,8 +165,7 @@ def test_one_step_works(solver):
 def _accepts(solver, budget):
     try:
         solver.with_budget(budget)
-    except ValueError as error:
-        assert "evaluations" in str(error)
+    except ValueError:
         return False
     return True
 

@@ -1,0 +1,601 @@
+"""The command: what it writes on the happy paths, and one sentence with exit code 2 for every mistake."""
+
+import csv
+import json
+import os
+import pickle
+import re
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from score_sde.cli import main
+from score_sde.config import config_names
+from score_sde.data import two_moons
+from score_sde.sdes import SDES
+from score_sde.solvers import SOLVERS
+
+MOONS = (
+    "--config.training.steps=6",
+    "--config.training.sample_every=3",
+    "--config.training.checkpoint_every=3",
+    "--config.training.batch_size=16",
+    "--config.data.two_moons.samples=200",
+)
+DIGITS = ("--config.network.unet.width=8", "--config.training.steps=4", "--config.training.batch_size=16")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """For such small networks a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on points and one on images, of a few steps each."""
+    root = tmp_path_factory.mktemp("runs")
+    assert main(["train", "--config=two_moons", f"--workdir={root / 'moons'}", "--quiet", *MOONS]) == 0
+    assert main(["train", "--config=digits_vp", f"--workdir={root / 'digits'}", "--quiet", *DIGITS]) == 0
+    return root
+
+
+@pytest.fixture
+def moons(trained, tmp_path):
+    """A copy of the run on points, to be changed or damaged."""
+    shutil.copytree(trained / "moons", tmp_path / "moons")
+    return tmp_path / "moons"
+
+
+@pytest.fixture
+def digits(trained, tmp_path):
+    shutil.copytree(trained / "digits", tmp_path / "digits")
+    return tmp_path / "digits"
+
+
+def run(capsys, *arguments) -> str:
+    """What a command that succeeds prints."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments) -> str:
+    """The one sentence of a command that does not: exit code 2, one line, no traceback."""
+    capsys.readouterr()
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    message = capsys.readouterr().err
+    assert code == 2, message
+    assert message.startswith("score-sde"), message
+    assert message.count("\n") == 1, message
+    assert message.endswith("\n")
+    assert "Traceback" not in message
+    return message
+
+
+def latest(folder):
+    return max((folder / "checkpoints").glob("*.pt"))
+
+
+# train
+
+
+def test_training_leaves_a_complete_run(trained):
+    folder = trained / "moons"
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["000000003.pt", "000000006.pt"]
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["config"]["training"]["steps"] == 6
+    assert saved["config"]["model"]["sigma_data"] == pytest.approx(1, abs=0.05)  # measured: the data is standardized
+    assert saved["data_spec"]["shape"] == [2]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 6
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
+    assert (folder / "moments.safetensors").exists()
+    assert list((folder / "samples").glob("*.png"))
+
+
+def test_training_says_what_it_does_and_how_to_go_on(capsys, tmp_path):
+    folder = tmp_path / "run"
+    said = run(capsys, "train", "--config=two_moons", f"--workdir={folder}", "--quiet", *MOONS)
+    assert "160 training and 40 test samples of shape (2,), continuous" in said
+    assert "vp SDE, mlp" in said
+    assert f"score-sde sample --workdir={folder}" in said
+    assert f"score-sde likelihood --workdir={folder}" in said
+
+
+def test_a_run_is_continued_with_its_own_config(capsys, moons):
+    said = run(capsys, "train", f"--workdir={moons}", "--quiet", "--config.training.steps=8")
+    assert f"continuing {moons} from step 6 of 8" in said
+    assert latest(moons).name == "000000008.pt"
+    assert json.loads((moons / "config.json").read_text())["config"]["data"]["two_moons"]["samples"] == 200
+    steps = [json.loads(line)["step"] for line in (moons / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [6, 8]
+    before = latest(moons).read_bytes()
+    assert "continuing" in run(capsys, "train", f"--workdir={moons}", "--quiet")
+    assert latest(moons).read_bytes() == before
+
+
+def test_a_run_is_continued_from_the_checkpoint_that_is_left(capsys, moons):
+    whole = torch.load(latest(moons), weights_only=True)
+    latest(moons).unlink()
+    assert "from step 3 of 6" in run(capsys, "train", f"--workdir={moons}", "--quiet")
+    again = torch.load(latest(moons), weights_only=True)
+    assert all(torch.equal(again["ema"][key], whole["ema"][key]) for key in whole["ema"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--config=digits_vp"], "another data, network"),
+        (["--config.sde.name=ve"], "another sde"),
+        (["--config.data.two_moons.noise=0.5"], "another data"),
+        (["--config.seed=1"], "another seed"),
+        (["--config.network.mlp.width=64"], "another network"),
+        (["--config.model.parameterization=v"], "another model"),
+    ],
+)
+def test_a_run_is_not_continued_as_another(capsys, trained, arguments, part):
+    before = (trained / "moons" / "config.json").read_bytes()
+    message = refused(capsys, "train", f"--workdir={trained / 'moons'}", *arguments)
+    assert f"was trained with {part}; only training, solver, likelihood may change" in message
+    assert (trained / "moons" / "config.json").read_bytes() == before
+
+
+# sample
+
+
+def samples(path):
+    with np.load(path) as file:
+        return file["samples"], json.loads(str(file["about"]))
+
+
+def test_sample_writes_a_picture_and_the_values(capsys, moons):
+    said = run(capsys, "sample", f"--workdir={moons}", "--solver=ode", "--nfe=8", "--n=10", "--seed=3", "--quiet")
+    stem = moons / "samples" / "ode_seed3"
+    assert f"picture: {stem}.png" in said
+    assert "10 samples by ProbabilityFlow" in said
+    assert f"score-sde compare --workdir={moons}" in said
+    values, about = samples(f"{stem}.npz")
+    assert values.shape == (10, 2)
+    assert np.isfinite(values).all()
+    assert (about["seed"], about["nfe"], about["step"], about["denoised"]) == (3, 8, 6, False)
+    with Image.open(f"{stem}.png") as picture:
+        assert picture.convert("L").getextrema()[0] < 128
+
+
+def test_samples_of_images_are_integers_within_their_levels(capsys, digits):
+    run(capsys, "sample", f"--workdir={digits}", "--nfe=10", "--n=5", "--quiet")
+    values, about = samples(digits / "samples" / "euler_maruyama_seed0.npz")
+    assert values.shape == (5, 1, 8, 8)
+    assert values.dtype.kind == "i"
+    assert values.min() >= 0
+    assert values.max() <= 16
+    assert about["nfe"] == 10
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_same_seed_gives_the_same_samples_whatever_the_batch(capsys, moons, solver):
+    drawn = []
+    for size, seed in ((64, 0), (64, 0), (7, 0), (64, 1)):
+        options = (f"--solver={solver}", "--nfe=12", "--n=20", f"--batch_size={size}", f"--seed={seed}", "--quiet")
+        run(capsys, "sample", f"--workdir={moons}", *options)
+        drawn.append(samples(moons / "samples" / f"{solver}_seed{seed}.npz")[0])
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    np.testing.assert_allclose(drawn[2], drawn[0], atol=1e-4)
+    assert np.abs(drawn[3] - drawn[0]).max() > 0.1
+
+
+def test_options_of_the_solver_and_of_sampling(capsys, moons):
+    said = run(
+        capsys, "sample", f"--workdir={moons}", "--config.solver.euler_maruyama.steps=9", "--denoise", "--n=3", "--quiet"
+    )
+    assert "EulerMaruyama(steps=9" in said
+    assert "10 evaluations" in said
+    assert samples(moons / "samples" / "euler_maruyama_seed0.npz")[1]["denoised"]
+
+
+# likelihood
+
+
+def test_likelihood_writes_its_record(capsys, moons):
+    said = run(capsys, "likelihood", f"--workdir={moons}", "--n=12", "--seed=1", "--quiet")
+    record = json.loads((moons / "likelihood_test.json").read_text())
+    assert len(record["per_sample"]) == record["samples"] == 12
+    assert record["mean"] == pytest.approx(np.mean(record["per_sample"]), rel=1e-12)
+    assert record["stderr"] == pytest.approx(np.std(record["per_sample"], ddof=1) / 12**0.5, rel=1e-12)
+    assert (record["seed"], record["step"], record["data"], record["levels"]) == (1, 6, "test", None)
+    assert record["prior_mismatch"] >= 0
+    assert record["sentence"] in said
+    assert f"{record['mean']:.4f} +- {record['stderr']:.4f} bits/dim" in said
+
+
+def test_likelihood_of_a_file_is_that_of_the_split_it_holds(capsys, moons, tmp_path):
+    test = two_moons(samples=200).test[:5]
+    np.save(tmp_path / "mine.npy", test.numpy())
+    run(capsys, "likelihood", f"--workdir={moons}", "--n=5", "--quiet")
+    run(capsys, "likelihood", f"--workdir={moons}", f"--data={tmp_path / 'mine.npy'}", "--quiet")
+    run(capsys, "likelihood", f"--workdir={moons}", "--split=train", "--n=5", "--quiet")
+    test, mine, train = (json.loads((moons / f"likelihood_{name}.json").read_text()) for name in ("test", "mine", "train"))
+    assert mine["per_sample"] == test["per_sample"] != train["per_sample"]
+    assert mine["data"].endswith("mine.npy")
+
+
+def test_likelihood_of_images_stored_without_a_channel(capsys, digits, tmp_path):
+    np.save(tmp_path / "flat.npy", np.arange(2 * 64, dtype=np.uint8).reshape(2, 64) % 17)
+    said = run(capsys, "likelihood", f"--workdir={digits}", f"--data={tmp_path / 'flat.npy'}", "--quiet")
+    assert "17 levels, uniform dequantization" in said
+    record = json.loads((digits / "likelihood_flat.json").read_text())
+    assert (record["dim"], record["levels"], record["samples"]) == (64, 17, 2)
+
+
+# compare, list, config, doctor
+
+
+def test_compare_writes_a_table_and_a_page_that_needs_nothing_else(capsys, moons):
+    said = run(capsys, "compare", f"--workdir={moons}", "--solvers=euler_maruyama,ode,ddim", "--nfe=8,4", "--n=16", "--quiet")
+    with (moons / "compare" / "compare.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(line["solver"], line["budget"]) for line in table] == [
+        (solver, nfe) for solver in ("euler_maruyama", "ode", "ddim") for nfe in ("4", "8")
+    ]
+    assert all(int(line["nfe"]) <= int(line["budget"]) for line in table)
+    assert all(float(line["distance"]) > 0 for line in table)
+    assert [line["error"] == "nan" for line in table] == [True, True, False, False, False, False]
+    with Image.open(moons / "compare" / "compare.png") as picture:
+        assert picture.convert("L").getextrema()[0] < 128
+    page = (moons / "compare" / "compare.html").read_text()
+    sources = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'>]{0,30})", page)
+    assert len(sources) >= 8
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"https?://|<link|<script|@import|url\(", page)
+    for line in table:
+        assert f"{float(line['distance']):.4f}" in page
+        assert f"{float(line['distance']):.4f}" in said
+
+
+def test_list_names_everything(capsys):
+    said = run(capsys, "list")
+    for names in (SDES, SOLVERS, config_names()):
+        assert all(re.search(rf"\b{name}\b", said) for name in names)
+
+
+def test_config_prints_what_was_chosen(capsys, trained):
+    printed = json.loads(run(capsys, "config", "--config=two_moons", "--config.sde.name=ve", "--config.sde.ve.sigma_max=10"))
+    assert printed["sde"]["name"] == "ve"
+    assert printed["sde"]["ve"]["sigma_max"] == 10.0
+    assert "vp" not in printed["sde"]
+    everything = json.loads(run(capsys, "config", "--config=two_moons", "--all"))
+    assert set(everything["sde"]) == {"name", *SDES}
+    own = json.loads(run(capsys, "config", f"--workdir={trained / 'moons'}"))
+    assert own["training"]["steps"] == 6
+
+
+def test_doctor_finds_this_installation_sound(capsys):
+    said = run(capsys, "doctor")
+    assert "sound" in said
+    assert f"torch           {torch.__version__.split('+')[0]}" in said
+
+
+def test_help_is_given(capsys):
+    for command in ("", "train", "sample", "likelihood", "compare", "demo", "list", "config", "doctor"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"] if command else ["--help"])
+        assert stop.value.code == 0
+        assert "usage: score-sde" in capsys.readouterr().out
+
+
+# mistakes on the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "arguments are required: COMMAND"),
+        (["smaple"], "invalid choice: 'smaple'"),
+        (["train"], "arguments are required: --workdir"),
+        (["train", "--workdir=x"], "x is not a run yet: give a config"),
+        (["train", "--workdir=x", "--config=two_mons"], "config 'two_mons' not found, did you mean two_moons?"),
+        (["train", "--workdir=x", "--config=two_moons", "--step=3"], "unknown option --step"),
+        (["train", "--workdir=x", "--config=two_moons", "--device=abacus"], "device 'abacus' cannot be used here"),
+        (["sample", "--workdir=x"], "x is not a run directory: it has no config.json; train one with score-sde train"),
+        (["likelihood", "--workdir=x"], "x is not a run directory"),
+        (["compare", "--workdir=x"], "x is not a run directory"),
+        (["likelihood", "--workdir=x", "--split=tset"], "invalid choice: 'tset'"),
+        (["config"], "--config --workdir is required"),
+        (["config", "--config=two_moons", "--workdir=x"], "not allowed with argument"),
+        (["list", "--config.sde.name=ve"], "score-sde list takes no --config. options"),
+        (["doctor", "--all"], "unknown option --all"),
+    ],
+)
+def test_mistakes_in_a_command(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.sde.name=vpp", "unknown sde 'vpp'; choose one of vp, subvp"),
+        ("--config.solver.name=em", "unknown solver 'em'; choose one of euler_maruyama"),
+        ("--config.network.name=resnet", "unknown network 'resnet'; choose one of mlp, unet"),
+        ("--config.data.name=moons", "unknown data 'moons'; choose one of two_moons"),
+        ("--config.model.parameterization=noise", "unknown parameterization 'noise'; choose one of score, epsilon"),
+        ("--config.model.time_input=hours", "unknown time_input 'hours'; choose one of label"),
+        ("--config.training.weighting=none", "unknown training.weighting 'none'; choose one of sigma2"),
+        ("--config.training.times=late", "unknown training.times 'late'; choose one of uniform"),
+        ("--config.training.schedule=linear", "unknown training.schedule 'linear'; choose one of constant, cosine"),
+        ("--config.training.stps=5", "did you mean training.steps?"),
+        ("--config.sde.vp.beta_mx=5", "did you mean sde.vp.beta_max?"),
+        ("--config.training.steps=many", "config.training.steps must be of type int, got 'many'"),
+        ("--config.training.steps=1.5", "config.training.steps must be of type int, got '1.5'"),
+        ("--config.training.flip=maybe", "config.training.flip must be of type bool, got 'maybe'"),
+        ("--config.training.learning_rate=fast", "config.training.learning_rate must be of type float, got 'fast'"),
+        ("--config.network.unet.multipliers=3", "config.network.unet.multipliers must be a tuple such as"),
+        ("--config.training=3", "config.training is a section: set one of training."),
+        ("--config.training.steps", "config.training.steps needs a value"),
+        ("--config.training.steps=0", "training.steps must be at least 1, got 0"),
+        ("--config.training.batch_size=-1", "training.batch_size must be at least 1, got -1"),
+        ("--config.training.clip=-1", "training.clip"),
+        ("--config.training.beta2=2", "training.beta2"),
+        ("--config.training.ema_decay=2", "training.ema_decay"),
+        ("--config.training.learning_rate=-1", "training.learning_rate must be positive, got -1"),
+        ("--config.sde.vp.beta_max=-1", "sde.vp: "),
+        ("--config.sde.vp.t_min=2", "sde.vp: t_min must lie"),
+        ("--config.model.sigma_data=-1", "sigma_data must be positive, got -1"),
+        ("--config.network.mlp.width=7", "network.mlp: the width of an embedding must be a positive even number, got 7"),
+        ("--config.solver.euler_maruyama.steps=0", "solver.euler_maruyama: steps must be at least 1, got 0"),
+        ("--config.solver.euler_maruyama.grid=log", "unknown time grid 'log'"),
+        ("--config.data.two_moons.test_fraction=1.0", "held-out fraction must lie between 0 and 1"),
+        ("--config.data.two_moons.samples=1", "too few to hold out"),
+    ],
+)
+def test_mistakes_in_an_override(capsys, tmp_path, override, message):
+    """Refused before anything is written, so that the corrected command works."""
+    folder = tmp_path / "run"
+    assert message in refused(capsys, "train", "--config=two_moons", f"--workdir={folder}", *MOONS, override)
+    assert not folder.exists()
+
+
+def test_a_negative_seed_in_the_config(capsys, tmp_path):
+    folder = tmp_path / "run"
+    message = refused(capsys, "train", "--config=two_moons", f"--workdir={folder}", "--quiet", *MOONS, "--config.seed=-1")
+    assert "seed" in message
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "--solver=em"], "unknown solver 'em'; choose one of euler_maruyama"),
+        (["sample", "--solver=dddim"], "unknown solver 'dddim', did you mean ddim?"),
+        (["sample", "--nfee=5"], "unknown option --nfee, did you mean --nfe?"),
+        (["sample", "--nfe=abc"], "argument --nfe: a positive integer is needed, got 'abc'"),
+        (["sample", "--nfe=0"], "a positive integer is needed"),
+        (["sample", "--nfe=-3"], "a positive integer is needed, got '-3'"),
+        (["sample", "--solver=ode", "--nfe=1"], "evaluations"),
+        (["sample", "--n=0"], "argument --n: a positive integer is needed, got '0'"),
+        (["sample", "--n=-4"], "argument --n: a positive integer is needed, got '-4'"),
+        (["sample", "--n=some"], "argument --n: a positive integer is needed, got 'some'"),
+        (["sample", "--batch_size=0"], "batch_size"),
+        (["sample", "--batch_size=-4"], "batch_size"),
+        (["sample", "--seed=-1"], "argument --seed: a seed is an integer that is not negative, got '-1'"),
+        (["sample", "--seed=1.5"], "argument --seed: a seed is an integer that is not negative, got '1.5'"),
+        (["likelihood", "--seed=-1"], "argument --seed: a seed is an integer that is not negative"),
+        (["compare", "--seed=-1"], "argument --seed: a seed is an integer that is not negative"),
+        (["sample", "--config.sde.vp.beta_max=3"], "the run is trained, only solver, likelihood and data can be set here"),
+        (["sample", "--config.solver.pc.stps=3"], "did you mean solver.pc.steps?"),
+        (["sample", "--config.solvr.pc.steps=3"], "config.solvr.pc.steps"),
+        (["sample", "--config.solver=ode"], "config.solver is a section"),
+        (["sample", "--config.solver.pc.steps=few"], "config.solver.pc.steps must be of type int"),
+        (["sample", "--solver=pc", "--config.solver.pc.corrector=langevine"], "langevine"),
+        (["likelihood", "--n=0"], "argument --n: a positive integer is needed, got '0'"),
+        (["likelihood", "--config.likelihood.method=dopri6"], "unknown method 'dopri6'; choose one of dopri5"),
+        (["likelihood", "--config.likelihood.divergence=exakt"], "unknown divergence 'exakt'; choose one of exact"),
+        (["likelihood", "--config.likelihood.batch_size=0"], "batch_size must be at least 1, got 0"),
+        (["likelihood", "--config.likelihood.rtol=-1"], "rtol and atol must be positive"),
+        (["likelihood", "--data=nowhere.npy"], "nowhere.npy not found"),
+        (["compare", "--solvers=ode,od"], "unknown solver 'od', did you mean ode?"),
+        (["compare", "--nfe=ten"], "--nfe takes numbers of evaluations separated by commas, got 'ten'"),
+        (["compare", "--nfe="], "--nfe takes numbers of evaluations separated by commas, got ''"),
+        (["compare", "--nfe=0,10"], "budgets must be positive numbers of evaluations, got [0, 10]"),
+        (["compare", "--n=1"], "at least 2 samples"),
+    ],
+)
+def test_mistakes_with_a_run(capsys, trained, arguments, message):
+    command, *options = arguments
+    assert message in refused(capsys, command, f"--workdir={trained / 'moons'}", *options)
+
+
+def test_a_comparison_in_which_no_budget_suffices(capsys, moons):
+    assert "evaluations" in refused(capsys, "compare", f"--workdir={moons}", "--solvers=ode", "--nfe=1", "--n=4", "--quiet")
+
+
+# damaged runs
+
+
+def everything_refused(capsys, folder) -> str:
+    """What sample says of a run that cannot be loaded; likelihood and compare refuse it too."""
+    for command in ("likelihood", "compare"):
+        refused(capsys, command, f"--workdir={folder}")
+    return refused(capsys, "sample", f"--workdir={folder}")
+
+
+def test_a_run_without_checkpoint(capsys, moons):
+    shutil.rmtree(moons / "checkpoints")
+    message = everything_refused(capsys, moons)
+    assert f"{moons} has no checkpoint yet: train it with score-sde train --workdir={moons}" in message
+    (moons / "checkpoints").mkdir()
+    assert "has no checkpoint yet" in everything_refused(capsys, moons)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.99])
+def test_a_truncated_checkpoint(capsys, moons, kept):
+    whole = latest(moons).read_bytes()
+    latest(moons).write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
+    message = everything_refused(capsys, moons)
+    assert str(latest(moons)) in message
+    assert "damaged" in message
+    assert "damaged" in refused(capsys, "train", f"--workdir={moons}", "--quiet")
+
+
+def test_a_checkpoint_of_another_program(capsys, moons):
+    others = [[1, 2, 3], {"format": "another", "step": 3}, {"state_dict": {"a": torch.zeros(2)}}, torch.zeros(3)]
+    for other in others:
+        torch.save(other, latest(moons))
+        assert f"{latest(moons)} is a file of another program or version" in everything_refused(capsys, moons)
+    latest(moons).write_text("this is not even a pickle")
+    assert str(latest(moons)) in everything_refused(capsys, moons)
+    with zipfile.ZipFile(latest(moons), "w") as archive:
+        archive.writestr("readme.txt", "nor is this")
+    assert str(latest(moons)) in everything_refused(capsys, moons)
+
+
+class Payload:
+    """Its pickle makes a directory when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_nothing_in_a_checkpoint_is_executed(capsys, moons, tmp_path):
+    made, sound = tmp_path / "made", torch.load(latest(moons), weights_only=True)
+
+    def write_plain():
+        latest(moons).write_bytes(pickle.dumps(Payload(made), protocol=2))
+
+    for write in (
+        write_plain,
+        lambda: torch.save(Payload(made), latest(moons)),
+        lambda: torch.save({**sound, "extra": Payload(made)}, latest(moons)),
+        lambda: torch.save({**sound, "extra": Payload(made)}, latest(moons), _use_new_zipfile_serialization=False),
+    ):
+        write()
+        assert "more than tensors and plain values" in everything_refused(capsys, moons)
+        refused(capsys, "train", f"--workdir={moons}", "--quiet")
+        assert not made.exists()
+    torch.load(latest(moons), weights_only=False)  # the payload would have worked
+    assert made.exists()
+
+
+def test_a_checkpoint_of_another_model_or_with_parts_missing(capsys, moons, digits):
+    sound = torch.load(latest(moons), weights_only=True)
+    shutil.copy(latest(digits), latest(moons))
+    assert "does not fit the model of this run's config.json" in everything_refused(capsys, moons)
+    torch.save({key: value for key, value in sound.items() if key != "ema"}, latest(moons))
+    assert "lacks ema" in everything_refused(capsys, moons)
+    torch.save({**sound, "ema": {**sound["ema"], "unknown": torch.zeros(1)}}, latest(moons))
+    assert "does not fit" in everything_refused(capsys, moons)
+    del sound["optimizer"]
+    torch.save(sound, latest(moons))
+    assert "optimizer" in refused(capsys, "train", f"--workdir={moons}", "--quiet")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda text: text[: len(text) // 2], id="truncated"),
+        pytest.param(lambda text: "", id="empty"),
+        pytest.param(lambda text: "\0\udcff", id="binary"),
+        pytest.param(lambda text: "[1, 2]", id="list"),
+        pytest.param(lambda text: "{}", id="nothing inside"),
+        pytest.param(lambda text: json.dumps({**json.loads(text), "config": {}}), id="config empty"),
+        pytest.param(lambda text: json.dumps({**json.loads(text), "config": 3}), id="config a number"),
+        pytest.param(lambda text: json.dumps({**json.loads(text), "data_spec": {}}), id="data_spec empty"),
+        pytest.param(lambda text: json.dumps({**json.loads(text), "data_spec": {"shape": 3}}), id="shape a number"),
+        pytest.param(lambda text: json.dumps({**json.loads(text), "data_spec": {"shape": []}}), id="shape empty"),
+        pytest.param(lambda text: text.replace('"beta_max"', '"beta_mx"'), id="unknown key"),
+        pytest.param(lambda text: text.replace('"depth": 4', '"depth": "four"'), id="wrong type"),
+    ],
+)
+def test_a_damaged_config(capsys, moons, damage):
+    path = moons / "config.json"
+    path.write_bytes(damage(path.read_text()).encode(errors="surrogateescape"))
+    everything_refused(capsys, moons)
+    refused(capsys, "train", f"--workdir={moons}", "--quiet")
+
+
+def test_damaged_moments(capsys, moons):
+    path = moons / "moments.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+    assert f"{path} is damaged: remove it" in everything_refused(capsys, moons)
+
+
+# data
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 3)), "has samples of shape (3,), the model expects (2,)"),
+        (np.zeros((4, 2, 2)), "has samples of shape (2, 2), the model expects (2,)"),
+        (np.zeros(4), "at least one more is needed"),
+        (np.array([[0.0, np.nan]]), "holds NaN or infinite values"),
+        (np.array([[0.0, np.inf]]), "holds NaN or infinite values"),
+        (np.zeros((0, 2)), "is empty"),
+        (np.array([["a", "b"]]), "real numbers or integers are needed"),
+        (b"1.0, 2.0\n", "is not a .npy or .npz file of numbers"),
+        (b"", "is not a .npy or .npz file of numbers"),
+        (b"PK\3\4 and nothing", "is not a .npy or .npz file of numbers"),
+    ],
+)
+def test_data_that_does_not_fit(capsys, trained, tmp_path, array, message):
+    path = tmp_path / "mine.npy"
+    if isinstance(array, bytes):
+        path.write_bytes(array)
+    else:
+        np.save(path, array)
+    said = refused(capsys, "likelihood", f"--workdir={trained / 'moons'}", f"--data={path}")
+    assert str(path) in said
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((2, 8, 8), 17), "has values from 17 to 17, the model expects 0 to 16"),
+        (np.full((2, 8, 8), -1), "has values from -1 to -1, the model expects 0 to 16"),
+        (np.full((2, 8, 8), 0.5), "holds fractions, the model expects integers from 0 to 16"),
+        (np.zeros((2, 3, 8, 8)), "has samples of shape (3, 8, 8), the model expects (1, 8, 8)"),
+    ],
+)
+def test_images_that_do_not_fit(capsys, trained, tmp_path, array, message):
+    path = tmp_path / "mine.npy"
+    np.save(path, array)
+    assert message in refused(capsys, "likelihood", f"--workdir={trained / 'digits'}", f"--data={path}")
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "message"),
+    [
+        (np.zeros((40, 64), np.int64), [], "say how many levels"),
+        (np.full((40, 64), 9), ["levels=5"], "has values from 9 to 9, the model expects 0 to 4"),
+        (np.zeros((40, 64), np.uint8), ["shape=(1,9,9)"], "does not fill (1, 9, 9)"),
+        (np.full((40, 64), np.nan), [], "holds NaN"),
+        (np.zeros((40, 64), np.uint8), [], "a U-Net needs an event"),
+    ],
+)
+def test_training_on_data_that_does_not_fit(capsys, tmp_path, array, options, message):
+    np.save(tmp_path / "mine.npy", array)
+    chosen = ["--config.data.name=file", f"--config.data.file.path={tmp_path / 'mine.npy'}"]
+    chosen += [f"--config.data.file.{option}" for option in options]
+    assert message in refused(capsys, "train", "--config=digits_vp", f"--workdir={tmp_path / 'run'}", *chosen)
+    assert not (tmp_path / "run").exists()
+
+
+def test_traceback_is_there_for_who_asks(trained):
+    with pytest.raises(ValueError, match="unknown solver 'em'"):
+        main(["sample", f"--workdir={trained / 'moons'}", "--solver=em", "--traceback"])
