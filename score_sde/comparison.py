@@ -90,13 +90,13 @@ def compare(
         raise ValueError(f"budgets must be positive numbers of evaluations, got {list(budgets)}")
     shape = (samples, *data.shape[1:])
     converged = ProbabilityFlow(rtol=1e-5, atol=1e-5).sample(score, shape, seed=seed, progress=progress)
-    measured, drawn = [], {}
+    measured, drawn, left_out = [], {}, []
     pairs = [(name, budget) for name in solvers for budget in budgets]
     for name, budget in tqdm(pairs, desc="comparing", unit="run", disable=not progress):
         try:
             solver = solvers[name].with_budget(budget)
         except ValueError as error:
-            warnings.warn(f"{name} is left out at {budget} evaluations: {error}", stacklevel=2)
+            left_out.append(f"{name} is left out at {budget} evaluations: {error}")
             continue
         result = solver.sample(score, shape, seed=seed)
         error = math.nan if solver.stochastic else (result.x - converged.x).square().mean().sqrt().item()
@@ -104,6 +104,8 @@ def compare(
         drawn[name, budget] = result.x
     if not measured:
         raise ValueError(f"none of {', '.join(solvers)} can take a step within {max(budgets)} evaluations")
+    for reason in left_out:
+        warnings.warn(reason, stacklevel=2)
     half = len(data) // 2
     floor = sliced_wasserstein(data[:half], data[half:])
     return Comparison(tuple(measured), floor, {("converged ODE", converged.nfe): converged.x, **drawn})
