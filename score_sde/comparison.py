@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from score_sde.files import write_text
 from score_sde.metrics import sliced_wasserstein

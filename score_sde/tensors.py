@@ -83,7 +83,7 @@ class SampleNoise:
         batch, *event = shape
         self.event, self.device, self.dtype = tuple(event), device, dtype
         self.generators = [generator(seed, purpose, first + i, device=device) for i in range(batch)]
-        self.block = max(1, min(64, 4096 // max(1, math.prod(event))))
+        self.block = max(1, min(64, 1024 // max(1, math.prod(event))))
         self.drawn: list[Tensor] = []
 
     def normal(self) -> Tensor:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from score_sde.data import DataSpec, Moments
 from score_sde.divergence import ExactDivergence, Hutchinson
@@ -73,7 +73,7 @@ class BitsPerDim:
         return (
             f"{self.mean:.4f} +- {self.stderr:.4f} bits/dim (standard error over {self.samples} samples of {of} data with "
             f"{self.dim} dimensions{levels}; probability-flow ODE by {self.method}, {how}, t_min = {self.t_min:g}, {trace}, "
-            f"{self.nfe:.0f} network evaluations and {self.vjps:.0f} vector-Jacobian products per sample, seed {self.seed})"
+            f"{self.nfe:.6g} network evaluations and {self.vjps:.6g} vector-Jacobian products per sample, seed {self.seed})"
         )
 
     def save(self, path: Path | str, **about: object) -> None:

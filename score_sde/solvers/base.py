@@ -20,7 +20,7 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from score_sde.model import Score
 from score_sde.sdes import SDE
