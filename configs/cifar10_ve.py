@@ -11,7 +11,7 @@ def get_config():
     config.sde.ve.sigma_min = 0.01
     config.sde.ve.sigma_max = 50.0
     config.network.unet.embedding = "fourier"
-    config.network.unet.fourier_scale = 16.0
+    config.network.unet.fourier_scale = 8.0  # of -2 log sigma: the published scale of 16 is of log sigma
     config.model.time_input = "log_snr"
     config.training.ema_decay = 0.999
     config.solver.pc.snr = 0.16

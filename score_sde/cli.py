@@ -69,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"score-sde: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError as error:
+        print(f"score-sde: out of memory; use a smaller batch_size: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("score-sde: stopped", file=sys.stderr)
         return 130
@@ -79,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
     folder = Path(options.workdir)
-    if latest_checkpoint(folder / "checkpoints"):
+    resumed = latest_checkpoint(folder / "checkpoints") is not None
+    if resumed:
         config = _continued(folder, options.config, overrides)
     elif options.config:
         config = override(read_config(options.config), overrides)
@@ -89,6 +93,8 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise RunError(f"{folder} is not a run yet: give a config, --config={config_names()[0]} for example")
     device = _device(options.device)
     data = build_data(config.to_dict())
+    if resumed and data.spec != load_config(folder)[1]:
+        raise RunError(f"the data is not that which {folder} was trained on (its shape or its range differs): restore it")
     if config.model.sigma_data is None:
         config.model.sigma_data = moments(data.train[:1000], data.spec, full_up_to=0).spectrum.mean().sqrt().item()
     plain = config.to_dict()
@@ -152,11 +158,14 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
         parts.append(result.x)
         nfe, seconds = max(nfe, result.nfe), seconds + result.seconds
     x = torch.cat(parts)
-    stem = run.folder / "samples" / f"{name}_seed{options.seed}"
+    marks = [name, f"nfe{options.nfe}" if options.nfe else "", f"seed{options.seed}"]
+    marks += ["denoise" if options.denoise else "", "clip" if options.clip else ""]
+    stem = run.folder / "samples" / "_".join(filter(None, marks))
     about = {"solver": repr(solver), "nfe": nfe, "seed": options.seed, "denoised": options.denoise, "step": run.step}
     values = spec.decode(x).cpu().numpy()
     write_atomically(stem.with_suffix(".npz"), lambda file: np.savez(file, samples=values, about=np.array(json.dumps(about))))
-    save_png(picture(spec.displayed(x)), stem.with_suffix(".png"))
+    shown = x[: 400 if len(spec.shape) > 1 else 5000]
+    save_png(picture(spec.displayed(shown)), stem.with_suffix(".png"))
     print(f"{options.n} samples by {solver}: {nfe} evaluations each, {seconds:.1f} s")
     print(f"picture: {stem.with_suffix('.png')}\nvalues:  {stem.with_suffix('.npz')}")
     print(f"next:    score-sde compare --workdir={run.folder}")
@@ -166,7 +175,7 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
 def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = _loaded(options, overrides)
     if options.data:
-        values, name = load_array(options.data, options.key), Path(options.data).stem
+        values, name = load_array(options.data, options.key), f"data_{Path(options.data).stem}"
         if values.shape[1:] != run.model.data.shape and values[0].numel() == run.model.data.dim:
             values = values.reshape(-1, *run.model.data.shape)
         run.model.data.check(values, options.data)
@@ -174,6 +183,8 @@ def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
         values, name = getattr(build_data(config.to_dict()), options.split), options.split
     values = values[: options.n]
     record = run_likelihood(run, config, values, seed=options.seed, progress=not options.quiet)
+    name += f"_first{options.n}" if options.n else ""
+    name += f"_seed{options.seed}" if options.seed else ""
     path = run.folder / f"likelihood_{name}.json"
     record.save(path, run=str(run.folder), step=run.step, weights="average", data=options.data or options.split)
     print(record.sentence())
@@ -235,6 +246,8 @@ def run_comparison(run: Run, config: ConfigDict, solvers, budgets, *, samples: i
 
 def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     folder = Path(options.workdir)
+    if (folder / "config.json").exists() and load_config(folder)[0]["data"]["name"] != "digits":
+        raise RunError(f"{folder} is a run on other data; the demo needs a directory of its own, --workdir=runs/demo")
     trained = argparse.Namespace(**{**vars(options), "config": None if (folder / "config.json").exists() else "digits_vp"})
     code = train(trained, overrides)
     if code:
@@ -341,7 +354,7 @@ def _solver(config: ConfigDict, name: str | None):
 def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device

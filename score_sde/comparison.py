@@ -82,7 +82,7 @@ def compare(
         progress: show a progress bar.
 
     Raises:
-        ValueError: a name or budget appears twice, there are fewer than two samples, or a budget is below 1.
+        ValueError: there are fewer than two samples or data points, or a budget is below 1 or too small for every solver.
     """
     if samples < 2 or len(data) < 2:
         raise ValueError(f"a comparison needs at least 2 samples and 2 data points, got {samples} and {len(data)}")

@@ -96,11 +96,11 @@ class DataSpec:
         values = values.floor() if self.dequantize else values.round()
         return values.clamp(0, self.levels - 1).long()
 
-    def encode(self, values: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """Data as it is stored to model coordinates, with ``uniform`` for data that is dequantized."""
+    def encode(self, values: Tensor, uniform: Tensor) -> Tensor:
+        """Data as it is stored to model coordinates, in the dtype of ``uniform``, which dequantizes data that is to be."""
         if self.levels is not None and self.dequantize:
             return self.dequantized(values, uniform)
-        return self.scale(values if uniform is None else values.to(uniform.dtype))
+        return self.scale(values).to(uniform.dtype)  # before rounding: data may lie far from 0
 
     def decode(self, x: Tensor) -> Tensor:
         """Model coordinates to data: integers where the data is integer, else its own units."""
@@ -110,8 +110,12 @@ class DataSpec:
         """Model coordinates as they are drawn: images and volumes in [0, 1], anything else in its own units."""
         if len(self.shape) < 3:
             return self.unscale(x)
+        return self.unit(x) if self.levels is None else self.quantized(x) / (self.levels - 1)
+
+    def unit(self, x: Tensor) -> Tensor:
+        """Model coordinates with ``model_range`` mapped onto [0, 1]."""
         start, end = self.model_range
-        return (x - start) / (end - start) if self.levels is None else self.quantized(x) / (self.levels - 1)
+        return (x - start) / (end - start)
 
     def check(self, values: Tensor, source: str = "the data") -> None:
         """Raise a ``DataError`` unless ``values`` ``(B, *D)`` is data of this description."""
@@ -222,7 +226,7 @@ def array_file(
     """
     values = load_array(path, key)
     if shape:
-        if math.prod(shape) != math.prod(values.shape[1:]):
+        if min(shape) < 1 or math.prod(shape) != math.prod(values.shape[1:]):
             raise DataError(f"samples of {path} have shape {tuple(values.shape[1:])}, which does not fill {tuple(shape)}")
         values = values.reshape(len(values), *shape)
     event = tuple(values.shape[1:])

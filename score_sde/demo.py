@@ -40,7 +40,7 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
         if nfe == min(m.budget for m in comparison.measurements)
     ]
     histograms = pixel_histograms(data)
-    test_images = spec.displayed(spec.encode(data.test[:36].float(), torch.zeros(36, *spec.shape)))
+    test_images = data.test[:36] / (spec.levels - 1)
     blocks = [
         paragraph(
             "A diffusion turns data into noise; a neural network learns the <em>score</em>, the direction in which noisy "
@@ -141,5 +141,5 @@ def _path_of_samples(run: Run, columns: Sequence[float] = (1.0, 0.8, 0.65, 0.5, 
     frames = []
     for fraction in columns:
         nearest = min(range(len(drawn.times)), key=lambda i: abs(drawn.times[i] - fraction * model.sde.T))
-        frames.append(drawn.trajectory[nearest] / 2 + 0.5 if nearest < len(drawn.times) - 1 else spec.displayed(drawn.x))
+        frames.append(spec.unit(drawn.trajectory[nearest]) if nearest < len(drawn.times) - 1 else spec.displayed(drawn.x))
     return image_grid(torch.stack(frames, dim=1).flatten(0, 1), columns=len(columns))

@@ -11,6 +11,7 @@ The samples of a batch must not influence one another.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,7 +23,7 @@ Field = Callable[[Tensor], Tensor]
 
 
 class Divergence(Protocol):
-    """Value and divergence of a field at a batch of points."""
+    """Value and divergence of a field at a batch of points; ``str()`` says how."""
 
     def draw(self, noise: SampleNoise) -> Tensor | None:
         """Whatever random numbers are needed, drawn once for a whole trajectory."""
@@ -33,6 +34,7 @@ class Divergence(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class ExactDivergence:
     """The trace itself.
 
@@ -40,10 +42,14 @@ class ExactDivergence:
         chunk: number of coordinates differentiated at once; by default as many as keep a chunk below 2^14 numbers.
     """
 
-    def __init__(self, chunk: int | None = None):
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}")
-        self.chunk = chunk
+    chunk: int | None = None
+
+    def __post_init__(self):
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {self.chunk}")
+
+    def __str__(self) -> str:
+        return "the exact trace"
 
     def draw(self, noise: SampleNoise) -> None:
         return None
@@ -63,6 +69,7 @@ class ExactDivergence:
         return value.detach(), trace, dim
 
 
+@dataclass(frozen=True)
 class Hutchinson:
     """An unbiased estimate from random probes.
 
@@ -71,12 +78,17 @@ class Hutchinson:
         distribution: ``rademacher`` or ``gaussian``.
     """
 
-    def __init__(self, probes: int = 1, distribution: str = "rademacher"):
-        if probes < 1:
-            raise ValueError(f"probes must be at least 1, got {probes}")
-        if distribution not in ("rademacher", "gaussian"):
-            raise ValueError(f"unknown distribution {distribution!r}; choose one of rademacher, gaussian")
-        self.probes, self.distribution = probes, distribution
+    probes: int = 1
+    distribution: str = "rademacher"
+
+    def __post_init__(self):
+        if self.probes < 1:
+            raise ValueError(f"probes must be at least 1, got {self.probes}")
+        if self.distribution not in ("rademacher", "gaussian"):
+            raise ValueError(f"unknown distribution {self.distribution!r}; choose one of rademacher, gaussian")
+
+    def __str__(self) -> str:
+        return f"{self.probes} {self.distribution.capitalize()} probe{'s' * (self.probes > 1)} (Hutchinson)"
 
     def draw(self, noise: SampleNoise) -> Tensor:
         """The probes, ``(m, B, *D)``."""
@@ -102,4 +114,21 @@ def _products(value: Tensor, x: Tensor, vectors: Tensor, *, keep: bool) -> Tenso
     return products
 
 
-DIVERGENCES = {"exact": ExactDivergence, "hutchinson": Hutchinson}
+def as_divergence(divergence: str | Divergence, probes: int = 1) -> Divergence:
+    """A divergence from its name, ``exact``, ``hutchinson`` or ``hutchinson_gaussian`` with ``probes`` probes, or itself.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if not isinstance(divergence, str):
+        return divergence
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"unknown divergence {divergence!r}; choose one of {', '.join(DIVERGENCES)}")
+    return DIVERGENCES[divergence](probes)
+
+
+DIVERGENCES: dict[str, Callable[[int], Divergence]] = {
+    "exact": lambda probes: ExactDivergence(),
+    "hutchinson": lambda probes: Hutchinson(probes),
+    "hutchinson_gaussian": lambda probes: Hutchinson(probes, "gaussian"),
+}

@@ -25,7 +25,7 @@ class GaussianMixture:
     Args:
         means: ``(K, *D)``; their dtype and device are the mixture's.
         covariances: ``(K, d, d)`` with d the number of coordinates, ``(K, *D)`` for diagonal ones, or ``(K,)`` for multiples
-            of the identity. A zero variance is allowed.
+            of the identity. A zero variance is allowed, but then only the noised mixture has a density.
         weights: ``(K,)``, non-negative; they are normalized. Equal by default.
 
     Raises:
@@ -51,10 +51,11 @@ class GaussianMixture:
         elif covariances.shape == means.shape:
             variances, basis = covariances.flatten(1), None
         elif covariances.shape == (count, dim, dim):
-            if not torch.allclose(covariances, covariances.mT, rtol=1e-4, atol=1e-6 * float(covariances.abs().max())):
+            rounding = 4 * dim * torch.finfo(means.dtype).eps * covariances.abs().amax()
+            if (covariances - covariances.mT).abs().max() > rounding:
                 raise ValueError("covariances must be symmetric")
-            variances, basis = torch.linalg.eigh(covariances.double())
-            variances = torch.where(variances.abs() < 1e-10 * variances.amax(1, keepdim=True), 0, variances)
+            variances, basis = torch.linalg.eigh((covariances + covariances.mT).double() / 2)
+            variances = torch.where(variances.abs() <= rounding, 0, variances)
             variances, basis = variances.to(means), basis.to(means)
         else:
             raise ValueError(

@@ -85,8 +85,14 @@ class ScoreModel(nn.Module):
         return PARAMETERIZATIONS[self.parameterization](self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The score at ``x`` ``(B, *D)`` and ``t`` ``(B,)``, in the dtype of ``x``."""
+        """The score at ``x`` ``(B, *D)`` and ``t`` ``(B,)``, in the dtype of ``x``.
+
+        The network runs in the dtype of its parameters; everything around it in float32 or better.
+        """
+        precise = torch.promote_types(x.dtype, torch.float32)
+        state, t = x.to(precise), t.to(precise)
         a, b, c_in = self.coefficients(t)
-        inputs = (expand(c_in, x) * x, TIME_INPUTS[self.time_input](self.sde, t))
+        inputs = (expand(c_in, state) * state, TIME_INPUTS[self.time_input](self.sde, t))
+        inputs = tuple(value.to(self.dtype) for value in inputs)
         output = self.network(*inputs) if cond is None else self.network(*inputs, cond)
-        return expand(a, x) * x + expand(b, x) * output.to(x.dtype)
+        return (expand(a, state) * state + expand(b, state) * output.to(precise)).to(x.dtype)

@@ -110,6 +110,8 @@ def load_config(folder: Path) -> tuple[dict[str, Any], DataSpec]:
     try:
         saved = json.loads(path.read_text())
         config = saved["config"]
+        if not isinstance(config, dict):
+            raise TypeError(f"its config is {config!r}")
         missing = {"seed", "data", "sde", "network", "model"} - set(config)
         if missing:
             raise KeyError(f"it lacks {', '.join(sorted(missing))}")
@@ -135,7 +137,10 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Run:
     state = load_checkpoint(path, device)
     if "ema" not in state:
         raise CheckpointError(f"{path} lacks ema: it is not a checkpoint of a training run")
-    model = build_model(config, spec).to(device)
+    try:
+        model = build_model(config, spec).to(device)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"{folder / 'config.json'} is damaged or of another program: {error}") from error
     load_weights(model, state["ema"], path)
     return Run(folder, config, model.eval().requires_grad_(False), state["step"], path, load_moments(folder))
 

@@ -27,7 +27,7 @@ from score_sde.images import picture, save_png
 from score_sde.loss import WEIGHTINGS, denoising_score_matching
 from score_sde.model import ScoreModel
 from score_sde.solvers import DDIM
-from score_sde.tensors import derive_seed, generator
+from score_sde.tensors import derive_seed, expand, generator
 from score_sde.time_sampling import TIMES
 
 
@@ -114,6 +114,8 @@ class Trainer:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
+        if options.flip and len(data.spec.shape) < 3:
+            raise ValueError(f"training.flip mirrors images (C, H, W); the data has shape {data.spec.shape}")
         self.model, self.data, self.folder, self.options = model.to(device), data, Path(folder), options
         self.seed, self.device = seed, torch.device(device)
         self.train_data = data.train.to(self.device)
@@ -156,14 +158,15 @@ class Trainer:
                 if self.step % options.log_every == 0 or last:
                     line = self._log(tested=options.sample_every > 0 and (self.step % options.sample_every == 0 or last))
                     bar.set_postfix({key: f"{line[key]:.4g}" for key in ("loss", "test_loss") if key in line})
+                stop = interrupt.signal  # read once: a signal that comes later waits for the next step
+                if self.step % options.checkpoint_every == 0 or last or stop:
+                    self.save()
                 if options.sample_every and (self.step % options.sample_every == 0 or last):
                     self._draw()
-                if self.step % options.checkpoint_every == 0 or last or interrupt.signal:
-                    self.save()
                 bar.update()
-                if interrupt.signal and not last:
+                if stop and not last:
                     announce(f"stopped at step {self.step} of {options.steps}; the checkpoint is saved")
-                    return interrupt.signal
+                    return stop
         return None
 
     def save(self) -> Path:
@@ -183,10 +186,10 @@ class Trainer:
         """The loss of each of ``values`` ``(B, *D)``, in data units, at times and noise from ``random``: ``(B,)``."""
         t, weight = TIMES[self.options.times].sample(model.sde, len(values), random)
         draw = {"generator": random, "device": values.device}
-        x0 = self.data.spec.encode(values.float(), torch.rand(values.shape, **draw))
+        x0 = self.data.spec.encode(values, torch.rand(values.shape, **draw))
         if self.options.flip:
             mirrored = torch.rand(len(x0), **draw) < 0.5
-            x0[mirrored] = x0[mirrored].flip(-1)
+            x0 = torch.where(expand(mirrored, x0), x0.flip(-1), x0)
         epsilon = torch.randn(x0.shape, **draw)
         weighting = WEIGHTINGS[self.options.weighting]
         return weight * denoising_score_matching(model, x0, t, epsilon, weighting=weighting)
@@ -194,7 +197,7 @@ class Trainer:
     def _take_step(self) -> None:
         options = self.options
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._learning_rate(self.step)
         torch.manual_seed(derive_seed(self.seed, "dropout", self.step))
         self.model.train()
         random = generator(self.seed, "step", self.step, device=self.device)
@@ -207,10 +210,10 @@ class Trainer:
         self.pending.append(torch.stack([loss.detach(), norm]))
         self.step += 1
 
-    def _learning_rate(self) -> float:
+    def _learning_rate(self, step: int) -> float:
         options = self.options
-        rise = min(1.0, (self.step + 1) / max(1, options.warmup))
-        fall = (1 + math.cos(math.pi * self.step / options.steps)) / 2 if options.schedule == "cosine" else 1.0
+        rise = min(1.0, (step + 1) / max(1, options.warmup))
+        fall = (1 + math.cos(math.pi * step / options.steps)) / 2 if options.schedule == "cosine" else 1.0
         return options.learning_rate * rise * fall
 
     def _batch(self) -> Tensor:
@@ -221,11 +224,11 @@ class Trainer:
         while size:
             epoch, offset = divmod(position, count)
             if self.order is None or self.order[0] != epoch:
-                self.order = epoch, torch.randperm(count, generator=generator(self.seed, "epoch", epoch))
+                self.order = epoch, torch.randperm(count, generator=generator(self.seed, "epoch", epoch)).to(self.device)
             taken = self.order[1][offset : offset + size]
             indices.append(taken)
             position, size = position + len(taken), size - len(taken)
-        return torch.cat(indices).to(self.device, non_blocking=True)
+        return torch.cat(indices)
 
     def _check_finite(self) -> None:
         if not self.pending or torch.stack(self.pending).isfinite().all():
@@ -246,7 +249,7 @@ class Trainer:
     def _log(self, *, tested: bool) -> dict[str, float]:
         self._check_finite()
         loss, norm = torch.stack(self.pending).mean(0).tolist()
-        line = {"step": self.step, "loss": loss, "gradient_norm": norm, "learning_rate": self._learning_rate()}
+        line = {"step": self.step, "loss": loss, "gradient_norm": norm, "learning_rate": self._learning_rate(self.step - 1)}
         if tested:
             line["test_loss"] = self._test_loss()
         line["seconds"] = round(self.seconds, 2)
@@ -275,6 +278,8 @@ class Trainer:
         load_weights(self.model, state["model"], path)
         load_weights(self.ema.model, state["ema"], path)
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # what the options say now, not what they said when it was saved
+            group.update(betas=(0.9, self.options.beta2), weight_decay=self.options.weight_decay)
         self.ema.updates, self.step, self.seconds = state["ema_updates"], state["step"], state["seconds"]
         self.pending = list(state["pending"].to(self.device).unbind(0))
 

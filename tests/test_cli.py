@@ -161,7 +161,7 @@ def samples(path):
 
 def test_sample_writes_a_picture_and_the_values(capsys, moons):
     said = run(capsys, "sample", f"--workdir={moons}", "--solver=ode", "--nfe=8", "--n=10", "--seed=3", "--quiet")
-    stem = moons / "samples" / "ode_seed3"
+    stem = moons / "samples" / "ode_nfe8_seed3"
     assert f"picture: {stem}.png" in said
     assert "10 samples by ProbabilityFlow" in said
     assert f"score-sde compare --workdir={moons}" in said
@@ -175,7 +175,7 @@ def test_sample_writes_a_picture_and_the_values(capsys, moons):
 
 def test_samples_of_images_are_integers_within_their_levels(capsys, digits):
     run(capsys, "sample", f"--workdir={digits}", "--nfe=10", "--n=5", "--quiet")
-    values, about = samples(digits / "samples" / "euler_maruyama_seed0.npz")
+    values, about = samples(digits / "samples" / "euler_maruyama_nfe10_seed0.npz")
     assert values.shape == (5, 1, 8, 8)
     assert values.dtype.kind == "i"
     assert values.min() >= 0
@@ -189,7 +189,7 @@ def test_the_same_seed_gives_the_same_samples_whatever_the_batch(capsys, moons, 
     for size, seed in ((64, 0), (64, 0), (7, 0), (64, 1)):
         options = (f"--solver={solver}", "--nfe=12", "--n=20", f"--batch_size={size}", f"--seed={seed}", "--quiet")
         run(capsys, "sample", f"--workdir={moons}", *options)
-        drawn.append(samples(moons / "samples" / f"{solver}_seed{seed}.npz")[0])
+        drawn.append(samples(moons / "samples" / f"{solver}_nfe12_seed{seed}.npz")[0])
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_allclose(drawn[2], drawn[0], atol=1e-4)
     assert np.abs(drawn[3] - drawn[0]).max() > 0.1
@@ -201,7 +201,7 @@ def test_options_of_the_solver_and_of_sampling(capsys, moons):
     )
     assert "EulerMaruyama(steps=9" in said
     assert "10 evaluations" in said
-    assert samples(moons / "samples" / "euler_maruyama_seed0.npz")[1]["denoised"]
+    assert samples(moons / "samples" / "euler_maruyama_seed0_denoise.npz")[1]["denoised"]
 
 
 # likelihood
@@ -209,7 +209,7 @@ def test_options_of_the_solver_and_of_sampling(capsys, moons):
 
 def test_likelihood_writes_its_record(capsys, moons):
     said = run(capsys, "likelihood", f"--workdir={moons}", "--n=12", "--seed=1", "--quiet")
-    record = json.loads((moons / "likelihood_test.json").read_text())
+    record = json.loads((moons / "likelihood_test_first12_seed1.json").read_text())
     assert len(record["per_sample"]) == record["samples"] == 12
     assert record["mean"] == pytest.approx(np.mean(record["per_sample"]), rel=1e-12)
     assert record["stderr"] == pytest.approx(np.std(record["per_sample"], ddof=1) / 12**0.5, rel=1e-12)
@@ -225,7 +225,8 @@ def test_likelihood_of_a_file_is_that_of_the_split_it_holds(capsys, moons, tmp_p
     run(capsys, "likelihood", f"--workdir={moons}", "--n=5", "--quiet")
     run(capsys, "likelihood", f"--workdir={moons}", f"--data={tmp_path / 'mine.npy'}", "--quiet")
     run(capsys, "likelihood", f"--workdir={moons}", "--split=train", "--n=5", "--quiet")
-    test, mine, train = (json.loads((moons / f"likelihood_{name}.json").read_text()) for name in ("test", "mine", "train"))
+    names = ("test_first5", "data_mine", "train_first5")
+    test, mine, train = (json.loads((moons / f"likelihood_{name}.json").read_text()) for name in names)
     assert mine["per_sample"] == test["per_sample"] != train["per_sample"]
     assert mine["data"].endswith("mine.npy")
 
@@ -234,7 +235,7 @@ def test_likelihood_of_images_stored_without_a_channel(capsys, digits, tmp_path)
     np.save(tmp_path / "flat.npy", np.arange(2 * 64, dtype=np.uint8).reshape(2, 64) % 17)
     said = run(capsys, "likelihood", f"--workdir={digits}", f"--data={tmp_path / 'flat.npy'}", "--quiet")
     assert "17 levels, uniform dequantization" in said
-    record = json.loads((digits / "likelihood_flat.json").read_text())
+    record = json.loads((digits / "likelihood_data_flat.json").read_text())
     assert (record["dim"], record["levels"], record["samples"]) == (64, 17, 2)
 
 
@@ -599,3 +600,37 @@ def test_training_on_data_that_does_not_fit(capsys, tmp_path, array, options, me
 def test_traceback_is_there_for_who_asks(trained):
     with pytest.raises(ValueError, match="unknown solver 'em'"):
         main(["sample", f"--workdir={trained / 'moons'}", "--solver=em", "--traceback"])
+
+
+def test_data_that_changed_under_a_run_is_refused(capsys, tmp_path):
+    """The scaling is measured on the data: other data would silently give the model other coordinates."""
+    path, folder = tmp_path / "d.npy", tmp_path / "run"
+    random = np.random.default_rng(0)
+    np.save(path, random.normal(size=(60, 2)))
+    options = [f"--config.data.file.path={path}", "--config.data.name=file", "--config.training.steps=3"]
+    options += ["--config.training.sample_every=0", "--config.network.mlp.width=8", "--quiet"]
+    run(capsys, "train", "--config=two_moons", f"--workdir={folder}", *options)
+    before = (folder / "config.json").read_text()
+    np.save(path, 100 + 7 * random.normal(size=(60, 2)))
+    assert "not that which" in refused(capsys, "train", f"--workdir={folder}", "--config.training.steps=5", "--quiet")
+    assert (folder / "config.json").read_text() == before
+
+
+def test_a_run_without_a_checkpoint_can_be_corrected(capsys, tmp_path):
+    folder = tmp_path / "run"
+    tiny = ["--config.data.two_moons.samples=100", "--config.training.steps=2", "--config.training.sample_every=0", "--quiet"]
+    refused(capsys, "train", "--config=two_moons", f"--workdir={folder}", "--config.seed=-1", *tiny)
+    refused(capsys, "train", "--config=two_moons", f"--workdir={folder}", "--device=abacus", *tiny)
+    assert "trained for 2 steps" in run(capsys, "train", "--config=two_moons", f"--workdir={folder}", *tiny)
+
+
+def test_demo_refuses_a_run_on_other_data(capsys, moons):
+    assert "a directory of its own" in refused(capsys, "demo", f"--workdir={moons}", "--quiet")
+
+
+@pytest.mark.parametrize("key", ["sde", "seed", "network"])
+def test_config_json_with_nonsense_in_it_is_refused(capsys, moons, key):
+    saved = json.loads((moons / "config.json").read_text())
+    saved["config"][key] = "nonsense"
+    (moons / "config.json").write_text(json.dumps(saved))
+    assert "damaged" in refused(capsys, "sample", f"--workdir={moons}", "--quiet")

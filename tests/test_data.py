@@ -105,7 +105,7 @@ def test_quantized_takes_what_is_outside_to_the_nearest():
 
 def test_undequantized_bytes_are_mapped_onto_both_ends_of_the_unit_interval():
     spec = SPECS["bytes in [0, 1]"]
-    x = spec.encode(torch.tensor([[0, 51, 102, 204, 255]], dtype=torch.uint8))
+    x = spec.encode(torch.tensor([[0, 51, 102, 204, 255]], dtype=torch.uint8), torch.rand(1, 5))
     torch.testing.assert_close(x, torch.tensor([[0.0, 0.2, 0.4, 0.8, 1.0]]))
 
 
@@ -551,3 +551,12 @@ def test_spectrum_of_a_wave_is_at_its_wave_number():
     expected = torch.zeros(16, dtype=torch.float64)
     expected[3] = expected[-3] = 4.0
     torch.testing.assert_close(spectrum, expected)
+
+
+def test_data_far_from_zero_keeps_its_digits():
+    """Temperatures around 300 K that vary by 1e-4 K: scaled before they are rounded to float32."""
+    fine = torch.randn(50, 2, dtype=torch.float64)
+    spec = DataSpec((2,), data_range=(300 - 1e-4, 300 + 1e-4))
+    x = spec.encode(300 + 1e-4 * fine, torch.zeros(50, 2))
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x, fine.float(), rtol=1e-5, atol=1e-5)

@@ -8,6 +8,7 @@ from torch import nn
 
 from score_sde import DataSpec, GaussianMixture, ScoreModel
 from score_sde.loss import WEIGHTINGS, denoising_score_matching
+from score_sde.networks import MLP, UNet
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
 from score_sde.sdes import ddpm_schedule
 from score_sde.tensors import expand, generator
@@ -20,7 +21,7 @@ class Oracle(nn.Module):
 
     def __init__(self, output):
         super().__init__()
-        self.output, self.unused = output, nn.Parameter(torch.zeros(1))
+        self.output, self.unused = output, nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.seen = None
 
     def forward(self, x, noise, cond=None):
@@ -101,6 +102,20 @@ def test_bfloat16_output_is_combined_in_float32():
     torch.testing.assert_close(score, -1 / SDE_CASES["vp"].sigma(torch.tensor([[1e-3], [0.5]])).expand(2, 3))
 
 
+def test_states_in_another_dtype_than_the_network():
+    """A float32 network under a float64 or a bfloat16 state: it sees its own dtype, the state keeps its own."""
+    for network in (MLP((3,), width=8), UNet((3, 8), width=8, multipliers=(1,), attention=())):
+        model = ScoreModel(network, SDE_CASES["vp"], DataSpec((3,)))
+        x = torch.randn(2, *((3,) if isinstance(network, MLP) else (3, 8)), dtype=torch.float64)
+        t = torch.tensor([0.2, 0.7], dtype=torch.float64)
+        nn.init.normal_(list(network.parameters())[-2])
+        x, t = x.bfloat16().double(), t.bfloat16().double()  # the same numbers in every dtype
+        double, single, half = (model(x.to(d), t.to(d)) for d in (torch.float64, torch.float32, torch.bfloat16))
+        assert (double.dtype, half.dtype) == (torch.float64, torch.bfloat16)
+        torch.testing.assert_close(double.float(), single, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(half.float(), single, rtol=0.01, atol=1e-4)
+
+
 def test_condition_is_passed_on():
     network = Oracle(torch.zeros(2, 3))
     cond = torch.tensor([1, 2])
@@ -169,6 +184,18 @@ def test_conditional_mixture_score_is_that_of_the_component():
     x, t = torch.randn(4, 2, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
     found = truth.score(SDE_CASES["ve"])(x, t, torch.ones(4))
     torch.testing.assert_close(found, alone.score(SDE_CASES["ve"])(x, t))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_degenerate_covariances_are_accepted(dtype):
+    """Data on a subspace, as images with constant pixels are: rounding must not make it a negative variance."""
+    for seed in range(20):
+        factor = torch.randn(8, 3, generator=generator(seed), dtype=dtype)
+        flat = GaussianMixture(torch.zeros(1, 8, dtype=dtype), (factor @ factor.T)[None])
+        assert (flat.variances[0] == 0).sum() == 5
+        score = flat.score(SDE_CASES["vp"])
+        x, t = torch.randn(4, 8, dtype=dtype), torch.full((4,), 0.3, dtype=dtype)
+        torch.testing.assert_close(score(x, t), autograd_score(score, x, t), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,33 @@ def test_a_crash_loses_the_steps_since_the_last_checkpoint_and_no_more(tmp_path)
     assert_same(end_state(trainer), end_state(whole))
 
 
+@pytest.mark.parametrize("moment", ["_draw", "save", "_log"])
+def test_a_signal_at_any_moment_is_followed_by_a_checkpoint(tmp_path, moment):
+    """Whatever the loop is doing when Ctrl-C comes, the step it says it stopped at is the step that is saved."""
+    trainer = build(tmp_path, replace(OPTIONS, checkpoint_every=6, log_every=6))
+    original = getattr(trainer, moment)
+
+    def interrupted(**how):
+        result = original(**how)
+        if trainer.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    setattr(trainer, moment, interrupted)
+    said = []
+    assert trainer.train(progress=False, announce=said.append) == signal.SIGINT
+    state = load_checkpoint(latest_checkpoint(tmp_path / "checkpoints"))
+    assert f"stopped at step {state['step']} of 12" in said[0]
+
+
+def test_options_changed_on_resuming_are_used(tmp_path):
+    build(tmp_path).train(progress=False)
+    trainer = build(tmp_path, replace(OPTIONS, steps=20, beta2=0.5, weight_decay=0.3))
+    (group,) = trainer.optimizer.param_groups
+    assert group["betas"] == (0.9, 0.5)
+    assert group["weight_decay"] == 0.3
+
+
 def test_ctrl_c_in_the_last_step_finishes(tmp_path):
     trainer = build(tmp_path)
     log = trainer._log
@@ -190,8 +217,8 @@ def test_the_t_range_named_is_that_of_the_step(tmp_path):
 def test_learning_rate_rises_and_falls(tmp_path):
     trainer = build(tmp_path, replace(OPTIONS, steps=100, warmup=10, schedule="cosine", learning_rate=1.0))
     rates = []
-    for trainer.step in range(100):
-        rates.append(trainer._learning_rate())
+    for step in range(100):
+        rates.append(trainer._learning_rate(step))
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(rates[9])
     assert rates[50] == pytest.approx(0.5)
@@ -258,6 +285,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
         ({"times": "importance"}, "choose one of uniform"),
         ({"schedule": "linear"}, "choose one of constant"),
         ({"ema_decay": 1.0}, "ema_decay"),
+        ({"flip": True}, "mirrors images"),
     ],
 )
 def test_bad_options_are_refused(tmp_path, change, message):

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from score_sde.data import DataSpec, Moments
-from score_sde.divergence import ExactDivergence, Hutchinson
+from score_sde.divergence import Divergence, as_divergence
 from score_sde.files import write_text
 from score_sde.likelihood.ode import log_likelihood
 from score_sde.model import Score
@@ -51,7 +51,6 @@ class BitsPerDim:
     levels: int | None
     dequantization: str
     divergence: str
-    probes: int
     method: str
     rtol: float
     atol: float
@@ -67,13 +66,13 @@ class BitsPerDim:
     def sentence(self) -> str:
         """The result with its protocol, to be pasted into a paper."""
         of = "discrete" if self.levels else "continuous"
-        trace = "the exact trace" if self.divergence == "exact" else f"{self.probes} {self.divergence} probe(s)"
         how = f"rtol = {self.rtol:g}, atol = {self.atol:g}" if self.steps is None else f"{self.steps} steps"
         levels = f", {self.levels} levels, {self.dequantization} dequantization" if self.levels else ""
+        cost = f"{self.nfe:.6g} network evaluations and {self.vjps:.6g} vector-Jacobian products per sample"
         return (
             f"{self.mean:.4f} +- {self.stderr:.4f} bits/dim (standard error over {self.samples} samples of {of} data with "
-            f"{self.dim} dimensions{levels}; probability-flow ODE by {self.method}, {how}, t_min = {self.t_min:g}, {trace}, "
-            f"{self.nfe:.6g} network evaluations and {self.vjps:.6g} vector-Jacobian products per sample, seed {self.seed})"
+            f"{self.dim} dimensions{levels}; probability-flow ODE by {self.method}, {how}, t_min = {self.t_min:g}, "
+            f"{self.divergence}, {cost}, seed {self.seed})"
         )
 
     def save(self, path: Path | str, **about: object) -> None:
@@ -88,7 +87,7 @@ def bits_per_dim(
     levels: int | None = None,
     data: DataSpec | None = None,
     dequantization: str = "uniform",
-    divergence: str = "hutchinson",
+    divergence: str | Divergence = "hutchinson",
     probes: int = 1,
     solver: ProbabilityFlow = ProbabilityFlow(),
     batch_size: int = 128,
@@ -105,8 +104,8 @@ def bits_per_dim(
         levels: number of integer values; checked against the model's own.
         data: description of the data; by default the model's.
         dequantization: ``uniform`` for integers (``none`` is what continuous data gets).
-        divergence: ``hutchinson`` or ``exact``.
-        probes: number of Rademacher probes.
+        divergence: ``hutchinson``, ``hutchinson_gaussian``, ``exact``, or an object such as ``Hutchinson(probes=4)``.
+        probes: number of probes where the divergence is given by its name.
         solver: how the ODE is solved. With an adaptive method the steps are shared by a batch.
         batch_size: samples at a time.
         seed: sample i is dequantized and probed by random numbers that depend on ``seed`` and i alone.
@@ -124,8 +123,6 @@ def bits_per_dim(
         raise ValueError(f"levels is {levels}, but the model was made for {spec.levels or 'continuous data'}")
     if dequantization not in DEQUANTIZATIONS:
         raise ValueError(f"unknown dequantization {dequantization!r}; choose one of {', '.join(DEQUANTIZATIONS)}")
-    if divergence not in ("exact", "hutchinson"):
-        raise ValueError(f"unknown divergence {divergence!r}; choose one of exact, hutchinson")
     if spec.levels is None:
         dequantization = "none"
     elif dequantization == "none":
@@ -135,15 +132,15 @@ def bits_per_dim(
     spec.check(values)
     if dequantization == "uniform":
         _warn_of_noise(model.sde, spec)
-    trace = ExactDivergence() if divergence == "exact" else Hutchinson(probes)
+    trace = as_divergence(divergence, probes)
     inner = innermost(model)
     place = {"device": getattr(inner, "device", "cpu"), "dtype": getattr(inner, "dtype", torch.get_default_dtype())}
     results, nfe, vjps = [], 0.0, 0.0
     chunks = values.split(batch_size)
     for i, chunk in enumerate(tqdm(chunks, desc="likelihood", unit="batch", disable=not progress)):
         noise = SampleNoise(seed, chunk.shape, first=i * batch_size, purpose="dequantization", **place)
-        chunk = chunk.to(**place)
-        x = spec.scale(chunk) if spec.levels is None else spec.dequantized(chunk, noise.uniform())
+        # continuous data is scaled before it is rounded: it may lie far from 0
+        x = spec.scale(chunk).to(**place) if spec.levels is None else spec.dequantized(chunk.to(**place), noise.uniform())
         result = log_likelihood(model, x, solver=solver, divergence=trace, seed=seed, first=i * batch_size)
         results.append(result.log_prob)
         nfe += result.nfe * len(chunk) / len(values)
@@ -156,8 +153,7 @@ def bits_per_dim(
         dim=spec.dim,
         levels=spec.levels,
         dequantization=dequantization,
-        divergence="exact" if divergence == "exact" else "Hutchinson (Rademacher)",
-        probes=0 if divergence == "exact" else probes,
+        divergence=str(trace),
         method=solver.method,
         rtol=solver.rtol,
         atol=solver.atol,

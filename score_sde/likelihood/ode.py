@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_sde.divergence import DIVERGENCES, Divergence
+from score_sde.divergence import Divergence, as_divergence
 from score_sde.model import Score
-from score_sde.solvers.base import BoundScore, Counter, _progress_bar, counted
+from score_sde.solvers.base import BoundScore, Counter, ProgressBar, counted
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.tensors import SampleNoise
 
@@ -53,7 +53,7 @@ def log_likelihood(
         score: the score, which also carries the SDE.
         x: points in model coordinates, ``(B, *D)``.
         solver: how the ODE is solved: method and tolerances.
-        divergence: ``exact``, ``hutchinson``, or an object such as ``Hutchinson(probes=4)``.
+        divergence: ``exact``, ``hutchinson``, ``hutchinson_gaussian``, or an object such as ``Hutchinson(probes=4)``.
         prior: log-density at T in nats, ``(B, *D)`` to ``(B,)``; by default the SDE's.
         cond: condition passed to the score, ``(B, ...)``.
         seed: the probes of sample i depend on ``seed`` and ``first + i`` alone.
@@ -63,16 +63,15 @@ def log_likelihood(
 
     Raises:
         SolverError: the state stopped being finite.
-        ValueError: the divergence is unknown, or x holds NaN.
+        ValueError: the divergence is unknown, x holds NaN, or t_min is outside (0, T).
     """
-    if isinstance(divergence, str):
-        if divergence not in DIVERGENCES:
-            raise ValueError(f"unknown divergence {divergence!r}; choose one of {', '.join(DIVERGENCES)}")
-        divergence = DIVERGENCES[divergence]()
+    divergence = as_divergence(divergence)
     if not x.isfinite().all():
         raise ValueError("x holds NaN or infinite values: their likelihood is not defined")
     sde, counter = score.sde, Counter()
     t_min = sde.t_min if t_min is None else t_min
+    if not 0 < t_min < sde.T:
+        raise ValueError(f"t_min must lie between 0 and T = {sde.T}, got {t_min}")
     bound = BoundScore(counted(score, counter), cond)
     noise = SampleNoise(seed, x.shape, first=first, purpose="probes", device=x.device, dtype=x.dtype)
     probes = divergence.draw(noise)
@@ -86,7 +85,7 @@ def log_likelihood(
         change = sde.drift_coefficient(t) * dim - sde.diffusion(t) ** 2 / 2 * trace
         return torch.cat([flow.reshape(len(y), -1), change[:, None]], dim=1)
 
-    with torch.no_grad(), _progress_bar(solver, t_min, sde.T, progress) as bar:
+    with torch.no_grad(), ProgressBar(solver, t_min, sde.T, progress) as bar:
         start = torch.cat([x.reshape(len(x), -1), x.new_zeros(len(x), 1)], dim=1)
         end = solver.integrate(velocity, start, t_min, sde.T, sde, observe=lambda t, y: bar(t, counter.nfe))
     latent = end[:, :-1].reshape(x.shape)

@@ -31,6 +31,8 @@ class MLP(nn.Module):
         fourier_scale: float = 0.2,
     ):
         super().__init__()
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
         dim = math.prod(shape)
         self.embedding = noise_embedding(embedding, width, width, fourier_scale)
         self.first = nn.Linear(dim, width)

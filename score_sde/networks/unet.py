@@ -51,9 +51,9 @@ class UNet(nn.Module):
         channels, *sides = shape
         if len(sides) not in (1, 2):
             raise ValueError(f"a U-Net needs an event (C, L) or (C, H, W), got {tuple(shape)}; the mlp takes any")
-        if width < 4 or blocks < 1 or not multipliers or min(multipliers) < 1:
-            given = f"{width}, {blocks} and {multipliers}"
-            raise ValueError(f"width must be at least 4, blocks and multipliers at least 1, got {given}")
+        if min(width - 3, blocks, head_width) < 1 or not multipliers or min(multipliers) < 1:
+            given = f"{width}; {blocks}, {multipliers} and {head_width}"
+            raise ValueError(f"width must be at least 4, blocks, multipliers and head_width at least 1, got {given}")
         if min(sides) < 2 ** (len(multipliers) - 1):
             raise ValueError(f"{len(multipliers)} levels are too many for an event of shape {tuple(shape)}")
         if not set(attention) <= set(range(len(multipliers))):

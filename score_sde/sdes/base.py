@@ -87,7 +87,7 @@ class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes
         A cached table brackets it closely; Newton's method, whose slope is -g^2 / sigma^2, does the rest inside the bracket.
         """
         target = as_time(log_snr)
-        times, values = (a.to(target) for a in _log_snr_table(self))
+        times, values = _log_snr_table(self, target.dtype, target.device)
         cell = torch.searchsorted(-values, -target.detach().contiguous()).clamp(1, len(times) - 1)
         low, high = times[cell - 1], times[cell]
         t = (low + high) / 2
@@ -161,12 +161,12 @@ def _is_linear(sde: SDE) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _log_snr_table(sde: SDE) -> tuple[Tensor, Tensor]:
-    """Times from t_min to T, half of them equally spaced and half geometrically, and the log-SNR at each, in float64."""
+def _log_snr_table(sde: SDE, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Times from t_min to T, half of them equally spaced and half geometrically, and the log-SNR at each."""
     equal = torch.linspace(sde.t_min, sde.T, 257, dtype=torch.float64)
     geometric = torch.logspace(math.log10(sde.t_min), math.log10(sde.T), 257, dtype=torch.float64)[1:-1]
     times = torch.cat([equal, geometric]).unique()
-    return times, sde.log_snr(times)
+    return times.to(device, dtype), sde.log_snr(times).to(device, dtype)
 
 
 def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

@@ -22,11 +22,16 @@ _EQUAL, _GEOMETRIC = 100, 40
 def linear_marginal(sde, t: Tensor) -> tuple[Tensor, Tensor]:
     """log alpha(t) and sigma(t)^2 of a linear ``sde`` from its ``drift`` and ``diffusion``, in the shape of ``t``."""
     sde.require_linear()
-    edges, log_alphas, variances = (a.to(t) for a in _table(sde))
+    edges, log_alphas, variances = _table_on(sde, t.dtype, t.device)
     flat = t.reshape(-1)
     panel = (torch.searchsorted(edges, flat.detach().contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
     log_alpha, variance = _advance(sde, log_alphas[panel], variances[panel], edges[panel], flat)
     return log_alpha.reshape(t.shape), variance.reshape(t.shape)
+
+
+@lru_cache(maxsize=64)
+def _table_on(sde, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(values.to(device, dtype) for values in _table(sde))
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-r"""The sub-VP SDE (Song et al. 2021, Eq. 14 and Appendix B).
+r"""The sub-VP SDE (Song et al. 2021, Eq. 12 and Appendix B).
 
     dx = -beta(t)/2 x dt + sqrt(beta(t) (1 - exp(-2 B(t)))) dw
     alpha = exp(-B/2),   sigma = 1 - exp(-B) = 1 - alpha^2

@@ -270,7 +270,7 @@ class Solver(ABC):
             score = ClippedScore(score, *clip)
         states: list[Tensor] = []
         times: list[float] = []
-        with torch.no_grad(), _progress_bar(self, sde.T, t_end, progress) as bar:
+        with torch.no_grad(), ProgressBar(self, sde.T, t_end, progress) as bar:
 
             def observe(t: float, x: Tensor) -> None:
                 if trajectory:
@@ -374,7 +374,7 @@ def non_finite(solver: str, t: float, spent: str) -> str:
     )
 
 
-class _progress_bar:
+class ProgressBar:
     """A bar over the time from ``t_from`` to ``t_to``, with the evaluations made so far."""
 
     def __init__(self, solver: Solver, t_from: float, t_to: float, shown: bool):

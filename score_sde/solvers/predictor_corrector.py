@@ -70,9 +70,8 @@ class Langevin:
         gradient, z = score(x, t), noise.normal()
         step = 2 * (self.snr * score.sde.sigma(t)) ** 2
         if self.rule == "norm_ratio":
-            largest = (self.cap * step).to(x)
             ratio = sum_event(z**2) / sum_event(gradient**2).clamp_min(1e-30)
-            step = expand((2 * self.snr**2 * ratio).minimum(largest), x)
+            step = expand((2 * self.snr**2 * ratio).clamp_max(float(self.cap * step)), x)
         return x + step * gradient + (2 * step).sqrt() * z
 
 
@@ -93,6 +92,8 @@ class PredictorCorrector(StepSolver):
     stochastic: ClassVar[bool] = True
 
     def __post_init__(self):
+        if not isinstance(self.predictor, StepSolver):
+            raise ValueError(f"the predictor must be a fixed-step solver, got {self.predictor}")
         if self.corrections < 1:
             raise ValueError(f"corrections must be at least 1, got {self.corrections}")
 

@@ -5,14 +5,17 @@ r"""The probability-flow ODE (Song et al. 2021, Eq. 13) by any method of torchdi
 Adaptive methods work to a tolerance. Their error is measured as the root mean square over the coordinates of each sample,
 then the largest over the batch (torchdiffeq's own norm averages over the batch, which lets one bad sample hide among good
 ones), and their last step ends exactly at the end time (torchdiffeq would step past it and interpolate back, evaluating the
-score outside its range). Fixed-step methods take one step per interval of a time grid.
+score outside its range). Fixed-step methods take one step per interval of a time grid. ``scipy_solver`` is scipy's LSODA, on
+the CPU and with scipy's own norm over the whole batch: an independent check, not a way to sample.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
@@ -64,8 +67,8 @@ class ProbabilityFlow(Solver):
         return FIXED[self.method][0] if self.method in FIXED else None
 
     def with_budget(self, nfe: int) -> Self:
-        """An adaptive method has no budget: the fixed-step midpoint rule stands in for it, on a log-SNR grid."""
-        if self.method not in FIXED:
+        """A method without a fixed cost has no budget: the midpoint rule stands in for it, on a log-SNR grid."""
+        if self.order is None:
             return ProbabilityFlow(method="midpoint", grid="log_snr").with_budget(nfe)
         per_step = FIXED[self.method][1]
         if nfe < per_step:
@@ -98,17 +101,23 @@ class ProbabilityFlow(Solver):
             SolverError: the state stopped being finite, or the tolerance asks for steps below the precision.
         """
         watched = _Watched(velocity, t_from, t_to, f"ode ({self.method})", observe)
-        grid = time_grid(self.grid, sde, t_from, t_to, self.steps if self.method in FIXED else 1).to(y.device)
+        ends = torch.tensor([t_from, t_to], dtype=torch.float64, device=y.device)
         options: dict = {}
         if self.method in ADAPTIVE:
-            options = {"norm": _largest_rms, "step_t": grid[-1:], "max_num_steps": MAX_STEPS}
+            options = {"norm": _largest_rms, "step_t": ends[1:], "max_num_steps": MAX_STEPS}
+        elif self.method in FIXED:
+            grid = time_grid(self.grid, sde, t_from, t_to, self.steps).to(y.device)
+            options = {"grid_constructor": lambda *_: grid}
         tolerances = {"rtol": self.rtol, "atol": self.atol}
         # scipy reports nothing between the ends, and torchdiffeq warns of a callback that it does not call
         function = watched.__call__ if self.method == "scipy_solver" else watched
         try:
-            end = odeint(function, y, grid, method=self.method, options=options, **tolerances)[-1]
+            states = odeint(function, y, ends, method=self.method, options=options, **tolerances)
         except AssertionError as error:
-            raise SolverError(watched.reason(error)) from error
+            raise SolverError(watched.reason(str(error))) from error
+        if len(states) < 2:  # scipy gave up without an exception
+            raise SolverError(watched.reason("it did not reach the end"))
+        end = states[-1]
         watched.guard.check()
         watched.guard.watch(t_to, end)
         watched.guard.check()
@@ -138,20 +147,20 @@ class _Watched:
 
     def callback_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
         # called with the state from which the step starts; a rejected step starts again from the same time
-        t = float(t)
-        if self.observe and t != self.seen:
-            self.seen = t
-            self.observe(t, y)
+        if self.observe and (now := float(t)) != self.seen:
+            self.seen = now
+            self.observe(now, y)
 
-    def reason(self, error: AssertionError) -> str:
-        try:
-            self.guard.check()
-        except SolverError as reason:
-            return str(reason)
-        spent = f"after {self.calls} evaluations"
-        if "non-finite" in str(error):
-            return non_finite(self.name, float(self.last), spent)
+    def reason(self, error: str) -> str:
+        t, spent = float(self.last), f"after {self.calls} evaluations"
+        if math.isfinite(t):  # else the first step was not even chosen: the tolerance is to blame, not the score
+            try:
+                self.guard.check()
+            except SolverError as reason:
+                return str(reason)
+            if "non-finite" in error:
+                return non_finite(self.name, t, spent)
         return (
-            f"{self.name} gave up at t = {float(self.last):.3g} {spent} ({str(error).split('{')[0]}): the tolerance asks for "
-            "more than the precision or the smoothness of the score allows; use a larger rtol and atol, or float64"
+            f"{self.name} gave up at t = {t:.3g} {spent} ({error}): the tolerance asks for more than the precision or the "
+            "smoothness of the score allows; use a larger rtol and atol, or float64"
         )

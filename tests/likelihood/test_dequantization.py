@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, ProbabilityFlow, bits_per_dim
+from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, Hutchinson, ProbabilityFlow, bits_per_dim
 from score_sde.data import DataError, Moments
 from score_sde.likelihood import prior_mismatch
 from score_sde.tensors import SampleNoise
@@ -86,6 +86,17 @@ def test_probes_reduce_the_spread_and_keep_the_mean():
     assert (residual[1].std() / residual[0].std()).item() == pytest.approx(0.5, rel=0.3)
 
 
+def test_divergence_by_name_or_as_an_object():
+    score, values = smooth_model().score(VPSDE()), integers(6)
+    options = {"data": SPEC, "solver": ProbabilityFlow(method="rk4", steps=8, grid="log_snr")}
+    named = bits_per_dim(score, values, divergence="hutchinson_gaussian", probes=3, **options)
+    given = bits_per_dim(score, values, divergence=Hutchinson(3, "gaussian"), **options)
+    assert named.per_sample == given.per_sample
+    assert named.divergence == given.divergence == "3 Gaussian probes (Hutchinson)"
+    assert named.vjps == 3 * named.nfe
+    assert "the exact trace" in bits_per_dim(score, values, divergence="exact", **options).sentence()
+
+
 def test_continuous_data_is_measured_in_its_own_units():
     """The same points in units ten times as large have a density ten times as small in each coordinate."""
     score = smooth_model().score(VPSDE())
@@ -99,7 +110,7 @@ def test_continuous_data_is_measured_in_its_own_units():
 
 def test_record_says_how_it_was_obtained(tmp_path):
     record = bits_per_dim(smooth_model().score(VPSDE()), integers(4), data=SPEC, solver=SOLVER, seed=7, probes=2)
-    for said in (f"{record.mean:.4f}", "4 samples", "16 levels", "uniform", "dopri5", "1e-05", "2 Hutchinson", "seed 7"):
+    for said in (f"{record.mean:.4f}", "4 samples", "16 levels", "uniform", "dopri5", "1e-05", "2 Rademacher probes", "seed 7"):
         assert said in record.sentence()
     record.save(tmp_path / "record.json", step=3)
     saved = json.loads((tmp_path / "record.json").read_text())

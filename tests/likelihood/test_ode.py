@@ -146,12 +146,18 @@ def test_nan_is_a_named_error():
 def test_impossible_tolerance_is_a_named_error(monkeypatch):
     monkeypatch.setattr("score_sde.solvers.probability_flow.MAX_STEPS", 100)
     score = mixture((2,), torch.float32).score(SDE_CASES["vp"])
-    with pytest.raises(SolverError, match="use a larger rtol and atol"):
-        log_likelihood(score, torch.zeros(2, 2), solver=ProbabilityFlow(rtol=1e-14, atol=1e-14))
+    for tolerance in (1e-14, 1e-30):
+        with pytest.raises(SolverError, match="use a larger rtol and atol"):
+            log_likelihood(score, torch.zeros(2, 2), solver=ProbabilityFlow(rtol=tolerance, atol=tolerance))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"divergence": "exat"}, "choose one of exact, hutchinson"), ({"x": math.nan}, "NaN")]
+    ("options", "message"),
+    [
+        ({"divergence": "exat"}, "choose one of exact, hutchinson"),
+        ({"x": math.nan}, "NaN"),
+        ({"t_min": 2.0}, "t_min must lie"),
+    ],
 )
 def test_bad_input_is_refused(options, message):
     x = torch.full((1, 2), options.pop("x", 0.0))

@@ -9,6 +9,7 @@ import torch
 from score_sde import EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFlow, SolverError
 from score_sde.solvers import SOLVERS
 from score_sde.solvers.base import TIME_GRIDS, CountedScore, Counter, counted, time_grid
+from score_sde.solvers.probability_flow import METHODS
 from tests.conftest import SDE_CASES, mixture
 
 SOLVER_CASES = {
@@ -261,6 +262,7 @@ def test_evaluations_are_counted_where_they_happen():
         (lambda: Langevin(snr=0.0), "snr must lie"),
         (lambda: Langevin(rule="norm"), "choose one of sigma"),
         (lambda: PredictorCorrector(corrections=0), "at least 1"),
+        (lambda: PredictorCorrector(predictor=ProbabilityFlow()), "must be a fixed-step solver"),
         (lambda: SOLVERS["pc"](predictor="euler"), "choose one of euler_maruyama"),
         (lambda: SOLVERS["ddim"](eta=1.5), "eta must lie"),
     ],
@@ -278,3 +280,17 @@ def test_bad_calls_are_refused():
         EulerMaruyama().sample(score, (2, 2), x_T=torch.zeros(3, 2))
     with pytest.raises(ValueError, match="t_end must lie"):
         EulerMaruyama().sample(score, (2, 2), t_end=1.5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_of_the_ode_exceeds_its_budget(method):
+    score = mixture().score(SDE_CASES["vp"])
+    for budget in (8, 20):
+        assert ProbabilityFlow(method=method).with_budget(budget).sample(score, (2, 2)).nfe <= budget
+
+
+def test_scipy_giving_up_is_an_error(monkeypatch):
+    """torchdiffeq returns the start alone when scipy fails: that must not pass for the result."""
+    monkeypatch.setattr("score_sde.solvers.probability_flow.odeint", lambda function, y, t, **options: y[None])
+    with pytest.raises(SolverError, match="did not reach the end"):
+        ProbabilityFlow(method="scipy_solver").sample(mixture().score(SDE_CASES["vp"]), (2, 2))
