@@ -106,7 +106,7 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     build_solver(plain)
     folder.mkdir(parents=True, exist_ok=True)
     save_config(folder, plain, data.spec)
-    if not (folder / "moments.safetensors").exists():
+    if not resumed or not (folder / "moments.safetensors").exists():
         save_moments(folder, moments(data.train, data.spec))
     trainer = Trainer(model, data, folder, training, seed=plain["seed"], device=device)
     print(_summary(config, data, model, device))
@@ -363,6 +363,8 @@ def _device(name: str | None) -> torch.device:
 def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: torch.device) -> str:
     spec = data.spec
     kind = f"{spec.levels} levels" if spec.levels else "continuous"
+    if len(spec.shape) == 2 and config.network.name == "unet":
+        kind += f", taken as signals of {spec.shape[0]} channels (images need a channel: (1, {spec.shape[0]}, {spec.shape[1]}))"
     weights = sum(p.numel() for p in model.parameters()) / 1e6
     return (
         f"{config.data.name}: {len(data.train)} training and {len(data.test)} test samples of shape {spec.shape}, {kind}\n"
