@@ -213,9 +213,11 @@ def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
     result.save_csv(folder / "compare.csv")
     save_png(quality_curve(result), folder / "compare.png")
     spec = run.model.data
-    pictures = [
-        image(picture(spec.displayed(x[:64])), f"{name}, {nfe} evaluations") for (name, nfe), x in result.samples.items()
-    ]
+    shown = {case: spec.displayed(x[:64] if len(spec.shape) > 1 else x) for case, x in result.samples.items()}
+    converged = next(iter(shown.values()))
+    low, high = converged.min().item(), converged.max().item()
+    limits = (low - 0.1 * (high - low), high + 0.1 * (high - low))  # the same axes for all
+    pictures = [image(picture(x, limits=limits), f"{name}, {nfe} evaluations") for (name, nfe), x in shown.items()]
     intro = (
         f"Samples of <code>{run.folder}</code> (step {run.step}) from the same latents, {options.n} per setting, seed "
         f"{options.seed}. The distance is the sliced Wasserstein distance to held-out data; the dotted line is that "

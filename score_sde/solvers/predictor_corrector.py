@@ -12,7 +12,7 @@ of sigma^2 / (1 - snr^2), whatever the SDE, the number of steps or the batch.
 When it pays. At equal evaluations the predictor takes half as many steps once a corrector follows each of them. With an
 exact score this loses as long as the predictor's own error dominates (on Gaussian mixtures up to about 80 evaluations, under
 VP, sub-VP and VE alike), and later changes nothing that can be measured. It wins where the score is not exact: with the score
-of a mixture off by 20 %, the error of the samples' covariance is a third to a half smaller at equal evaluations. The benchmarks
+of a mixture off by 20 %, the error of the samples' covariance is a third to a half smaller at 400 evaluations. The benchmarks
 ``predictor_corrector`` and ``inexact_score`` measure both.
 
 Song et al. divide the norms of noise and score instead, h = 2 (snr |z| / |score|)^2, averaged over the batch. Taken
