@@ -51,7 +51,7 @@ def picture(samples: Tensor, *, limits: tuple[float, float] | None = None) -> Im
     figure = Figure(figsize=(4, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     if values.shape[1:] == (2,):
-        axes.scatter(values[:, 0], values[:, 1], s=max(3, min(12, 3000 / len(values))), alpha=0.6, linewidths=0)
+        axes.scatter(values[:, 0], values[:, 1], s=max(3, min(12, 3000 / max(1, len(values)))), alpha=0.6, linewidths=0)
         axes.set_aspect("equal")
         if limits:
             axes.set(xlim=limits, ylim=limits)
