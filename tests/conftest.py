@@ -52,6 +52,17 @@ class NoisyStartSDE(SDE):
         return 0.02 * 1500 ** as_time(t) * math.sqrt(2 * math.log(1500))
 
 
+@dataclass(frozen=True)
+class DoubleWellSDE(SDE):
+    """A drift that is not linear, so no marginal is known: the gradient of x^2/2 - x^4/4."""
+
+    def drift(self, x, t):
+        return x - x**3
+
+    def diffusion(self, t):
+        return torch.ones_like(as_time(t))
+
+
 SDE_CASES = {
     "vp": VPSDE(),
     "subvp": SubVPSDE(),

@@ -12,7 +12,7 @@ from scipy.integrate import quad, solve_ivp
 from score_sde import SDE, VESDE, VPSDE, SubVPSDE, TabulatedSDE
 from score_sde.sdes import SDES, ddpm_schedule
 from score_sde.tensors import expand
-from tests.conftest import SDE_CASES, CosineSDE, OrnsteinUhlenbeckSDE
+from tests.conftest import SDE_CASES, CosineSDE, DoubleWellSDE, OrnsteinUhlenbeckSDE
 
 
 def times(sde, count=13):
@@ -170,15 +170,7 @@ def test_an_sde_needs_one_pair_of_methods():
 
 
 def test_nonlinear_drift_says_what_it_cannot_do():
-    @dataclass(frozen=True)
-    class DoubleWell(SDE):
-        def drift(self, x, t):
-            return x - x**3
-
-        def diffusion(self, t):
-            return torch.ones_like(torch.as_tensor(t))
-
-    sde = DoubleWell()
+    sde = DoubleWellSDE()
     x = torch.randn(3, 2, dtype=torch.float64)
     torch.testing.assert_close(sde.reverse_drift(x, 0.5, x), x - x**3 - x)
     for call in (sde.alpha, sde.sigma, sde.log_snr, sde.drift_coefficient):

@@ -10,7 +10,7 @@ from score_sde import EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFl
 from score_sde.solvers import SOLVERS
 from score_sde.solvers.base import TIME_GRIDS, CountedScore, Counter, counted, time_grid
 from score_sde.solvers.probability_flow import METHODS
-from tests.conftest import SDE_CASES, mixture
+from tests.conftest import SDE_CASES, DoubleWellSDE, mixture
 
 SOLVER_CASES = {
     **{name: build().with_budget(24) for name, build in SOLVERS.items()},
@@ -192,19 +192,10 @@ def test_stochastic_solvers_refuse_to_run_forwards():
 
 def test_nonlinear_sde_can_be_sampled_from_its_score():
     """A stationary double well: p_t is exp(2 (x^2/2 - x^4/4)) at all times, and the reverse SDE keeps it."""
-    from score_sde import SDE
-
-    @dataclass(frozen=True)
-    class DoubleWell(SDE):
-        def drift(self, x, t):
-            return x - x**3
-
-        def diffusion(self, t):
-            return torch.ones_like(torch.as_tensor(t))
 
     @dataclass(frozen=True)
     class Stationary:
-        sde: SDE
+        sde: DoubleWellSDE
 
         def __call__(self, x, t, cond=None):
             return 2 * (x - x**3)
@@ -215,7 +206,7 @@ def test_nonlinear_sde_can_be_sampled_from_its_score():
     # start from the stationary law itself, by inversion of its distribution function
     cdf = density(axis).cumsum(0) / density(axis).sum()
     start = axis[torch.searchsorted(cdf, torch.rand(4000, dtype=torch.float64)).clamp_max(4000)][:, None]
-    drawn = EulerMaruyama(steps=400).sample(Stationary(DoubleWell()), x_T=start, seed=0)
+    drawn = EulerMaruyama(steps=400).sample(Stationary(DoubleWellSDE()), x_T=start, seed=0)
     assert drawn.x.square().mean().item() == pytest.approx(second, abs=4 * float(drawn.x.square().std()) / 4000**0.5 + 0.01)
 
 
