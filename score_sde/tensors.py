@@ -19,8 +19,9 @@ def as_time(t: Tensor | float) -> Tensor:
 
 
 def batch_time(t: Tensor | float, x: Tensor) -> Tensor:
-    """``t`` as ``(B,)`` in the dtype and on the device of ``x`` ``(B, *D)``: the form in which a score takes its time."""
-    return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])
+    """``t`` as ``(B,)`` beside ``x`` ``(B, *D)``, in its dtype or float32: the form in which a score takes its time."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    return torch.as_tensor(t, dtype=precise, device=x.device).expand(x.shape[0])
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What the tests share: every SDE, in every way of defining one, and a mixture of any shape."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -87,6 +88,38 @@ def mixture(shape=(2,), dtype=torch.float64, components=3, seed=0) -> GaussianMi
     factor = torch.randn(components, dim, dim, generator=random, dtype=torch.float64) / dim**0.5
     covariances = 0.3 * factor @ factor.mT + 0.05 * torch.eye(dim, dtype=torch.float64)
     return GaussianMixture(means.to(dtype), covariances.to(dtype), [0.2, 0.3, 0.5][:components])
+
+
+@dataclass(frozen=True, eq=False)
+class Recorder:
+    """A score that keeps the times it was asked for, one per call."""
+
+    inner: object
+    times: list
+
+    @property
+    def sde(self):
+        return self.inner.sde
+
+    def __call__(self, x, t, cond=None):
+        assert t.shape == (len(x),)
+        self.times.append(t[0].item())
+        return self.inner(x, t, cond)
+
+
+@dataclass(frozen=True, eq=False)
+class BrokenScore:
+    """A score that is NaN at times ``broken`` says."""
+
+    inner: object
+    broken: Callable
+
+    @property
+    def sde(self):
+        return self.inner.sde
+
+    def __call__(self, x, t, cond=None):
+        return self.inner(x, t, cond) * torch.where(self.broken(t[0]), math.nan, 1.0)
 
 
 def autograd_score(score, x, t):

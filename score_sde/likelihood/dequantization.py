@@ -28,7 +28,7 @@ from score_sde.likelihood.ode import log_likelihood
 from score_sde.model import Score
 from score_sde.sdes import SDE
 from score_sde.solvers.base import innermost
-from score_sde.solvers.probability_flow import ProbabilityFlow
+from score_sde.solvers.probability_flow import FIXED, ProbabilityFlow
 from score_sde.tensors import SampleNoise
 
 DEQUANTIZATIONS = ("uniform", "none")
@@ -41,7 +41,8 @@ class BitsPerDim:
     ``mean`` is the negative log-likelihood in bits per dimension and ``stderr`` its standard error over the samples, into which
     the noise of dequantization and probes enters once; ``per_sample`` holds the single values in the order of the data.
     ``prior_mismatch`` is the divergence, in bits/dim, between the noised training data at T, taken as Gaussian, and the prior;
-    None where the training data's moments were not given.
+    None where the training data's moments were not given. Of tolerances and steps with their grid, the ODE method has one or
+    the other.
     """
 
     mean: float
@@ -52,9 +53,10 @@ class BitsPerDim:
     dequantization: str
     divergence: str
     method: str
-    rtol: float
-    atol: float
+    rtol: float | None
+    atol: float | None
     steps: int | None
+    grid: str | None
     t_min: float
     nfe: float
     vjps: float
@@ -66,7 +68,8 @@ class BitsPerDim:
     def sentence(self) -> str:
         """The result with its protocol, to be pasted into a paper."""
         of = "discrete" if self.levels else "continuous"
-        how = f"rtol = {self.rtol:g}, atol = {self.atol:g}" if self.steps is None else f"{self.steps} steps"
+        fixed = self.steps is not None
+        how = f"{self.steps} steps ({self.grid})" if fixed else f"rtol = {self.rtol:g}, atol = {self.atol:g}"
         levels = f", {self.levels} levels, {self.dequantization} dequantization" if self.levels else ""
         cost = f"{self.nfe:.6g} network evaluations and {self.vjps:.6g} vector-Jacobian products per sample"
         return (
@@ -145,6 +148,7 @@ def bits_per_dim(
         results.append(result.log_prob)
         nfe += result.nfe * len(chunk) / len(values)
         vjps += result.vjps * len(chunk) / len(values)
+    fixed = solver.method in FIXED
     bits = -(torch.cat(results).double() + spec.log_det) / (spec.dim * math.log(2))
     return BitsPerDim(
         mean=bits.mean().item(),
@@ -155,9 +159,10 @@ def bits_per_dim(
         dequantization=dequantization,
         divergence=str(trace),
         method=solver.method,
-        rtol=solver.rtol,
-        atol=solver.atol,
-        steps=solver.steps if solver.order else None,
+        rtol=None if fixed else solver.rtol,
+        atol=None if fixed else solver.atol,
+        steps=solver.steps if fixed else None,
+        grid=solver.grid if fixed else None,
         t_min=model.sde.t_min,
         nfe=nfe,
         vjps=vjps,

@@ -58,7 +58,7 @@ class CountedScore:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         self.counter.nfe += 1
-        return self.inner(x, t) if cond is None else self.inner(x, t, cond)
+        return self.inner(x, t, cond)
 
 
 def counted(score: Score, counter: Counter) -> Score:
@@ -87,8 +87,7 @@ class BoundScore:
         return self.score.sde
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
-        t = batch_time(t, x)
-        return self.score(x, t) if self.cond is None else self.score(x, t, self.cond)
+        return self.score(x, batch_time(t, x), self.cond)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +103,7 @@ class ClippedScore:
         return self.score.sde
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        score = self.score(x, t) if cond is None else self.score(x, t, cond)
+        score = self.score(x, t, cond)
         alpha, variance = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t) ** 2, x)
         return (alpha * ((x + variance * score) / alpha).clamp(self.low, self.high) - x) / variance
 
@@ -247,7 +246,7 @@ class Solver(ABC):
 
         Raises:
             SolverError: the state stopped being finite.
-            ValueError: neither or both of ``shape`` and ``x_T`` fit, or ``t_end`` is outside (0, T).
+            ValueError: there is neither ``shape`` nor ``x_T``, they disagree, or ``t_end`` is outside (0, T).
         """
         start = time.perf_counter()
         sde, inner = score.sde, innermost(score)
@@ -283,7 +282,8 @@ class Solver(ABC):
             x = x_T.to(**place)
             observe(sde.T, x)
             noise = SampleNoise(seed, shape, first=first, purpose="steps", **place) if self.stochastic else None
-            x = self.solve(score, x, sde.T, t_end, cond=cond, noise=noise, observe=observe)
+            watched = observe if trajectory or progress else None
+            x = self.solve(score, x, sde.T, t_end, cond=cond, noise=noise, observe=watched)
             if denoise:
                 x = posterior_mean(BoundScore(score, cond), x, t_end)
         path = torch.stack(states) if trajectory else None

@@ -119,6 +119,18 @@ def test_record_says_how_it_was_obtained(tmp_path):
     assert saved["step"] == 3
 
 
+@pytest.mark.parametrize("method", ["rk4", "explicit_adams", "dopri5"])
+def test_record_gives_steps_or_tolerances_as_the_method_has_them(method):
+    solver = ProbabilityFlow(method=method, steps=30, grid="quadratic", rtol=2e-3, atol=2e-3)
+    record = bits_per_dim(smooth_model().score(VPSDE()), integers(2), data=SPEC, solver=solver)
+    if method == "dopri5":
+        assert (record.rtol, record.steps, record.grid) == (2e-3, None, None)
+        assert "rtol = 0.002" in record.sentence()
+    else:
+        assert (record.rtol, record.steps, record.grid) == (None, 30, "quadratic")
+        assert "30 steps (quadratic)" in record.sentence()
+
+
 def test_noise_that_swamps_a_bin_is_warned_of_with_its_floor():
     """sigma(t_min) = 0.05 beside bins of 2/256: log2(sqrt(2 pi) 0.05 / (2/256)) = 4.004 bits/dim."""
     spec = DataSpec((2,), levels=256)

@@ -1,13 +1,12 @@
 """log p by the ODE against the closed form of a mixture."""
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 
 from score_sde import VESDE, VPSDE, GaussianMixture, Hutchinson, ProbabilityFlow, SolverError, SubVPSDE, log_likelihood
-from tests.conftest import SDE_CASES, mixture
+from tests.conftest import SDE_CASES, BrokenScore, Recorder, mixture
 
 PUBLISHED = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=50.0)}
 TIGHT = ProbabilityFlow(rtol=1e-6, atol=1e-6)
@@ -98,19 +97,8 @@ def test_probes_belong_to_the_sample_and_the_seed():
 
 
 def test_evaluations_are_counted_and_stay_in_range(sde):
-    exact, seen = mixture().score(sde), []
-
-    @dataclass(frozen=True, eq=False)
-    class Recorder:
-        @property
-        def sde(self):
-            return exact.sde
-
-        def __call__(self, x, t, cond=None):
-            seen.append(t[0].item())
-            return exact(x, t)
-
-    result = log_likelihood(Recorder(), mixture().sample(3), divergence=Hutchinson(3))
+    seen = []
+    result = log_likelihood(Recorder(mixture().score(sde), seen), mixture().sample(3), divergence=Hutchinson(3))
     assert result.nfe == len(seen)
     assert result.vjps == 3 * result.nfe
     assert min(seen) >= sde.t_min * (1 - 1e-12)
@@ -128,19 +116,9 @@ def test_conditional_log_p_is_that_of_the_component():
 
 
 def test_nan_is_a_named_error():
-    exact = mixture().score(VPSDE())
-
-    @dataclass(frozen=True, eq=False)
-    class Broken:
-        @property
-        def sde(self):
-            return exact.sde
-
-        def __call__(self, x, t, cond=None):
-            return exact(x, t) * torch.where(t[0] > 0.2, math.nan, 1.0)
-
+    score = BrokenScore(mixture().score(VPSDE()), lambda t: t > 0.2)
     with pytest.raises(SolverError, match=r"not finite at t = 0\.[2-9]"):
-        log_likelihood(Broken(), torch.zeros(2, 2, dtype=torch.float64))
+        log_likelihood(score, torch.zeros(2, 2, dtype=torch.float64))
 
 
 def test_impossible_tolerance_is_a_named_error(monkeypatch):

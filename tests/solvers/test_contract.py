@@ -1,6 +1,5 @@
 """What every solver owes to every SDE."""
 
-import math
 from dataclasses import dataclass
 
 import pytest
@@ -10,7 +9,7 @@ from score_sde import EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFl
 from score_sde.solvers import SOLVERS
 from score_sde.solvers.base import TIME_GRIDS, CountedScore, Counter, counted, time_grid
 from score_sde.solvers.probability_flow import METHODS
-from tests.conftest import SDE_CASES, DoubleWellSDE, mixture
+from tests.conftest import SDE_CASES, BrokenScore, DoubleWellSDE, Recorder, mixture
 
 SOLVER_CASES = {
     **{name: build().with_budget(24) for name, build in SOLVERS.items()},
@@ -24,23 +23,6 @@ SOLVER_CASES = {
 @pytest.fixture(params=SOLVER_CASES, ids=str)
 def solver(request):
     return SOLVER_CASES[request.param]
-
-
-@dataclass(frozen=True, eq=False)
-class Recorder:
-    """A score that counts its own calls and keeps the times it was asked for."""
-
-    inner: object
-    times: list
-
-    @property
-    def sde(self):
-        return self.inner.sde
-
-    def __call__(self, x, t, cond=None):
-        assert t.shape == (len(x),)
-        self.times.append(t[0].item())
-        return self.inner(x, t, cond)
 
 
 def test_ranks_and_dtypes(solver, sde):
@@ -77,19 +59,9 @@ def test_seeds(solver, sde):
 
 
 def test_nan_is_a_named_error(solver, sde):
-    exact = mixture().score(sde)
-
-    @dataclass(frozen=True, eq=False)
-    class Broken:
-        @property
-        def sde(self):
-            return exact.sde
-
-        def __call__(self, x, t, cond=None):
-            return exact(x, t) * torch.where(t[0] < 0.6 * sde.T, math.nan, 1.0)
-
+    score = BrokenScore(mixture().score(sde), lambda t: t < 0.6 * sde.T)
     with pytest.raises(SolverError, match=r"not finite at t = 0\.[2-6].*(step|evaluation) \d+"):
-        solver.sample(Broken(), (2, 2), dtype=torch.float64)
+        solver.sample(score, (2, 2), dtype=torch.float64)
 
 
 def test_trajectory_starts_at_the_prior_and_ends_at_the_sample(solver, sde):
