@@ -139,6 +139,22 @@ def test_a_signal_at_any_moment_is_followed_by_a_checkpoint(tmp_path, moment):
     assert f"stopped at step {state['step']} of 12" in said[0]
 
 
+def test_dropout_draws_anew_in_every_step(tmp_path):
+    """The same input, step after step: what is dropped differs, and a second trainer drops the same."""
+    trainers = [build(tmp_path / name, dropout=0.5) for name in ("a", "b")]
+    masks = []
+    for trainer in trainers:
+        seen = []
+        layer = next(module for module in trainer.model.modules() if isinstance(module, nn.Dropout))
+        layer.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output == 0))
+        for _ in range(3):
+            trainer._take_step()
+        masks.append(seen)
+    assert not torch.equal(masks[0][0], masks[0][1])
+    assert not torch.equal(masks[0][1], masks[0][2])
+    assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
+
+
 def test_options_changed_on_resuming_are_used(tmp_path):
     build(tmp_path).train(progress=False)
     trainer = build(tmp_path, replace(OPTIONS, steps=20, beta2=0.5, weight_decay=0.3))

@@ -53,6 +53,20 @@ def test_every_method_of_the_ode_reaches_the_converged_solution(method):
     torch.testing.assert_close(found, exact, rtol=0, atol=2e-2 if method == "euler" else 1e-3)
 
 
+def test_an_easy_batch_does_not_hide_a_hard_sample():
+    """One fast oscillation among 63 samples that stand still: its steps, and so its value, are those it takes alone."""
+    rates = torch.tensor([40.0] + [0.0] * 63, dtype=torch.float64)[:, None]
+    solver, sde = ProbabilityFlow(rtol=1e-4, atol=1e-4), SDE_CASES["vp"]
+
+    def solve(rates):
+        return solver.integrate(lambda t, y: rates * torch.cos(rates * t), torch.zeros_like(rates), 0.1, 0.9, sde)
+
+    together, alone = solve(rates), solve(rates[:1])
+    torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-12)
+    exact = math.sin(40 * 0.9) - math.sin(40 * 0.1)
+    assert abs(float(alone) - exact) < 1e-3
+
+
 MOMENT_CASES = {
     "euler_maruyama": EulerMaruyama(steps=500),
     "euler_maruyama_log_snr": EulerMaruyama(steps=500, grid="log_snr"),
