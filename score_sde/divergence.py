@@ -108,6 +108,35 @@ class Hutchinson:
         return value.detach(), products.mean(0), len(probes)
 
 
+@dataclass(frozen=True, eq=False)
+class GivenProbes:
+    """Hutchinson's estimate from probes that are given, so that a result can be compared with another program's.
+
+    Args:
+        values: the probes ``(m, B, *D)``, of one batch.
+    """
+
+    values: Tensor
+
+    def __str__(self) -> str:
+        return f"{len(self.values)} given probe{'s' * (len(self.values) > 1)} (Hutchinson)"
+
+    def draw(self, noise: SampleNoise) -> Tensor:
+        """The given probes.
+
+        Raises:
+            ValueError: they are not of the shape of the batch.
+        """
+        shape = (len(noise.generators), *noise.event)
+        if self.values.shape[1:] != shape:
+            raise ValueError(
+                f"the probes must have shape (m, *{shape}), m of them for each sample, got {tuple(self.values.shape)}"
+            )
+        return self.values
+
+    __call__ = Hutchinson.__call__
+
+
 def _products(value: Tensor, x: Tensor, vectors: Tensor, *, keep: bool) -> Tensor:
     """v^T J for each of ``vectors`` ``(k, B, *D)``, in one batched backward pass."""
     (products,) = torch.autograd.grad(value, x, vectors, retain_graph=keep, is_grads_batched=True)

@@ -5,6 +5,7 @@ network's output to be a score: the SDE, the parameterization, how time is fed, 
 coordinates.
 """
 
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -36,15 +37,17 @@ class ScoreModel(nn.Module):
 
     Args:
         network: a module called as ``network(x, c_noise)``, or ``network(x, c_noise, cond)`` where it is conditional,
-            returning the shape of ``x``.
+            returning the shape of ``x``. Where its attribute ``learned_variance`` is set it returns twice the channels.
         sde: the forward SDE.
         data: shape, levels and scaling of the data.
         parameterization: what the network predicts, a key of ``PARAMETERIZATIONS``.
         time_input: how time is fed, a key of ``TIME_INPUTS``.
+        labels: number of steps of the discrete chain that ``time_input`` counts.
+        scale_input: whether the network is given c_in x, of unit scale, or x itself.
         sigma_data: standard deviation of the data in model coordinates, used by ``edm``.
 
     Raises:
-        ValueError: a name is unknown, or ``sigma_data`` is not positive.
+        ValueError: a name is unknown, ``sigma_data`` is not positive, or there are fewer than two labels.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class ScoreModel(nn.Module):
         *,
         parameterization: str = "epsilon",
         time_input: str = "label",
+        labels: int = 1000,
+        scale_input: bool = True,
         sigma_data: float = 0.5,
     ):
         super().__init__()
@@ -66,33 +71,66 @@ class ScoreModel(nn.Module):
                 raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+        if labels < 2:
+            raise ValueError(f"labels must be at least 2, got {labels}")
         self.network, self.sde, self.data = network, sde, data
         self.parameterization, self.time_input, self.sigma_data = parameterization, time_input, sigma_data
+        self.labels, self.scale_input = labels, scale_input
+        self.learned_variance = getattr(network, "learned_variance", False)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(self.parameters()).device
+        return self._sample.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The parameters' dtype."""
-        return next(self.parameters()).dtype
+        return self._sample.dtype
+
+    @property
+    def _sample(self) -> Tensor:
+        """Any parameter, or buffer; a network may have none."""
+        return next(chain(self.parameters(), self.buffers()), torch.empty(0))
 
     def coefficients(self, t: Tensor | float) -> Coefficients:
         """a, b and c_in of score = a x + b F(c_in x, c_noise) at ``t``."""
         t = as_time(t)
-        return PARAMETERIZATIONS[self.parameterization](self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
+        a, b, c_in = PARAMETERIZATIONS[self.parameterization](self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
+        return Coefficients(a, b, c_in if self.scale_input else torch.ones_like(c_in))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The score at ``x`` ``(B, *D)`` and ``t`` ``(B,)``, in the dtype of ``x``.
 
         The network runs in the dtype of its parameters; everything around it in float32 or better.
         """
+        return self._evaluate(x, t, cond)[0]
+
+    def variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The learned variance, ``(B, *D)``; ``score_and_variance`` says in what form."""
+        return self.score_and_variance(x, t, cond)[1]
+
+    def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The score and the learned variance by one pass of the network, both ``(B, *D)``.
+
+        The variance is given as v in log Sigma = v log beta + (1 - v) log beta_tilde, the two being the variances between which
+        that of a discrete step lies (Nichol and Dhariwal 2021, Eq. 15); v = 1 is the larger, and v may leave [0, 1].
+
+        Raises:
+            TypeError: the network has not learned its variance.
+        """
+        if not self.learned_variance:
+            raise TypeError("this model has no learned variance: its network was built with learned_variance=False")
+        score, rest = self._evaluate(x, t, cond)
+        return score, ((rest + 1) / 2).to(x.dtype)
+
+    def _evaluate(self, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The score, and the second half of the network's output where there is one."""
         precise = torch.promote_types(x.dtype, torch.float32)
         state, t = x.to(precise), t.to(precise)
         a, b, c_in = self.coefficients(t)
-        inputs = (expand(c_in, state) * state, TIME_INPUTS[self.time_input](self.sde, t))
-        inputs = tuple(value.to(self.dtype) for value in inputs)
+        scaled = expand(c_in, state) * state if self.scale_input else state
+        inputs = [value.to(self.dtype) for value in (scaled, TIME_INPUTS[self.time_input](self.sde, t, self.labels))]
         output = self.network(*inputs) if cond is None else self.network(*inputs, cond)
-        return (expand(a, state) * state + expand(b, state) * output.to(precise)).to(x.dtype)
+        output, rest = output.to(precise).chunk(2, dim=1) if self.learned_variance else (output.to(precise), None)
+        return (expand(a, state) * state + expand(b, state) * output).to(x.dtype), rest

@@ -7,6 +7,7 @@ give the others, so that a parameterization is three numbers at each t. Solving 
 (1 for a variance-preserving SDE, and not assumed to be):
 
     score     a = 0                     b = 1
+    ncsn      a = 0                     b = 1 / sigma                         (Song and Ermon 2020, Technique 3)
     epsilon   a = 0                     b = -1 / sigma
     x0        a = -1 / sigma^2          b = alpha / sigma^2
     v         a = -1 / n^2              b = -alpha / (sigma n^2)              (Salimans and Ho 2022, Appendix D)
@@ -16,10 +17,16 @@ with m^2 = sigma^2 + alpha^2 sigma_data^2, the variance of x_t for data of varia
 c_skip and c_out, written there for x / alpha and s = sigma / alpha: D = c_skip x / alpha + c_out F,
 score = (alpha D - x) / sigma^2, and 1 - c_skip = s^2 / (s^2 + sigma_data^2) is taken before anything cancels.
 
-c_in brings the input to unit scale: 1/n for the first four rows, which is exactly 1 for a variance-preserving SDE, and 1/m
-for EDM.
+c_in brings the input to unit scale: 1/n for all rows but the last, which is exactly 1 for a variance-preserving SDE, and 1/m
+for EDM. A network that was trained on x itself takes it as it is.
 
-How the time is fed, c_noise, is a choice of its own: ``TIME_INPUTS``.
+How the time is fed, c_noise, is a choice of its own, ``TIME_INPUTS``. Networks of discrete chains of N steps count them:
+
+    label      (N - 1) t / T       continuous models of the VP family, with N = 1000: from 0 to 999 (Song et al. 2021, code)
+    reversed   (N - 1) (1 - t / T) NCSN, whose noise levels fall from the first to the last
+    step       N t / T - 1         DDPM's table of betas, whose k-th step (from 0) ends at t = (k + 1) T / N
+
+Between the steps these are not whole numbers, and a network with a sinusoidal embedding interpolates.
 """
 
 from collections.abc import Callable
@@ -39,6 +46,10 @@ class Coefficients(NamedTuple):
 
 def _score(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Coefficients:
     return Coefficients(torch.zeros_like(sigma), torch.ones_like(sigma), _unit(alpha, sigma))
+
+
+def _ncsn(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Coefficients:
+    return Coefficients(torch.zeros_like(sigma), 1 / sigma, _unit(alpha, sigma))
 
 
 def _epsilon(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Coefficients:
@@ -69,13 +80,18 @@ PARAMETERIZATIONS: dict[str, Callable[[Tensor, Tensor, float], Coefficients]] = 
     "x0": _x0,
     "v": _v,
     "edm": _edm,
+    "ncsn": _ncsn,
 }
 """Name -> function of alpha, sigma and sigma_data that gives ``Coefficients``."""
 
 TIME_INPUTS: dict[str, Callable] = {
-    "label": lambda sde, t: 999 * t / sde.T,
-    "sigma": lambda sde, t: sde.sigma(t),
-    "log_snr": lambda sde, t: sde.log_snr(t),
-    "edm": lambda sde, t: -sde.log_snr(t) / 8,
+    "label": lambda sde, t, labels: (labels - 1) * t / sde.T,
+    "reversed": lambda sde, t, labels: (labels - 1) * (1 - t / sde.T),
+    "step": lambda sde, t, labels: labels * t / sde.T - 1,
+    "time": lambda sde, t, labels: t,
+    "sigma": lambda sde, t, labels: sde.sigma(t),
+    "log_snr": lambda sde, t, labels: sde.log_snr(t),
+    "edm": lambda sde, t, labels: -sde.log_snr(t) / 8,
 }
-"""Name -> function of the SDE and t that gives c_noise: 999 t / T, sigma, log-SNR, or ln(sigma / alpha) / 4."""
+"""Name -> function of the SDE, t and the number of labels N that gives c_noise: one of the labels above, t itself, sigma,
+log-SNR, or ln(sigma / alpha) / 4."""

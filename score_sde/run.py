@@ -1,7 +1,8 @@
 """The run directory: everything that a trained model is, as plain files.
 
 config.json          the config as plain values, and the description of the data
-checkpoints/         numbered checkpoints
+checkpoints/         numbered checkpoints of a training run
+model.safetensors    the weights alone, of a model that was imported or exported
 metrics.jsonl        a line per ``log_every`` steps
 moments.safetensors  mean and covariance (or spectrum) of the training data in model coordinates
 samples/  likelihood_*.json  compare/   what was made from it
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from score_sde.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights
-from score_sde.data import DATASETS, Dataset, DataSpec, Moments
+from score_sde.data import DATASETS, IMAGES, Dataset, DataSpec, Moments, image_spec
 from score_sde.files import write_atomically, write_json
 from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
@@ -60,6 +61,15 @@ def build_data(config: Config) -> Dataset:
     return chosen(DATASETS, config["data"], kind="data")
 
 
+def data_spec(config: Config) -> DataSpec:
+    """The description of the data that ``config`` names, without reading data that is always the same."""
+    name = config["data"]["name"]
+    if name not in IMAGES:
+        return build_data(config).spec
+    options = config["data"].get(name, {})
+    return image_spec(name, **{key: _tuples(options[key]) for key in ("dequantize", "model_range") if key in options})
+
+
 def build_solver(config: Config) -> Solver:
     """The solver that ``config`` names."""
     return chosen(SOLVERS, config["solver"], kind="solver")
@@ -73,8 +83,9 @@ def build_model(config: Config, spec: DataSpec) -> ScoreModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
         network = chosen(NETWORKS, config["network"], spec.shape, kind="network")
+    options = {key: value for key, value in config["model"].items() if value is not None}
     try:
-        return ScoreModel(network, sde, spec, **config["model"])
+        return ScoreModel(network, sde, spec, **options)
     except (TypeError, ValueError) as error:
         raise RunError(f"model: {error}") from error
 
@@ -123,26 +134,72 @@ def load_config(folder: Path) -> tuple[dict[str, Any], DataSpec]:
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Run:
     """Load a run: its newest checkpoint's averaged weights in a ``ScoreModel`` in evaluation mode.
 
+    A directory without checkpoints, as an import or an export makes it, gives the weights in its ``model.safetensors``.
     Nothing in the directory is executed.
 
     Raises:
         RunError: the directory is not a run.
-        CheckpointError: it has no checkpoint, or a damaged one.
+        CheckpointError: it has no weights, or damaged ones.
     """
     folder = Path(folder)
     config, spec = load_config(folder)
     path = latest_checkpoint(folder / "checkpoints")
-    if path is None:
+    if path is not None:
+        state = load_checkpoint(path, device)
+        if "ema" not in state:
+            raise CheckpointError(f"{path} lacks ema: it is not a checkpoint of a training run")
+        weights, step = state["ema"], state["step"]
+    elif (path := folder / WEIGHTS).is_file():
+        weights, step = _read_weights(path, device)
+    else:
         raise CheckpointError(f"{folder} has no checkpoint yet: train it with score-sde train --workdir={folder}")
-    state = load_checkpoint(path, device)
-    if "ema" not in state:
-        raise CheckpointError(f"{path} lacks ema: it is not a checkpoint of a training run")
     try:
         model = build_model(config, spec).to(device)
     except (TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{folder / 'config.json'} is damaged or of another program: {error}") from error
-    load_weights(model, state["ema"], path)
-    return Run(folder, config, model.eval().requires_grad_(False), state["step"], path, load_moments(folder))
+    load_weights(model, weights, path)
+    return Run(folder, config, model.eval().requires_grad_(False), step, path, load_moments(folder))
+
+
+WEIGHTS = "model.safetensors"
+"""File of the weights in a run that has no checkpoints."""
+
+
+def save_model(folder: Path, config: Config, model: ScoreModel, *, step: int, moments: Moments | None = None) -> None:
+    """Make ``folder`` a run of ``model``, which ``config`` describes: config.json, the weights, and moments if there are any.
+
+    The weights are a safetensors file of the model's state dict; the network's own begin with ``network.``.
+
+    Raises:
+        RunError: the directory holds a run already.
+    """
+    if (folder / "config.json").exists():
+        raise RunError(f"{folder} holds a run already: give another directory")
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    data = save(tensors, metadata={"format": "score_sde model 1", "step": str(step)})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, lambda file: file.write(data))
+    if moments is not None:
+        save_moments(folder, moments)
+    save_config(folder, config, model.data)  # last: with it, the directory is a run
+
+
+def load_initial_weights(folder: Path, model: ScoreModel) -> bool:
+    """Load the weights of an imported or exported model into ``model``; False where ``folder`` has none."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        return False
+    load_weights(model, _read_weights(path, model.device)[0], path)
+    return True
+
+
+def _read_weights(path: Path, device: torch.device | str) -> tuple[dict[str, torch.Tensor], int]:
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            step = int((file.metadata() or {}).get("step", 0))
+            return {name: file.get_tensor(name) for name in file.keys()}, step  # noqa: SIM118  (it is not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 def save_moments(folder: Path, moments: Moments) -> None:

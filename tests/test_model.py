@@ -34,6 +34,8 @@ def target(name, sde, x0, epsilon, t, sigma_data):
     alpha, sigma = expand(sde.alpha(t), x0), expand(sde.sigma(t), x0)
     if name == "score":
         return -epsilon / sigma
+    if name == "ncsn":
+        return -epsilon
     if name == "epsilon":
         return epsilon
     if name == "x0":
@@ -88,10 +90,59 @@ def test_epsilon_input_is_untouched_under_vp():
 def test_time_inputs(sde):
     t = torch.tensor([0.02, 0.5, 1.0], dtype=torch.float64)
     ratio = sde.sigma(t) / sde.alpha(t)
-    torch.testing.assert_close(TIME_INPUTS["label"](sde, t), 999 * t)
-    torch.testing.assert_close(TIME_INPUTS["sigma"](sde, t), sde.sigma(t))
-    torch.testing.assert_close(TIME_INPUTS["log_snr"](sde, t), -2 * ratio.log())
-    torch.testing.assert_close(TIME_INPUTS["edm"](sde, t), ratio.log() / 4)
+    wanted = {
+        "label": 999 * t,
+        "reversed": 999 - 999 * t,
+        "step": 1000 * t - 1,
+        "time": t,
+        "sigma": sde.sigma(t),
+        "log_snr": -2 * ratio.log(),
+        "edm": ratio.log() / 4,
+    }
+    assert set(wanted) == set(TIME_INPUTS)
+    for name, value in wanted.items():
+        torch.testing.assert_close(TIME_INPUTS[name](sde, t, 1000), value)
+
+
+def test_labels_count_the_steps_of_the_discrete_chains():
+    """Row k of a table of N betas, and level j of N falling sigmas, are met at whole labels."""
+    table = ddpm_schedule(steps=20, beta_end=0.3)
+    k = torch.arange(20, dtype=torch.float64)
+    alpha_bar = torch.cumprod(1 - torch.tensor(table.betas, dtype=torch.float64), 0)
+    t = (k + 1) / 20
+    torch.testing.assert_close(table.alpha(t) ** 2, alpha_bar)
+    torch.testing.assert_close(TIME_INPUTS["step"](table, t, 20), k)
+    ve = SDE_CASES["ve"]
+    sigmas = torch.logspace(math.log10(ve.sigma_max), math.log10(ve.sigma_min), 20, dtype=torch.float64)
+    t = 1 - k / 19
+    torch.testing.assert_close(ve.sigma(t), sigmas)
+    torch.testing.assert_close(TIME_INPUTS["reversed"](ve, t, 20), k)
+
+
+def test_a_network_of_raw_inputs_sees_them(sde):
+    x, t = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+    network = Oracle(torch.randn(3, 2, dtype=torch.float64))
+    raw = ScoreModel(network, sde, DataSpec((2,)), scale_input=False)
+    found = raw(x, t)
+    torch.testing.assert_close(network.seen[0], x, rtol=0, atol=0)
+    torch.testing.assert_close(found, ScoreModel(network, sde, DataSpec((2,)))(x, t))  # a and b do not change
+
+
+def test_a_learned_variance_is_the_second_half_of_the_output(sde):
+    """v = -1 is the smaller variance, v = 1 the larger one (Nichol and Dhariwal 2021, Eq. 15), on a scale from 0 to 1."""
+    output = torch.randn(3, 4, 5, 5, dtype=torch.float64)
+    x, t = torch.randn(3, 2, 5, 5, dtype=torch.float64), torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+    network = Oracle(output)
+    network.learned_variance = True
+    model = ScoreModel(network, sde, DataSpec((2, 5, 5)))
+    without = ScoreModel(Oracle(output[:, :2]), sde, DataSpec((2, 5, 5)))
+    score, variance = model.score_and_variance(x, t)
+    torch.testing.assert_close(score, without(x, t))
+    torch.testing.assert_close(model(x, t), score)
+    torch.testing.assert_close(variance * 2 - 1, output[:, 2:])
+    torch.testing.assert_close(model.variance(x, t), variance)
+    with pytest.raises(TypeError, match="no learned variance"):
+        without.variance(x, t)
 
 
 def test_bfloat16_output_is_combined_in_float32():
@@ -127,7 +178,8 @@ def test_condition_is_passed_on():
     ("options", "message"),
     [
         ({"parameterization": "eps"}, "choose one of score, epsilon"),
-        ({"time_input": "time"}, "choose one of label"),
+        ({"time_input": "tim"}, "choose one of label"),
+        ({"labels": 1}, "labels must be at least 2"),
         ({"sigma_data": 0.0}, "sigma_data must be positive"),
     ],
 )

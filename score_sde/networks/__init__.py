@@ -1,12 +1,24 @@
-"""Networks. ``NETWORKS`` maps the names that configs use to classes built as ``cls(shape, **options)``.
+"""Networks. ``NETWORKS`` maps the names that configs use to classes or factories called as ``build(shape, **options)``.
 
-A network is called as ``network(x, noise)`` with ``x`` ``(B, *D)`` and the noise level ``(B,)``, and returns the shape of
-``x``. It knows nothing of SDEs.
+A network is called as ``network(x, noise, cond=None)`` with ``x`` ``(B, *D)``, the noise level ``(B,)`` and, where it has
+classes, their indices ``(B,)``. It returns the shape of ``x``, or twice the channels where its attribute ``learned_variance``
+is set. It knows nothing of SDEs.
 """
 
+from score_sde.networks.dit import DiT
 from score_sde.networks.mlp import MLP
-from score_sde.networks.unet import UNet
+from score_sde.networks.ncsnpp import NCSNpp, ddpm
+from score_sde.networks.refinenet import NCSNv2
+from score_sde.networks.unet import UNet, adm
 
-NETWORKS = {"mlp": MLP, "unet": UNet}
+NETWORKS = {
+    "mlp": MLP,
+    "unet": UNet,
+    "ddpm": ddpm,
+    "ncsnpp": NCSNpp,
+    "ncsnv2": NCSNv2,
+    "adm": adm,
+    "dit": DiT,
+}
 
-__all__ = ["MLP", "NETWORKS", "UNet"]
+__all__ = ["DiT", "MLP", "NCSNpp", "NCSNv2", "NETWORKS", "UNet", "adm", "ddpm"]

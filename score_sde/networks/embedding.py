@@ -1,4 +1,4 @@
-"""Embeddings of the noise level: a scalar per sample to a vector that a network can use."""
+"""Embeddings of the noise level and of the class: a number per sample to a vector that a network can use."""
 
 import math
 
@@ -39,18 +39,56 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def noise_embedding(kind: str, width: int, out: int, scale: float) -> nn.Sequential:
-    """An embedding of ``width`` features, ``sinusoidal`` or ``fourier``, followed by two linear layers to ``out``.
+class NoiseEmbedding(nn.Module):
+    """The noise level, and the class where there are classes, as a vector of ``out`` features.
+
+    Sines and cosines go through two linear layers; to that, each class adds a learned vector. One vector more, of index
+    ``classes``, stands for no class at all: with the class left out now and then in training, one network learns the
+    conditional and the unconditional score (Ho and Salimans 2022, Algorithm 1).
+
+    Args:
+        kind: ``sinusoidal`` or ``fourier``.
+        width: number of sines and cosines, even.
+        out: number of features.
+        scale: frequency scale of the Fourier embedding.
+        classes: number of classes, 0 for none.
+        activation: between the linear layers.
 
     Raises:
-        ValueError: ``kind`` is neither, or ``width`` is not an even positive number.
+        ValueError: ``kind`` is neither, ``width`` is not an even positive number, or ``classes`` is negative.
     """
-    if width < 2 or width % 2:
-        raise ValueError(f"the width of an embedding must be a positive even number, got {width}")
-    if kind == "sinusoidal":
-        features = SinusoidalEmbedding(width)
-    elif kind == "fourier":
-        features = FourierEmbedding(width, scale)
-    else:
-        raise ValueError(f"unknown embedding {kind!r}; choose one of sinusoidal, fourier")
-    return nn.Sequential(features, nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out))
+
+    def __init__(
+        self, kind: str, width: int, out: int, *, scale: float = 1.0, classes: int = 0, activation: nn.Module | None = None
+    ):
+        super().__init__()
+        if width < 2 or width % 2:
+            raise ValueError(f"the width of an embedding must be a positive even number, got {width}")
+        if classes < 0:
+            raise ValueError(f"classes must not be negative, got {classes}")
+        if kind not in ("sinusoidal", "fourier"):
+            raise ValueError(f"unknown embedding {kind!r}; choose one of sinusoidal, fourier")
+        self.features = SinusoidalEmbedding(width) if kind == "sinusoidal" else FourierEmbedding(width, scale)
+        self.layers = nn.Sequential(nn.Linear(width, out), activation or nn.SiLU(), nn.Linear(out, out))
+        self.number_of_classes = classes
+        self.classes = nn.Embedding(classes + 1, out) if classes else None
+        if self.classes is not None:
+            nn.init.normal_(self.classes.weight, std=0.02)
+
+    def forward(self, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Noise levels ``(B,)`` and classes ``(B,)``, None for no class, to ``(B, out)``.
+
+        Raises:
+            ValueError: classes are given where there are none, or are not ``(B,)`` integers.
+        """
+        embedding = self.layers(self.features(noise))
+        if self.classes is None:
+            if cond is not None:
+                raise ValueError("this network takes no condition: build it with a number of classes, classes=10 for example")
+            return embedding
+        if cond is None:
+            cond = torch.full(noise.shape, self.number_of_classes, device=noise.device)
+        if cond.shape != noise.shape or cond.is_floating_point():
+            given = f"{cond.dtype} of shape {tuple(cond.shape)}"
+            raise ValueError(f"classes must be integers of shape {tuple(noise.shape)}, one per sample, got {given}")
+        return embedding + self.classes(cond)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from score_sde.networks.embedding import noise_embedding
+from score_sde.networks.embedding import NoiseEmbedding
 
 
 class MLP(nn.Module):
@@ -18,6 +18,7 @@ class MLP(nn.Module):
         dropout: probability of dropping a hidden unit.
         embedding: ``sinusoidal`` or ``fourier``.
         fourier_scale: frequency scale of the Fourier embedding.
+        classes: number of classes, 0 for none.
     """
 
     def __init__(
@@ -29,20 +30,21 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         embedding: str = "fourier",
         fourier_scale: float = 0.2,
+        classes: int = 0,
     ):
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
         dim = math.prod(shape)
-        self.embedding = noise_embedding(embedding, width, width, fourier_scale)
+        self.embedding = NoiseEmbedding(embedding, width, width, scale=fourier_scale, classes=classes)
         self.first = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, dim))
         nn.init.zeros_(self.last[-1].weight)
 
-    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """``x`` ``(B, *D)`` and the noise level ``(B,)`` to ``(B, *D)``."""
-        embedding = self.embedding(noise)
+    def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """``x`` ``(B, *D)``, the noise level ``(B,)`` and classes ``(B,)`` to ``(B, *D)``."""
+        embedding = self.embedding(noise, cond)
         hidden = self.first(x.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, embedding)

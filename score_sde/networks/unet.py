@@ -1,8 +1,8 @@
-"""A U-Net for images and signals (Ronneberger et al. 2015; in the form of Ho et al. 2020, Appendix B).
+"""A U-Net for images and signals (Ronneberger et al. 2015), in the form of ADM (Dhariwal and Nichol 2021, Section 3).
 
-Each level has residual blocks, with self-attention where asked, and hands every intermediate result to the way back up.
-Inside a block the noise level scales and shifts the normalized features (Dhariwal and Nichol 2021, Section 3). Sides of any
-length work: going up restores the length that the level had on the way down.
+Each level has residual blocks, each followed by self-attention where asked, and hands every intermediate result to the way back
+up. Inside a block the noise level, and the class where there are classes, scales and shifts the normalized features (adaptive
+group normalization). Sides of any length work: going up restores the length that the level had on the way down.
 """
 
 import math
@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, scaled_dot_product_attention
+from torch.nn.functional import avg_pool1d, avg_pool2d, interpolate, silu
 
-from score_sde.networks.embedding import noise_embedding
+from score_sde.networks.attention import SelfAttention
+from score_sde.networks.embedding import NoiseEmbedding
+from score_sde.networks.recompute import Recomputed, recompute_blocks
 
 
 class UNet(nn.Module):
@@ -20,14 +22,20 @@ class UNet(nn.Module):
 
     Args:
         shape: event shape, channels first.
-        width: channels at full resolution.
+        width: channels at full resolution. Every normalization has as many groups, up to 32: the largest power of two that
+            divides ``width`` and leaves each at least 4 channels.
         multipliers: channels at each level as multiples of ``width``; each further level halves the sides.
         blocks: residual blocks per level.
         attention: the levels, counted from 0 at full resolution, that have self-attention. The middle always has it.
         head_width: channels per attention head.
         dropout: probability of dropping a feature inside a block.
+        resample: how levels are joined: ``conv`` for a strided convolution down and one after enlarging up, ``block`` for
+            residual blocks that resample themselves, as ADM has them (Brock et al. 2019).
         embedding: ``sinusoidal`` or ``fourier``.
         fourier_scale: frequency scale of the Fourier embedding.
+        classes: number of classes, 0 for none.
+        learned_variance: give twice the channels, the second half for the variance (Nichol and Dhariwal 2021, Eq. 15).
+        recompute: recompute activations in the backward pass, to save memory.
 
     Raises:
         ValueError: the event is not a signal or an image, has a side that ``multipliers`` halves below 1, a size is not
@@ -44,8 +52,12 @@ class UNet(nn.Module):
         attention: tuple[int, ...] = (1,),
         head_width: int = 32,
         dropout: float = 0.0,
+        resample: str = "conv",
         embedding: str = "sinusoidal",
         fourier_scale: float = 1.0,
+        classes: int = 0,
+        learned_variance: bool = False,
+        recompute: bool = False,
     ):
         super().__init__()
         channels, *sides = shape
@@ -58,96 +70,134 @@ class UNet(nn.Module):
             raise ValueError(f"{len(multipliers)} levels are too many for an event of shape {tuple(shape)}")
         if not set(attention) <= set(range(len(multipliers))):
             raise ValueError(f"attention names levels {tuple(attention)}, but there are {len(multipliers)}, from 0")
+        if resample not in ("conv", "block"):
+            raise ValueError(f"unknown resample {resample!r}; choose one of conv, block")
+        self.learned_variance = learned_variance
         conv = nn.Conv1d if len(sides) == 1 else nn.Conv2d
-        features = 4 * width
-        self.embedding = nn.Sequential(noise_embedding(embedding, width, features, fourier_scale), nn.SiLU())
+        features, groups = 4 * width, math.gcd(width, 32)
+        while width // groups < 4:
+            groups //= 2
+        self.embedding = NoiseEmbedding(embedding, width, features, scale=fourier_scale, classes=classes)
         self.first = conv(channels, width, 3, padding=1)
 
         def block(inputs: int, outputs: int, attends: bool) -> nn.Module:
-            return _Block(conv, inputs, outputs, features, dropout, head_width if attends else None)
+            heads = max(1, outputs // head_width) if attends else 0
+            return _Block(conv, inputs, outputs, features, dropout, groups, heads=heads)
+
+        def between(direction: str, channels: int) -> nn.Module:
+            if resample == "block":
+                return _Block(conv, channels, channels, features, dropout, groups, direction=direction)
+            return _Down(conv, channels) if direction == "down" else _Up(conv, channels)
 
         current, skips = width, [width]
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(multipliers):
-            if level:
-                self.down.append(_Down(conv, current))
-                skips.append(current)
+            stage = nn.ModuleList([between("down", current)] if level else [])
+            skips += [current] * len(stage)
             for _ in range(blocks):
-                self.down.append(block(current, multiplier * width, level in attention))
+                stage.append(block(current, multiplier * width, level in attention))
                 current = multiplier * width
                 skips.append(current)
+            self.down.append(stage)
         self.middle = nn.ModuleList([block(current, current, True), block(current, current, False)])
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
+            stage = nn.ModuleList()
             for _ in range(blocks + 1):
-                self.up.append(block(current + skips.pop(), multiplier * width, level in attention))
+                stage.append(block(current + skips.pop(), multiplier * width, level in attention))
                 current = multiplier * width
             if level:
-                self.up.append(_Up(conv, current))
-        self.last = nn.Sequential(_norm(current), nn.SiLU(), conv(current, channels, 3, padding=1))
+                stage.append(between("up", current))
+            self.up.append(stage)
+        outputs = channels * (2 if learned_variance else 1)
+        self.last = nn.Sequential(nn.GroupNorm(groups, current), nn.SiLU(), conv(current, outputs, 3, padding=1))
         nn.init.zeros_(self.last[-1].weight)
+        self.blocks_per_level = blocks
+        recompute_blocks(self, recompute)
 
-    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """``x`` ``(B, C, L)`` or ``(B, C, H, W)`` and the noise level ``(B,)`` to the shape of ``x``."""
-        embedding = self.embedding(noise)
+    def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """``x`` ``(B, C, *sides)``, the noise level ``(B,)`` and classes ``(B,)`` to the shape of ``x``, or 2 C channels."""
+        embedding = silu(self.embedding(noise, cond))
         x = self.first(x)
         skips = [x]
-        for layer in self.down:
-            x = layer(x, embedding)
-            skips.append(x)
+        for stage in self.down:
+            for layer in stage:
+                x = layer(x, embedding)
+                skips.append(x)
         for layer in self.middle:
             x = layer(x, embedding)
-        for layer in self.up:
-            if isinstance(layer, _Up):
-                x = layer(x, skips[-1].shape[2:])
-            else:
+        for stage in self.up:
+            for layer in stage[: self.blocks_per_level + 1]:
                 x = layer(torch.cat([x, skips.pop()], dim=1), embedding)
+            for layer in stage[self.blocks_per_level + 1 :]:
+                x = layer(x, embedding, skips[-1].shape[2:])
         return self.last(x)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels)
+def adm(
+    shape: Sequence[int],
+    *,
+    width: int = 192,
+    multipliers: tuple[int, ...] = (1, 2, 3, 4),
+    blocks: int = 3,
+    attention: tuple[int, ...] = (1, 2, 3),
+    head_width: int = 64,
+    dropout: float = 0.1,
+    classes: int = 1000,
+    learned_variance: bool = True,
+    recompute: bool = False,
+) -> UNet:
+    """ADM's U-Net (Dhariwal and Nichol 2021, Table 4), by default that of ImageNet 64 x 64. ``UNet`` explains the options."""
+    return UNet(
+        shape,
+        width=width,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention=attention,
+        head_width=head_width,
+        dropout=dropout,
+        resample="block",
+        classes=classes,
+        learned_variance=learned_variance,
+        recompute=recompute,
+    )
 
 
-class _Block(nn.Module):
-    """Two convolutions around a modulation by the noise level, a shortcut, and attention where ``head_width`` is given."""
+class _Block(Recomputed):
+    """Two convolutions around a modulation by the embedding, a shortcut, and attention where ``heads`` says how many."""
 
-    def __init__(self, conv: type, inputs: int, outputs: int, features: int, dropout: float, head_width: int | None):
+    def __init__(
+        self,
+        conv: type,
+        inputs: int,
+        outputs: int,
+        features: int,
+        dropout: float,
+        groups: int,
+        *,
+        heads: int = 0,
+        direction: str = "",
+    ):
         super().__init__()
-        self.before = nn.Sequential(_norm(inputs), nn.SiLU(), conv(inputs, outputs, 3, padding=1))
+        self.direction = direction
+        self.before = nn.Sequential(nn.GroupNorm(groups, inputs), nn.SiLU())
+        self.conv = conv(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(features, 2 * outputs)
-        self.norm = _norm(outputs)
+        self.norm = nn.GroupNorm(groups, outputs)
         self.after = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), conv(outputs, outputs, 3, padding=1))
         self.shortcut = conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        self.attention = _Attention(conv, outputs, head_width) if head_width else nn.Identity()
+        self.attention = SelfAttention(conv, outputs, heads=heads, groups=groups) if heads else nn.Identity()
         nn.init.zeros_(self.after[-1].weight)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        hidden = self.norm(self.before(x))
+    def compute(self, x: Tensor, embedding: Tensor, size: Sequence[int] = ()) -> Tensor:
+        hidden = self.before(x)
+        if self.direction:
+            hidden, x = (_resized(value, self.direction, size) for value in (hidden, x))
+        hidden = self.norm(self.conv(hidden))
         modulation = self.modulation(embedding)
         scale, shift = modulation.reshape(*modulation.shape, *[1] * (x.ndim - 2)).chunk(2, dim=1)
         hidden = self.after(torch.addcmul(hidden + shift, hidden, scale))
-        return self.attention((self.shortcut(x) + hidden) / math.sqrt(2))
-
-
-class _Attention(nn.Module):
-    """Self-attention over all positions."""
-
-    def __init__(self, conv: type, channels: int, head_width: int):
-        super().__init__()
-        self.heads = max(1, channels // head_width)
-        if channels % self.heads:
-            raise ValueError(f"{channels} channels cannot be cut into attention heads of {head_width}")
-        self.norm = _norm(channels)
-        self.qkv = conv(channels, 3 * channels, 1)
-        self.out = conv(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels = x.shape[:2]
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1).transpose(-1, -2)
-        attended = scaled_dot_product_attention(*qkv.unbind(1)).transpose(-1, -2).reshape(x.shape)
-        return (x + self.out(attended)) / math.sqrt(2)
+        return self.attention(self.shortcut(x) + hidden)
 
 
 class _Down(nn.Module):
@@ -164,5 +214,12 @@ class _Up(nn.Module):
         super().__init__()
         self.conv = conv(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        return self.conv(interpolate(x, size=tuple(size), mode="nearest"))
+    def forward(self, x: Tensor, embedding: Tensor, size: Sequence[int]) -> Tensor:
+        return self.conv(_resized(x, "up", size))
+
+
+def _resized(x: Tensor, direction: str, size: Sequence[int]) -> Tensor:
+    """Averages of neighbouring pairs down, an odd one out by itself; repeated positions, ``size`` of them, up."""
+    if direction == "up":
+        return interpolate(x, size=tuple(size), mode="nearest")
+    return (avg_pool1d if x.ndim == 3 else avg_pool2d)(x, 2, ceil_mode=True)

@@ -65,6 +65,31 @@ def _cubic(betas: tuple[float, ...], T: float, dtype: torch.dtype, device: torch
     return (torch.tensor(nodes, dtype=dtype, device=device), torch.tensor(cubic.c, dtype=dtype, device=device))
 
 
-def ddpm_schedule(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, t_min: float = 1e-5) -> TabulatedSDE:
-    """DDPM's own table: ``steps`` betas rising linearly from ``beta_start`` to ``beta_end`` (Ho et al. 2020, Section 4)."""
-    return TabulatedSDE(betas=tuple(np.linspace(beta_start, beta_end, steps).tolist()), t_min=t_min)
+def ddpm_schedule(
+    steps: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    schedule: str = "linear",
+    betas: tuple[float, ...] = (),
+    t_min: float = 1e-5,
+) -> TabulatedSDE:
+    """A table of betas: DDPM's own by default (Ho et al. 2020, Section 4).
+
+    Args:
+        steps: number of steps.
+        beta_start, beta_end: first and last beta of a ``linear`` table.
+        schedule: ``linear``, or ``cosine`` for alpha_bar = cos^2 of an angle that rises to pi / 2, with beta at most 0.999
+            (Nichol and Dhariwal 2021, Eq. 17).
+        betas: a table of one's own, in place of all this.
+
+    Raises:
+        ValueError: the schedule is unknown, or a beta is not between 0 and 1.
+    """
+    if schedule not in ("linear", "cosine"):
+        raise ValueError(f"unknown schedule {schedule!r}; choose one of linear, cosine")
+    if not betas and schedule == "linear":
+        betas = np.linspace(beta_start, beta_end, steps).tolist()
+    elif not betas:
+        alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999).tolist()
+    return TabulatedSDE(betas=tuple(betas), t_min=t_min)

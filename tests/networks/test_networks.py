@@ -1,8 +1,15 @@
+import inspect
+
+import numpy as np
 import pytest
+import scipy.signal
 import torch
 
-from score_sde.networks import MLP, NETWORKS, UNet
+from score_sde.config import read_config
+from score_sde.networks import MLP, NETWORKS, DiT, NCSNpp, NCSNv2, UNet, adm, ddpm
 from score_sde.networks.embedding import FourierEmbedding, SinusoidalEmbedding
+from score_sde.networks.resample import Resample, upfirdn
+from score_sde.run import build_model, data_spec
 
 CASES = {
     "mlp": (MLP, (2,), {"width": 16}),
@@ -12,7 +19,46 @@ CASES = {
     "unet_odd": (UNet, (1, 7, 9), {"width": 8, "multipliers": (1, 2, 2), "attention": (2,), "blocks": 2}),
     "unet_one_level": (UNet, (1, 5, 5), {"width": 8, "multipliers": (1,), "attention": (), "embedding": "fourier"}),
     "unet_four_levels": (UNet, (1, 8, 8), {"width": 8, "multipliers": (1, 1, 2, 2), "attention": (3,), "blocks": 1}),
+    "unet_classes": (UNet, (1, 8, 8), {"width": 8, "multipliers": (1, 2), "blocks": 1, "classes": 3}),
+    "adm": (
+        adm,
+        (3, 9, 8),
+        {"width": 8, "multipliers": (1, 2, 2), "blocks": 1, "attention": (2,), "head_width": 4, "classes": 3},
+    ),
+    "ddpm": (ddpm, (3, 8, 8), {"width": 32, "multipliers": (2, 1), "blocks": 1}),
+    "ncsnpp": (NCSNpp, (3, 8, 8), {"width": 8, "multipliers": (1, 2), "blocks": 1}),
+    "ncsnpp_skips": (
+        NCSNpp,
+        (1, 8, 16),
+        {
+            "width": 8,
+            "multipliers": (1, 2, 2),
+            "blocks": 2,
+            "attention": (0, 2),
+            "block": "ddpm",
+            "progressive": "output_skip",
+            "progressive_input": "input_skip",
+            "combine": "cat",
+            "fir": (),
+            "resample_with_conv": False,
+            "embedding": "sinusoidal",
+            "classes": 3,
+            "centered": False,
+        },
+    ),
+    "ncsnpp_residual": (NCSNpp, (3, 8, 8), {"width": 8, "multipliers": (1, 2), "blocks": 1, "progressive": "residual"}),
+    "dit": (DiT, (2, 8, 8), {"width": 16, "depth": 2, "heads": 2, "classes": 3}),
 }
+SMALL = {
+    "mlp": {"width": 64},
+    "unet": {"width": 8, "multipliers": (1, 2), "blocks": 1},
+    "ddpm": {"width": 32, "multipliers": (2, 1), "blocks": 1},
+    "ncsnpp": {"width": 8, "multipliers": (1, 2), "blocks": 1},
+    "ncsnv2": {"width": 8},
+    "adm": {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_width": 4, "learned_variance": False},
+    "dit": {"width": 16, "depth": 1, "heads": 2},
+}
+"""Options that make each of NETWORKS small."""
 
 
 @pytest.fixture(params=CASES, ids=str)
@@ -26,15 +72,21 @@ def network(request):
     return network
 
 
+def inputs(network, batch=3):
+    """Points and positive noise levels, which every embedding takes."""
+    return torch.randn(batch, *network.shape, dtype=torch.float64), torch.rand(batch, dtype=torch.float64) + 0.1
+
+
 def test_shape_and_dtype(network):
-    x, noise = torch.randn(3, *network.shape, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    x, noise = inputs(network)
     out = network(x, noise)
-    assert out.shape == x.shape
+    twice = getattr(network, "learned_variance", False)
+    assert out.shape == (3, network.shape[0] * (2 if twice else 1), *network.shape[1:])
     assert out.dtype == torch.float64
 
 
 def test_samples_of_a_batch_do_not_influence_one_another(network):
-    x, noise = torch.randn(3, *network.shape, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    x, noise = inputs(network)
     torch.testing.assert_close(network(x, noise)[1:2], network(x[1:2], noise[1:2]), rtol=1e-9, atol=1e-9)
 
 
@@ -47,19 +99,44 @@ def test_output_depends_on_every_input_and_on_the_noise_level(network):
 
 
 def test_every_parameter_is_used(network):
-    x, noise = torch.randn(3, *network.shape, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    x, noise = inputs(network)
     network(x, noise).square().sum().backward()
     unused = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     # the bias of a convolution before a normalization of single channels is the only parameter that may cancel
     assert not unused
 
 
-def test_starts_from_zero():
+@pytest.mark.parametrize("name", SMALL)
+def test_starts_from_zero(name):
     """A new network predicts 0, its best constant."""
-    for name, cls in NETWORKS.items():
-        shape = (1, 8, 8)
-        out = cls(shape)(torch.randn(2, *shape), torch.rand(2))
-        assert out.abs().max() < 0.2, name
+    shape = (1, 16, 16)
+    out = NETWORKS[name](shape, **SMALL[name])(torch.randn(2, *shape), torch.rand(2) + 0.1)
+    assert out.abs().max() < 0.2
+
+
+PUBLISHED = {  # millions of parameters: Song et al. 2021 (their code's networks), Dhariwal and Nichol 2021 (Table 4: 296)
+    "cifar10_ddpm": 35.22,
+    "cifar10_vp": 61.80,
+    "cifar10_subvp": 61.80,
+    "cifar10_deep_vp": 106.63,
+    "cifar10_deep_subvp": 106.63,
+    "cifar10_ve": 62.76,
+    "cifar10_deep_ve": 107.59,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configs_have_the_published_number_of_parameters(name):
+    plain = read_config(name).to_dict()
+    with torch.device("meta"):
+        model = build_model(plain, data_spec(plain))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == PUBLISHED[name]
+
+
+def test_adm_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        network = adm((3, 64, 64))
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == 296
 
 
 def test_network_fits_a_known_function():
@@ -95,8 +172,167 @@ def test_embeddings_tell_neighbouring_levels_apart():
         (lambda: UNet((1, 8, 8), width=30, multipliers=(1, 3), head_width=8), "attention heads"),
         (lambda: MLP((2,), embedding="fourrier"), "choose one of sinusoidal, fourier"),
         (lambda: MLP((2,), width=15), "even"),
+        (lambda: MLP((2,), classes=-1), "classes must not be negative"),
+        (lambda: UNet((1, 8, 8), resample="bloc"), "choose one of conv, block"),
+        (lambda: NCSNpp((2,)), "needs images"),
+        (lambda: NCSNpp((3, 12, 12)), "cannot be halved 3 times"),
+        (lambda: NCSNpp((3, 8, 8), block="resnet"), "choose one of ddpm, biggan"),
+        (lambda: NCSNpp((3, 8, 8), width=9, embedding="sinusoidal"), "positive even"),
+        (lambda: NCSNpp((3, 8, 8), width=36, group_width=1), "cannot be normalized"),
+        (lambda: NCSNpp((3, 8, 8), conditional=False, classes=2), "must be conditional"),
+        (lambda: NCSNpp((3, 8, 8), attention=(4,)), "names levels"),
+        (lambda: NCSNpp((3, 8, 8), fir=(1,)), "at least two numbers"),
     ],
 )
 def test_bad_options_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# classes, recomputing, precision
+
+
+@pytest.mark.parametrize("name", ["mlp", "unet", "ddpm", "ncsnpp", "adm", "dit"])
+def test_classes_change_the_answer_and_no_class_is_one_more_of_them(name):
+    torch.manual_seed(0)
+    shape = (1, 8, 8)
+    network = perturbed(NETWORKS[name](shape, **{**SMALL[name], "classes": 3}).double().eval())
+    x, noise = torch.randn(2, *shape, dtype=torch.float64), torch.tensor([0.3, 0.8], dtype=torch.float64)
+    outs = [network(x, noise, torch.tensor([k, k])) for k in range(4)]
+    for k in range(3):
+        assert (outs[k] - outs[k + 1]).abs().max() > 1e-6
+    torch.testing.assert_close(network(x, noise), outs[3])
+    torch.testing.assert_close(network(x, noise, torch.tensor([0, 2]))[1], outs[2][1])
+    for wrong in (torch.tensor([0]), torch.tensor([0.0, 1.0])):
+        with pytest.raises(ValueError, match="one per sample"):
+            network(x, noise, wrong)
+    with pytest.raises(ValueError, match="takes no condition"):
+        NETWORKS[name](shape, **{**SMALL[name], "classes": 0})(x.float(), noise.float(), torch.tensor([0, 1]))
+
+
+IMAGE_NETWORKS = ["unet", "ddpm", "ncsnpp", "ncsnv2", "adm", "dit"]
+
+
+def perturbed(network):
+    """Weights away from the initial zeros, which would hide what a layer does."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def gradients(network, x, noise, seed=0, autocast=False):
+    """Output and gradients of a training step, dropout drawn from ``seed``."""
+    network.zero_grad()
+    torch.manual_seed(seed)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = network(x, noise)
+    out.float().square().mean().backward()
+    return out.detach().float(), torch.cat([p.grad.flatten().float() for p in network.parameters()])
+
+
+def build(name, shape=(3, 16, 16), **options):
+    torch.manual_seed(0)
+    if "dropout" in inspect.signature(NETWORKS[name]).parameters:
+        options = {"dropout": 0.2, **options}
+    return perturbed(NETWORKS[name](shape, **{**SMALL[name], **options})).train()
+
+
+@pytest.mark.parametrize("name", IMAGE_NETWORKS)
+def test_recomputing_changes_nothing_but_memory(name):
+    x, noise = torch.randn(2, 3, 16, 16), torch.rand(2) + 0.1
+    kept, recomputed = build(name), build(name, recompute=True)
+    saved = []
+    for network in (kept, recomputed):
+        total = 0
+
+        def pack(tensor):
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            torch.manual_seed(1)
+            network(x, noise)
+        saved.append(total)
+    for ours, theirs in zip(gradients(kept, x, noise), gradients(recomputed, x, noise), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert saved[1] < 0.6 * saved[0]
+
+
+@pytest.mark.parametrize("name", IMAGE_NETWORKS)
+def test_bfloat16_autocast_agrees_to_its_precision(name):
+    """2^-8 per operation, which adds up to some per cent over a network; maxima may also be taken at other pixels."""
+    bound = 0.1 if name == "ncsnv2" else 0.05
+    x, noise = torch.randn(4, 3, 16, 16), torch.rand(4) + 0.1
+    network = build(name, **({} if name == "ncsnv2" else {"dropout": 0.0}))
+    full, half = gradients(network, x, noise), gradients(network, x, noise, autocast=True)
+    for exact, rough in zip(full, half, strict=True):
+        assert rough.isfinite().all()
+        assert 0 < (exact - rough).norm() / exact.norm() < bound
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unet", "ncsnpp", "ncsnv2", "dit"])  # adm is a unet, ddpm an ncsnpp
+def test_compiled_networks_agree(name):
+    """``module.compile()``: the same output and gradients up to the order of sums, and the same names of weights."""
+    x, noise = torch.randn(2, 3, 16, 16), torch.rand(2) + 0.1
+    network = build(name, **({} if name == "ncsnv2" else {"dropout": 0.0}))
+    names = list(network.state_dict())
+    eager = gradients(network, x, noise)
+    network.compile()
+    for ours, theirs in zip(gradients(network, x, noise), eager, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
+    assert list(network.state_dict()) == names
+
+
+# resampling
+
+
+@pytest.mark.parametrize("kernel", [(1.0, 3.0, 3.0, 1.0), (1.0, 2.0, 1.0), (1.0, 1.0), (1.0, 2.0, 3.0, 4.0)])
+@pytest.mark.parametrize(
+    ("up", "down", "padding"), [(1, 1, (2, 1)), (2, 1, (2, 1)), (1, 2, (1, 1)), (2, 1, (1, -1)), (3, 2, (4, 2))]
+)
+def test_upfirdn_is_scipys(kernel, up, down, padding):
+    """scipy.signal.upfirdn inserts zeros between samples and convolves; padding moves the window over its result."""
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    taps = torch.tensor(kernel, dtype=torch.float64)
+    found = upfirdn(x, torch.outer(taps, taps), padding, up=up, down=down)
+    wanted = x.numpy()
+    for axis in (2, 3):
+        full = scipy.signal.upfirdn(kernel, wanted, up=up, axis=axis)
+        start = len(kernel) - 1 - padding[0]
+        length = up * 6 + sum(padding) - len(kernel) + 1
+        index = np.arange(start, start + length)[::down]
+        inside = (index >= 0) & (index < full.shape[axis])
+        wanted = np.take(full, index.clip(0, full.shape[axis] - 1), axis) * np.expand_dims(
+            inside, tuple(i for i in range(4) if i != axis)
+        )
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [(), (1.0, 1.0), (1.0, 3.0, 3.0, 1.0)])
+def test_resampling_keeps_a_constant_and_halves_or_doubles(kernel):
+    x = torch.ones(1, 2, 8, 8)
+    for direction, side in (("up", 16), ("down", 4)):
+        out = Resample(direction, kernel)(x)
+        assert out.shape == (1, 2, side, side)
+        torch.testing.assert_close(out[..., 2:-2, 2:-2], torch.ones(1, 2, side - 4, side - 4))
+        assert Resample(direction, kernel, conv=(2, 5))(x).shape == (1, 5, side, side)
+
+
+def test_odd_sides_survive_the_unets():
+    for resample in ("conv", "block"):
+        network = perturbed(UNet((1, 7, 11), width=8, multipliers=(1, 2, 2), blocks=1, resample=resample))
+        assert network(torch.randn(2, 1, 7, 11), torch.rand(2)).shape == (2, 1, 7, 11)
+
+
+def test_uncentered_networks_are_the_centered_ones_of_2x_minus_1():
+    for build_ in (ddpm, NCSNpp, NCSNv2):
+        options = SMALL[{ddpm: "ddpm", NCSNpp: "ncsnpp", NCSNv2: "ncsnv2"}[build_]]
+        torch.manual_seed(0)
+        centered = perturbed(build_((1, 16, 16), **options)).eval()
+        uncentered = build_((1, 16, 16), **options, centered=False).eval()
+        uncentered.load_state_dict(centered.state_dict())
+        x, noise = torch.rand(2, 1, 16, 16), torch.rand(2) + 0.1
+        torch.testing.assert_close(uncentered(x, noise), centered(2 * x - 1, noise))
