@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
@@ -26,20 +26,25 @@ from score_sde.data import DATASETS, Dataset, load_array, moments
 from score_sde.demo import write_demo_report
 from score_sde.files import write_atomically
 from score_sde.images import picture, save_png
+from score_sde.interop import import_diffusers, import_published, published_config, read_settings, to_diffusers
 from score_sde.likelihood import DEQUANTIZATIONS, BitsPerDim, bits_per_dim
 from score_sde.loss import WEIGHTINGS
 from score_sde.networks import NETWORKS
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
 from score_sde.report import comparison_table, image, paragraph, quality_curve, row, write_page
 from score_sde.run import (
+    WEIGHTS,
     Run,
     RunError,
     build_data,
     build_model,
     build_solver,
+    data_spec,
     load,
     load_config,
+    load_initial_weights,
     save_config,
+    save_model,
     save_moments,
 )
 from score_sde.sdes import SDES
@@ -83,8 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
     folder = Path(options.workdir)
     resumed = latest_checkpoint(folder / "checkpoints") is not None
-    if resumed:
-        config = _continued(folder, options.config, overrides)
+    imported = not resumed and (folder / WEIGHTS).exists()
+    if resumed or imported:
+        config = _continued(folder, options.config, overrides, imported)
     elif options.config:
         config = override(read_config(options.config), overrides)
     elif (folder / "config.json").exists():
@@ -93,12 +99,15 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise RunError(f"{folder} is not a run yet: give a config, --config={config_names()[0]} for example")
     device = _device(options.device)
     data = build_data(config.to_dict())
-    if resumed and data.spec != load_config(folder)[1]:
-        raise RunError(f"the data is not that which {folder} was trained on (its shape or its range differs): restore it")
+    if (resumed or imported) and data.spec != load_config(folder)[1]:
+        saved = load_config(folder)[1]
+        raise RunError(f"the data is not that which {folder} was trained on: it is {data.spec}, not {saved}")
     if config.model.sigma_data is None:
         config.model.sigma_data = moments(data.train[:1000], data.spec, full_up_to=0).spectrum.mean().sqrt().item()
     plain = config.to_dict()
     model = build_model(plain, data.spec)
+    if imported:
+        load_initial_weights(folder, model)
     try:
         training = TrainingOptions(**plain["training"])
     except ValueError as error:
@@ -121,17 +130,18 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _continued(folder: Path, source: str | None, overrides: list[str]) -> ConfigDict:
-    """The config of a run that exists, with what may change in it changed."""
+def _continued(folder: Path, source: str | None, overrides: list[str], imported: bool) -> ConfigDict:
+    """The config of a run that exists, with what may change in it changed: of an imported one, also what it is trained on."""
+    free = (*FREE_TO_CHANGE, "data", "seed") if imported else FREE_TO_CHANGE
     saved = from_saved(load_config(folder)[0])
     config = override(read_config(source) if source else from_saved(saved.to_dict()), overrides)
     if config.model.sigma_data is None:
         config.model.sigma_data = saved.model.sigma_data
     before, after = chosen_only(saved.to_dict()), chosen_only(config.to_dict())
-    differing = [key for key in before if key not in FREE_TO_CHANGE and json.dumps(before[key]) != json.dumps(after[key])]
+    differing = [key for key in before if key not in free and json.dumps(before[key]) != json.dumps(after[key])]
     if differing:
         raise ConfigError(
-            f"{folder} was trained with another {', '.join(differing)}; only {', '.join(FREE_TO_CHANGE)} may change when a "
+            f"{folder} was trained with another {', '.join(differing)}; only {', '.join(free)} may change when a "
             "run is continued: leave --config away to continue it, or give another --workdir"
         )
     return config
@@ -271,6 +281,45 @@ def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def import_(options: argparse.Namespace, overrides: list[str]) -> int:
+    folder = Path(options.workdir)
+    if (folder / "config.json").exists():
+        raise RunError(f"{folder} holds a run already: give another --workdir")
+    if options.format == "diffusers":
+        if options.config or options.model_config or overrides:
+            raise ConfigError("a diffusers folder has its own settings: leave --config and --model_config away")
+        plain, model = import_diffusers(options.path)
+        step = 0
+    else:
+        if bool(options.config) == bool(options.model_config):
+            raise ConfigError("give the model's settings: --model_config=FILE.json in that project's keys, or --config=NAME")
+        if options.config:
+            plain = override(read_config(options.config), overrides).to_dict()
+            spec = data_spec(plain)
+        else:
+            saved, spec = published_config(read_settings(options.model_config))
+            plain = override(from_saved(saved), overrides).to_dict()
+        model, step = import_published(options.path, plain, spec)
+    plain["model"]["sigma_data"] = model.sigma_data
+    save_model(folder, plain, model, step=step)
+    low, high = model.data.model_range
+    print(f"{options.path}: {_architecture(plain, model)}, data of shape {model.data.shape} in [{low:g}, {high:g}]")
+    print(f"next:  score-sde sample --workdir={folder}   or   score-sde likelihood --workdir={folder} --data=FILE.npy")
+    return 0
+
+
+def export(options: argparse.Namespace, overrides: list[str]) -> int:
+    run, target = load(options.workdir), Path(options.output)
+    if options.format == "diffusers":
+        to_diffusers(run.model, target)
+        how = f"diffusers.DDPMPipeline.from_pretrained({str(target)!r})"
+    else:
+        save_model(target, run.config, run.model, step=run.step, moments=run.moments)
+        how = f"score_sde.load({str(target)!r}), or any reader of safetensors and JSON"
+    print(f"{run.folder}, step {run.step}, is exported to {target}; load it by {how}")
+    return 0
+
+
 def list_(options: argparse.Namespace, overrides: list[str]) -> int:
     kinds = {
         "configs": config_names(),
@@ -367,11 +416,15 @@ def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: 
     kind = f"{spec.levels} levels" if spec.levels else "continuous"
     if len(spec.shape) == 2 and config.network.name == "unet":
         kind += f", taken as signals of {spec.shape[0]} channels (images need a channel: (1, {spec.shape[0]}, {spec.shape[1]}))"
-    weights = sum(p.numel() for p in model.parameters()) / 1e6
     return (
         f"{config.data.name}: {len(data.train)} training and {len(data.test)} test samples of shape {spec.shape}, {kind}\n"
-        f"{config.sde.name} SDE, {config.network.name} with {weights:.2f} M parameters, on {device.type}"
+        f"{_architecture(config, model)}, on {device.type}"
     )
+
+
+def _architecture(config: Mapping, model: torch.nn.Module) -> str:
+    weights = sum(p.numel() for p in model.parameters()) / 1e6
+    return f"{config['sde']['name']} SDE, {config['network']['name']} with {weights:.2f} M parameters"
 
 
 def _positive(text: str) -> int:
@@ -439,6 +492,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--key", default="", help="the array in a .npz that holds several")
     sub.add_argument("--n", type=_positive, help="only the first N samples")
     sub.add_argument("--seed", type=_seed, default=0)
+
+    sub = command("import", import_, "make a run of a model that was trained elsewhere")
+    sub.add_argument("path", help="a .pth file of score_sde_pytorch, or a folder saved by diffusers")
+    sub.add_argument("--format", choices=("score_sde", "diffusers"), default="score_sde")
+    sub.add_argument("--config", help="settings of the model: name or path of one of our config files")
+    sub.add_argument("--model_config", help="settings of the model: a JSON file in score_sde_pytorch's own keys")
+
+    sub = command("export", export, "write a run's model as safetensors and JSON, or for diffusers")
+    sub.add_argument("--output", required=True, help="the new folder")
+    sub.add_argument("--format", choices=("safetensors", "diffusers"), default="safetensors")
 
     sub = command("compare", compare_, "compare solvers at equal evaluations")
     sub.add_argument("--solvers", default="euler_maruyama,pc,ode,ddim", help="names separated by commas")

@@ -1,0 +1,75 @@
+"""Any ``nn.Module`` as a ``ScoreModel``: what it predicts, how it takes time, and where its data lies."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from score_sde.data import DataSpec
+from score_sde.model import ScoreModel
+from score_sde.sdes import SDE
+
+Call = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def adapt(
+    module: nn.Module,
+    shape: Sequence[int],
+    sde: SDE,
+    *,
+    predicts: str = "epsilon",
+    time: str | Callable[[Tensor], Tensor] = "label",
+    labels: int = 1000,
+    scale_input: bool = False,
+    sigma_data: float = 0.5,
+    levels: int | None = None,
+    data_range: tuple[float, float] = (-1.0, 1.0),
+    call: Call | None = None,
+) -> ScoreModel:
+    """A ``ScoreModel`` of a network that was trained elsewhere.
+
+    >>> model = adapt(network, (3, 32, 32), VPSDE(), predicts="v", time="label", levels=256)
+
+    Args:
+        module: the network, called as ``module(x, time)``, or ``module(x, time, cond)`` where a condition is given.
+        shape: event shape ``D``.
+        sde: the SDE under which it was trained.
+        predicts: what it returns: ``epsilon``, ``x0``, ``v``, ``score``, ``ncsn`` or ``edm``.
+        time: how it takes time: a key of ``TIME_INPUTS``, or a function of t ``(B,)`` in [0, T] that gives what it takes.
+        labels: number of steps of a discrete chain that ``time`` counts.
+        scale_input: whether it was trained on inputs of unit scale, c_in x, in place of x.
+        sigma_data: standard deviation of the data, for ``edm``.
+        levels: for integer data, the number of its values.
+        data_range: the interval in which the data that it was trained on lies.
+        call: how it is called, a function of module, x ``(B, *D)``, time ``(B,)`` and condition, where it takes or returns
+            something else: ``lambda module, x, time, cond: module(x, timestep=time).sample`` for example.
+
+    Raises:
+        ValueError: a name is unknown, or a number is out of its range.
+    """
+    if levels is None:
+        data = DataSpec(tuple(shape), data_range=data_range, model_range=data_range)
+    else:
+        data = DataSpec(tuple(shape), levels=levels, model_range=data_range)
+    return ScoreModel(
+        _Adapted(module, call, None if isinstance(time, str) else time),
+        sde,
+        data,
+        parameterization=predicts,
+        time_input=time if isinstance(time, str) else "time",
+        labels=labels,
+        scale_input=scale_input,
+        sigma_data=sigma_data,
+    ).eval()
+
+
+class _Adapted(nn.Module):
+    def __init__(self, module: nn.Module, call: Call | None, time: Callable[[Tensor], Tensor] | None):
+        super().__init__()
+        self.module, self.call, self.time = module, call, time
+        self.learned_variance = getattr(module, "learned_variance", False)
+
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+        time = time if self.time is None else self.time(time)
+        if self.call is not None:
+            return self.call(self.module, x, time, cond)
+        return self.module(x, time) if cond is None else self.module(x, time, cond)
