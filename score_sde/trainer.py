@@ -52,6 +52,7 @@ class TrainingOptions:
         weighting: ``sigma2``, ``likelihood`` or ``edm``.
         times: ``uniform``, ``stratified`` or ``log_snr``.
         flip: mirror each image with probability 1/2.
+        class_dropout: probability with which a network with classes is not told a sample's class.
         log_every: steps per line of metrics.jsonl.
         sample_every: steps between sample pictures and test losses; 0 for none.
         checkpoint_every: steps between checkpoints; the last step always has one.
@@ -69,6 +70,7 @@ class TrainingOptions:
     weighting: str = "likelihood"
     times: str = "log_snr"
     flip: bool = False
+    class_dropout: float = 0.1
     log_every: int = 20
     sample_every: int = 500
     checkpoint_every: int = 500
@@ -83,6 +85,8 @@ class TrainingOptions:
         for name in ("ema_decay", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not 0 <= self.class_dropout <= 1:
+            raise ValueError(f"training.class_dropout must lie between 0 and 1, got {self.class_dropout}")
         if not self.learning_rate > 0:
             raise ValueError(f"training.learning_rate must be positive, got {self.learning_rate}")
         for name, allowed in (("weighting", WEIGHTINGS), ("times", TIMES), ("schedule", ("constant", "cosine"))):
@@ -119,6 +123,10 @@ class Trainer:
         self.model, self.data, self.folder, self.options = model.to(device), data, Path(folder), options
         self.seed, self.device = seed, torch.device(device)
         self.train_data = data.train.to(self.device)
+        self.train_classes = self._classes(data.train_classes)
+        self.test_classes = self._classes(data.test_classes)
+        if model.learned_variance:
+            raise ValueError("score matching leaves a learned variance at its initial value: set learned_variance to False")
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=options.learning_rate,
@@ -182,7 +190,7 @@ class Trainer:
         }
         return save_checkpoint(self.folder / "checkpoints", self.step, state)
 
-    def loss(self, model: ScoreModel, values: Tensor, random: torch.Generator) -> Tensor:
+    def loss(self, model: ScoreModel, values: Tensor, random: torch.Generator, cond: Tensor | None = None) -> Tensor:
         """The loss of each of ``values`` ``(B, *D)``, in data units, at times and noise from ``random``: ``(B,)``."""
         t, weight = TIMES[self.options.times].sample(model.sde, len(values), random)
         draw = {"generator": random, "device": values.device}
@@ -192,7 +200,7 @@ class Trainer:
             x0 = torch.where(expand(mirrored, x0), x0.flip(-1), x0)
         epsilon = torch.randn(x0.shape, **draw)
         weighting = WEIGHTINGS[self.options.weighting]
-        return weight * denoising_score_matching(model, x0, t, epsilon, weighting=weighting)
+        return weight * denoising_score_matching(model, x0, t, epsilon, weighting=weighting, cond=cond)
 
     def _take_step(self) -> None:
         options = self.options
@@ -201,7 +209,11 @@ class Trainer:
         torch.manual_seed(derive_seed(self.seed, "dropout", self.step))
         self.model.train()
         random = generator(self.seed, "step", self.step, device=self.device)
-        loss = self.loss(self.model, self.train_data[self._batch()], random).mean()
+        batch, cond = self._batch(), None
+        if self.train_classes is not None:
+            untold = torch.rand(len(batch), generator=random, device=self.device) < options.class_dropout
+            cond = torch.where(untold, self.model.classes, self.train_classes[batch])
+        loss = self.loss(self.model, self.train_data[batch], random, cond).mean()
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.clip or math.inf)
@@ -209,6 +221,17 @@ class Trainer:
         self.ema.update(self.model)
         self.pending.append(torch.stack([loss.detach(), norm]))
         self.step += 1
+
+    def _classes(self, classes: Tensor | None) -> Tensor | None:
+        """The classes of the data, where the network has any."""
+        known = self.model.classes
+        if not known:
+            return None
+        if classes is None:
+            raise ValueError(f"the network has {known} classes, but the data has none: set its option classes to 0")
+        if classes.max() >= known:
+            raise ValueError(f"the network has {known} classes, the data has {int(classes.max()) + 1}: set its option classes")
+        return classes.to(self.device)
 
     def _learning_rate(self, step: int) -> float:
         options = self.options
@@ -262,12 +285,16 @@ class Trainer:
     def _test_loss(self) -> float:
         """The averaged weights' loss on at most 512 held-out samples, always at the same times and noise."""
         values = self.data.test[:512].to(self.device)
-        return self.loss(self.ema.model, values, generator(self.seed, "test", device=self.device)).mean().item()
+        cond = None if self.test_classes is None else self.test_classes[:512]
+        return self.loss(self.ema.model, values, generator(self.seed, "test", device=self.device), cond).mean().item()
 
     def _draw(self) -> None:
         spec = self.data.spec
         count = 1000 if spec.shape == (2,) else 36
-        drawn = DDIM(steps=30, grid="log_snr").sample(self.ema.model, (count, *spec.shape), seed=self.seed, denoise=True)
+        classes = self.model.classes
+        cond = torch.arange(count, device=self.device) % classes if classes else None
+        solver, shape = DDIM(steps=30, grid="log_snr"), (count, *spec.shape)
+        drawn = solver.sample(self.ema.model, shape, seed=self.seed, cond=cond, denoise=True)
         save_png(picture(spec.displayed(drawn.x)), self.folder / "samples" / f"step_{self.step:09d}.png")
 
     def _resume(self, path: Path) -> None:

@@ -10,9 +10,11 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
+import score_sde
 from score_sde.cli import main
 from score_sde.config import config_names
 from score_sde.data import two_moons
@@ -281,6 +283,59 @@ def test_config_prints_what_was_chosen(capsys, trained):
     assert own["training"]["steps"] == 6
 
 
+def test_a_model_with_classes_draws_from_one(tmp_path, capsys):
+    options = ("--config.network.mlp.classes=2", *MOONS)
+    run(capsys, "train", "--config=two_moons", f"--workdir={tmp_path}", "--quiet", *options)
+    draw = ("sample", f"--workdir={tmp_path}", "--solver=ddim", "--nfe=5", "--n=8", "--quiet")
+    run(capsys, *draw, "--class=1")
+    run(capsys, *draw)
+    files = [np.load(tmp_path / "samples" / f"ddim_nfe5_seed0{mark}.npz") for mark in ("_class1", "")]
+    assert json.loads(str(files[0]["about"]))["class"] == 1
+    assert not np.allclose(files[0]["samples"], files[1]["samples"])
+    assert "has classes 0 to 1" in refused(capsys, *draw, "--class=2")
+
+
+def test_a_class_that_does_not_exist_is_refused(moons, capsys):
+    assert "trained without classes" in refused(capsys, "sample", f"--workdir={moons}", "--class=0")
+    for wrong in ("classes=1", "classes=-1"):
+        train = ("train", "--config=two_moons", f"--workdir={moons.parent / 'new'}", "--quiet", *MOONS)
+        assert "classes" in refused(capsys, *train, f"--config.network.mlp.{wrong}")
+
+
+def test_an_exported_model_is_a_run_of_its_own(digits, tmp_path, capsys):
+    out = run(capsys, "export", f"--workdir={digits}", f"--output={tmp_path / 'model'}")
+    assert "exported" in out
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "moments.safetensors",
+    ]
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.1, 0.9])
+    first, second = score_sde.load(digits), score_sde.load(tmp_path / "model")
+    torch.testing.assert_close(first.model(x, t), second.model(x, t), rtol=0, atol=0)
+    assert (first.step, first.config) == (second.step, second.config)
+    # the weights can be read without this package
+    weights = safetensors.torch.load_file(tmp_path / "model" / "model.safetensors")
+    assert weights.keys() == first.model.state_dict().keys()
+    assert "holds a run already" in refused(capsys, "export", f"--workdir={digits}", f"--output={tmp_path / 'model'}")
+    run(capsys, "sample", f"--workdir={tmp_path / 'model'}", "--solver=ddim", "--nfe=3", "--n=2", "--quiet")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"nothing")
+    assert "model.safetensors is damaged" in refused(capsys, "sample", f"--workdir={tmp_path / 'model'}")
+
+
+def test_training_goes_on_from_an_exported_model(digits, tmp_path, capsys):
+    """With a vanishing learning rate the weights are those that were exported; another architecture is refused."""
+    run(capsys, "export", f"--workdir={digits}", f"--output={tmp_path / 'model'}")
+    train = ("train", f"--workdir={tmp_path / 'model'}", "--quiet")
+    assert "another network" in refused(capsys, *train, "--config.network.unet.width=16")
+    assert "the data is not that" in refused(capsys, *train, "--config.data.digits.dequantize=False")
+    run(capsys, *train, "--config.training.learning_rate=1e-12", "--config.training.steps=2", "--config.data.digits.seed=1")
+    first, second = score_sde.load(digits), score_sde.load(tmp_path / "model")
+    assert second.checkpoint.parent.name == "checkpoints"
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.1, 0.9])
+    torch.testing.assert_close(first.model(x, t), second.model(x, t), rtol=1e-5, atol=1e-5)
+
+
 def test_doctor_finds_this_installation_sound(capsys):
     said = run(capsys, "doctor")
     assert "sound" in said
@@ -390,10 +445,10 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
         (["sample", "--n=some"], "argument --n: a positive integer is needed, got 'some'"),
         (["sample", "--batch_size=0"], "batch_size"),
         (["sample", "--batch_size=-4"], "batch_size"),
-        (["sample", "--seed=-1"], "argument --seed: a seed is an integer that is not negative, got '-1'"),
-        (["sample", "--seed=1.5"], "argument --seed: a seed is an integer that is not negative, got '1.5'"),
-        (["likelihood", "--seed=-1"], "argument --seed: a seed is an integer that is not negative"),
-        (["compare", "--seed=-1"], "argument --seed: a seed is an integer that is not negative"),
+        (["sample", "--seed=-1"], "argument --seed: an integer that is not negative is needed, got '-1'"),
+        (["sample", "--seed=1.5"], "argument --seed: an integer that is not negative is needed, got '1.5'"),
+        (["likelihood", "--seed=-1"], "argument --seed: an integer that is not negative is needed"),
+        (["compare", "--seed=-1"], "argument --seed: an integer that is not negative is needed"),
         (["sample", "--config.sde.vp.beta_max=3"], "the run is trained, only solver, likelihood and data can be set here"),
         (["sample", "--config.solver.pc.stps=3"], "did you mean solver.pc.steps?"),
         (["sample", "--config.solvr.pc.steps=3"], "config.solvr.pc.steps"),

@@ -188,6 +188,31 @@ def test_the_split_takes_each_row_once_and_follows_the_seed(tmp_path):
     assert not torch.equal(array_file(path, test_fraction=0.3, seed=1).test, data.test)
 
 
+def test_classes_stay_with_their_samples(tmp_path):
+    """Of digits, moons, an array and a folder: each sample has after the split the class it had before."""
+    from sklearn.datasets import load_digits
+
+    loaded, data = load_digits(), digits()
+    known = {tuple(image.ravel().astype(int)): number for image, number in zip(loaded.images, loaded.target, strict=True)}
+    for values, classes in ((data.train, data.train_classes), (data.test, data.test_classes)):
+        assert [known[tuple(value.flatten().tolist())] for value in values] == classes.tolist()
+    moons = two_moons(noise=0.0)
+    assert ((moons.train[:, 1] > 0.51) <= (moons.train_classes == 0)).all()  # only the first moon reaches that high
+    values = np.arange(30.0).reshape(10, 3)
+    np.savez(tmp_path / "data.npz", x=values, kind=np.arange(10) % 4, bad=np.arange(9))
+    array = array_file(str(tmp_path / "data.npz"), key="x", classes="kind")
+    assert (array.train[:, 0] // 3 % 4 == array.train_classes).all()
+    with pytest.raises(DataError, match="bad in .* must hold 10 class indices"):
+        array_file(str(tmp_path / "data.npz"), key="x", classes="bad")
+    for name, grey in (("cat", 10), ("dog", 200)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("L", (4, 4), grey + i).save(tmp_path / "images" / name / f"{i}.png")
+    folder = image_folder(str(tmp_path / "images"), channels=1, test_fraction=0.2)
+    assert ((folder.train[:, 0, 0, 0] > 100) == folder.train_classes).all()
+    assert set(folder.train_classes.tolist()) == {0, 1}
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 0.01, 0.999])
 def test_a_split_that_leaves_nothing_is_refused(tmp_path, fraction):
     np.save(tmp_path / "a.npy", np.arange(10.0)[:, None])
@@ -228,7 +253,7 @@ def cifar_folder(tmp_path):
         for j in range(3):
             red, green, blue = np.full((3, 32, 32), [[[10 * i + j]], [[100]], [[200]]], dtype=np.uint8)
             red[0, 31], green[31, 0] = 255, 254  # top right, bottom left
-            records.append(bytes([9]) + red.tobytes() + green.tobytes() + blue.tobytes())
+            records.append(bytes([j]) + red.tobytes() + green.tobytes() + blue.tobytes())
         (tmp_path / name).write_bytes(b"".join(records))
     return tmp_path
 
@@ -241,6 +266,7 @@ def test_cifar10_from_its_binary_files(cifar_folder):
     assert data.test[:, :, 5, 5].tolist() == [[50, 100, 200], [51, 100, 200], [52, 100, 200]]
     assert data.test[0, :, 0, 31].tolist() == [255, 100, 200]
     assert data.test[0, :, 31, 0].tolist() == [50, 254, 200]
+    assert (data.train_classes.tolist(), data.test_classes.tolist()) == ([0, 1, 2] * 5, [0, 1, 2])
     assert (data.spec.levels, data.spec.model_range, data.spec.dequantize) == (256, (0.0, 1.0), False)
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from score_sde import VPSDE, DataSpec, GaussianMixture, ScoreModel, load
+from score_sde import DDIM, VPSDE, DataSpec, GaussianMixture, ScoreModel, load
 from score_sde.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from score_sde.data import Dataset, moments, two_moons
 from score_sde.ema import EMA
-from score_sde.networks import MLP
+from score_sde.networks import MLP, UNet
 from score_sde.tensors import generator
 from score_sde.trainer import Trainer, TrainingError, TrainingOptions
 
@@ -239,6 +239,34 @@ def test_learning_rate_rises_and_falls(tmp_path):
     assert max(rates) == pytest.approx(rates[9])
     assert rates[50] == pytest.approx(0.5)
     assert rates[99] < 1e-3
+
+
+def test_classes_are_learned_and_left_out(tmp_path):
+    """Two points, one a class: each class gives its own point, no class both."""
+    classes = torch.arange(400) % 2
+    points = (4.0 * classes[:, None] - 2) + 0.1 * torch.randn(400, 1, generator=generator(0))
+    data = Dataset(points, points, DataSpec((1,)), classes, classes)
+    torch.manual_seed(0)
+    model = ScoreModel(MLP((1,), width=32, depth=2, classes=2), VPSDE(), data.spec, parameterization="edm", time_input="edm")
+    options = replace(
+        OPTIONS, steps=300, batch_size=64, learning_rate=5e-3, ema_decay=0.97, sample_every=300, class_dropout=0.2
+    )
+    Trainer(model, data, tmp_path, options).train(progress=False)
+    draw = lambda cond: DDIM(steps=20).sample(model.eval(), (64, 1), seed=0, cond=cond).x[:, 0]
+    for k in range(2):
+        assert ((draw(torch.full((64,), k)) > 0) == k).float().mean() > 0.95
+    assert 0.2 < (draw(None) > 0).float().mean() < 0.8
+
+
+def test_classes_that_do_not_fit_the_data_are_refused(tmp_path):
+    moons = two_moons(samples=50)
+    for data, classes, message in ((moons, 1, "the data has 2"), (moons._replace(train_classes=None), 2, "the data has none")):
+        model = ScoreModel(MLP((2,), width=8, classes=classes), VPSDE(), data.spec)
+        with pytest.raises(ValueError, match=message):
+            Trainer(model, data, tmp_path, OPTIONS)
+    model = ScoreModel(UNet((1, 4, 4), width=8, multipliers=(1,), attention=(), learned_variance=True), VPSDE(), moons.spec)
+    with pytest.raises(ValueError, match="learned_variance"):
+        Trainer(model, moons, tmp_path, OPTIONS)
 
 
 def test_flip_mirrors_half_of_the_images(tmp_path):

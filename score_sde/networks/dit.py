@@ -72,7 +72,7 @@ class DiT(nn.Module):
             raise ValueError(
                 f"width must be a multiple of {2 * len(sides)}, for the sines and cosines of positions, got {width}"
             )
-        self.learned_variance = learned_variance
+        self.learned_variance, self.classes = learned_variance, classes
         self.patch, self.outputs = patch, channels * (2 if learned_variance else 1)
         self.embedding = NoiseEmbedding(embedding, 256, width, scale=fourier_scale, classes=classes)
         conv = nn.Conv1d if len(sides) == 1 else nn.Conv2d

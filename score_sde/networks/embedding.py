@@ -70,7 +70,6 @@ class NoiseEmbedding(nn.Module):
             raise ValueError(f"unknown embedding {kind!r}; choose one of sinusoidal, fourier")
         self.features = SinusoidalEmbedding(width) if kind == "sinusoidal" else FourierEmbedding(width, scale)
         self.layers = nn.Sequential(nn.Linear(width, out), activation or nn.SiLU(), nn.Linear(out, out))
-        self.number_of_classes = classes
         self.classes = nn.Embedding(classes + 1, out) if classes else None
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=0.02)
@@ -87,7 +86,7 @@ class NoiseEmbedding(nn.Module):
                 raise ValueError("this network takes no condition: build it with a number of classes, classes=10 for example")
             return embedding
         if cond is None:
-            cond = torch.full(noise.shape, self.number_of_classes, device=noise.device)
+            cond = torch.full(noise.shape, self.classes.num_embeddings - 1, device=noise.device)
         if cond.shape != noise.shape or cond.is_floating_point():
             given = f"{cond.dtype} of shape {tuple(cond.shape)}"
             raise ValueError(f"classes must be integers of shape {tuple(noise.shape)}, one per sample, got {given}")

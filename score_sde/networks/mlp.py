@@ -35,7 +35,7 @@ class MLP(nn.Module):
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
-        dim = math.prod(shape)
+        dim, self.classes = math.prod(shape), classes
         self.embedding = NoiseEmbedding(embedding, width, width, scale=fourier_scale, classes=classes)
         self.first = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))

@@ -113,7 +113,7 @@ class NCSNpp(nn.Module):
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
         if classes and not conditional:
             raise ValueError("a network with classes must be conditional")
-        self.block = block
+        self.block, self.classes = block, classes
         self.centered, self.learned_variance, self.logarithmic = centered, learned_variance, embedding == "fourier"
         style = _Style(
             ACTIVATIONS[activation](),

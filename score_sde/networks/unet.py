@@ -72,7 +72,7 @@ class UNet(nn.Module):
             raise ValueError(f"attention names levels {tuple(attention)}, but there are {len(multipliers)}, from 0")
         if resample not in ("conv", "block"):
             raise ValueError(f"unknown resample {resample!r}; choose one of conv, block")
-        self.learned_variance = learned_variance
+        self.learned_variance, self.classes = learned_variance, classes
         conv = nn.Conv1d if len(sides) == 1 else nn.Conv2d
         features, groups = 4 * width, math.gcd(width, 32)
         while width // groups < 4:
@@ -143,11 +143,14 @@ def adm(
     attention: tuple[int, ...] = (1, 2, 3),
     head_width: int = 64,
     dropout: float = 0.1,
-    classes: int = 1000,
-    learned_variance: bool = True,
+    classes: int = 0,
+    learned_variance: bool = False,
     recompute: bool = False,
 ) -> UNet:
-    """ADM's U-Net (Dhariwal and Nichol 2021, Table 4), by default that of ImageNet 64 x 64. ``UNet`` explains the options."""
+    """ADM's U-Net (Dhariwal and Nichol 2021, Table 4). ``UNet`` explains the options.
+
+    The defaults are those of ImageNet 64 x 64, which has 1000 classes and a learned variance besides.
+    """
     return UNet(
         shape,
         width=width,

@@ -1,0 +1,82 @@
+"""Networks from elsewhere, in one line."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from score_sde import DDIM, VESDE, VPSDE, GaussianMixture, bits_per_dim
+from score_sde.interop import adapt
+from score_sde.parameterization import PARAMETERIZATIONS
+from score_sde.tensors import expand
+from tests.conftest import mixture
+
+
+@dataclass
+class Answer:
+    """What some libraries return in place of a tensor."""
+
+    sample: torch.Tensor
+
+
+class Foreign(nn.Module):
+    """The exact answer of a mixture in another program's convention: noise level first, data scaled to [0, 1]."""
+
+    def __init__(self, score, predicts):
+        super().__init__()
+        self.score, self.predicts = score, predicts
+
+    def forward(self, level, x):
+        t = level / 500
+        sde, score = self.score.sde, self.score(x, t)
+        a, b, _ = PARAMETERIZATIONS[self.predicts](sde.alpha(t), sde.sigma(t), 0.5)
+        return Answer((score - expand(a, x) * x) / expand(b, x))
+
+
+@pytest.mark.parametrize("predicts", PARAMETERIZATIONS)
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(sigma_max=10.0)], ids=["vp", "ve"])
+def test_a_network_of_another_convention_is_the_same_score(predicts, sde):
+    score = mixture((2,)).score(sde)
+    model = adapt(
+        Foreign(score, predicts),
+        (2,),
+        sde,
+        predicts=predicts,
+        time=lambda t: 500 * t,
+        call=lambda module, x, time, cond: module(time, x).sample,
+    )
+    x, t = torch.randn(5, 2, dtype=torch.float64), torch.linspace(0.01, 1, 5, dtype=torch.float64)
+    model.network.register_buffer("precision", torch.zeros((), dtype=torch.float64))  # networks run in their own dtype
+    torch.testing.assert_close(model(x, t), score(x, t))
+    ours, theirs = (DDIM(steps=10).sample(s, (4, 2), seed=0).x for s in (model, score))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_levels_and_range_describe_the_data():
+    """A Gaussian of images in [0, 1]: bits/dim are those of the same model made by hand."""
+    truth = GaussianMixture(torch.full((1, 1, 2, 2), 0.5), [0.04])
+    score = truth.score(VESDE(sigma_min=1e-3, sigma_max=5.0))
+    model = adapt(
+        nn.Identity(),
+        (1, 2, 2),
+        score.sde,
+        predicts="score",
+        time="time",
+        levels=8,
+        data_range=(0.0, 1.0),
+        call=lambda module, x, time, cond: score(x, time),
+    )
+    images = torch.randint(8, (3, 1, 2, 2))
+    record = bits_per_dim(model, images, divergence="exact")
+    by_hand = bits_per_dim(score, images, data=model.data, divergence="exact")
+    assert record.per_sample == pytest.approx(by_hand.per_sample, abs=1e-6)
+    x = model.data.dequantized(images.double(), torch.full(images.shape, 0.5))
+    assert ((x > 0) & (x < 1)).all()
+
+
+def test_wrong_names_are_refused():
+    with pytest.raises(ValueError, match="unknown parameterization 'noise'"):
+        adapt(nn.Identity(), (2,), VPSDE(), predicts="noise")
+    with pytest.raises(ValueError, match="unknown time_input 'seconds'"):
+        adapt(nn.Identity(), (2,), VPSDE(), time="seconds")
