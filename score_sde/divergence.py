@@ -138,9 +138,17 @@ class GivenProbes:
 
 
 def _products(value: Tensor, x: Tensor, vectors: Tensor, *, keep: bool) -> Tensor:
-    """v^T J for each of ``vectors`` ``(k, B, *D)``, in one batched backward pass."""
-    (products,) = torch.autograd.grad(value, x, vectors, retain_graph=keep, is_grads_batched=True)
-    return products
+    """v^T J for each of ``vectors`` ``(k, B, *D)``: by one batched backward pass, or one by one where batches fail."""
+    try:
+        (products,) = torch.autograd.grad(value, x, vectors, retain_graph=True, is_grads_batched=True)
+        return products
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+    last = len(vectors) - 1
+    return torch.stack(
+        [torch.autograd.grad(value, x, vector, retain_graph=keep or i < last)[0] for i, vector in enumerate(vectors)]
+    )
 
 
 def as_divergence(divergence: str | Divergence, probes: int = 1) -> Divergence:

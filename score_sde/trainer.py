@@ -231,6 +231,8 @@ class Trainer:
             raise ValueError(f"the network has {known} classes, but the data has none: set its option classes to 0")
         if classes.max() >= known:
             raise ValueError(f"the network has {known} classes, the data has {int(classes.max()) + 1}: set its option classes")
+        if self.options.class_dropout and not getattr(self.model.network, "knows_no_class", True):
+            raise ValueError("the network must be told the class of every sample: set training.class_dropout to 0")
         return classes.to(self.device)
 
     def _learning_rate(self, step: int) -> float:

@@ -202,7 +202,7 @@ def test_classes_stay_with_their_samples(tmp_path):
     np.savez(tmp_path / "data.npz", x=values, kind=np.arange(10) % 4, bad=np.arange(9))
     array = array_file(str(tmp_path / "data.npz"), key="x", classes="kind")
     assert (array.train[:, 0] // 3 % 4 == array.train_classes).all()
-    with pytest.raises(DataError, match="bad in .* must hold 10 class indices"):
+    with pytest.raises(DataError, match=r"bad in .* must hold 10 class indices"):
         array_file(str(tmp_path / "data.npz"), key="x", classes="bad")
     for name, grey in (("cat", 10), ("dog", 200)):
         (tmp_path / "images" / name).mkdir(parents=True)

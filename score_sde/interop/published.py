@@ -329,11 +329,11 @@ def _leaves(layer: nn.Module, block: str) -> Iterator[_Entry]:
         yield from _plain("norm_2", "GroupNorm_1")
         yield from _plain("conv_2", "Conv_1")
         if layer.shortcut is not None:
-            yield from _pixelwise("shortcut", ["NIN_0"]) if block == "ddpm" else _plain("shortcut", "Conv_2")
+            yield from _matrices("shortcut", ["NIN_0"], (1, 1)) if block == "ddpm" else _plain("shortcut", "Conv_2")
     elif isinstance(layer, SelfAttention):
         yield from _plain("norm", "GroupNorm_0")
-        yield from _pixelwise("qkv", ["NIN_0", "NIN_1", "NIN_2"])
-        yield from _pixelwise("out", ["NIN_3"])
+        yield from _matrices("qkv", ["NIN_0", "NIN_1", "NIN_2"])
+        yield from _matrices("out", ["NIN_3"])
     elif isinstance(layer, Resample):
         if layer.conv is not None:
             yield from _plain("conv", "Conv2d_0" if layer.filtered else "Conv_0")
@@ -348,12 +348,12 @@ def _plain(own: str, published: str) -> Iterator[_Entry]:
         yield _Entry(f"{own}.{name}", [f"{published}.{name}"])
 
 
-def _pixelwise(own: str, published: list[str]) -> Iterator[_Entry]:
-    """A 1 x 1 convolution that is stored as matrices (inputs, outputs), one for each share of the outputs."""
+def _matrices(own: str, published: list[str], sides: tuple[int, ...] = ()) -> Iterator[_Entry]:
+    """A linear layer, or a 1 x 1 convolution, stored as matrices (inputs, outputs), one for each share of the outputs."""
     yield _Entry(
         f"{own}.weight",
         [f"{name}.W" for name in published],
-        lambda tensors: torch.cat([tensor.T for tensor in tensors])[:, :, None, None],
-        lambda weight: [share.T for share in weight[:, :, 0, 0].chunk(len(published))],
+        lambda tensors: torch.cat([tensor.T for tensor in tensors]).unflatten(1, (-1, *sides)),
+        lambda weight: [share.T for share in weight.flatten(1).chunk(len(published))],
     )
     yield _Entry(f"{own}.bias", [f"{name}.b" for name in published], torch.cat, lambda bias: list(bias.chunk(len(published))))

@@ -5,6 +5,7 @@ classes, their indices ``(B,)``. It returns the shape of ``x``, or twice the cha
 is set. It knows nothing of SDEs.
 """
 
+from score_sde.networks.diffusers_unet import DiffusersUNet
 from score_sde.networks.dit import DiT
 from score_sde.networks.mlp import MLP
 from score_sde.networks.ncsnpp import NCSNpp, ddpm
@@ -19,6 +20,7 @@ NETWORKS = {
     "ncsnv2": NCSNv2,
     "adm": adm,
     "dit": DiT,
+    "diffusers": DiffusersUNet,
 }
 
-__all__ = ["DiT", "MLP", "NCSNpp", "NCSNv2", "NETWORKS", "UNet", "adm", "ddpm"]
+__all__ = ["DiT", "DiffusersUNet", "MLP", "NCSNpp", "NCSNv2", "NETWORKS", "UNet", "adm", "ddpm"]

@@ -21,6 +21,9 @@ class DiffusersUNet(nn.Module):
         ValueError: diffusers is not installed, the settings are not such an object, or they do not fit ``shape``.
     """
 
+    knows_no_class = False
+    """Where there are classes, every sample must have one."""
+
     def __init__(self, shape: Sequence[int], *, settings: str = ""):
         super().__init__()
         self._hold(_build(shape, settings), shape)
@@ -52,6 +55,7 @@ class DiffusersUNet(nn.Module):
             raise ValueError("this UNet2DModel knows whole time steps only: its time_embedding_type is learned")
         self.unet = unet
         self.learned_variance = config.out_channels == 2 * shape[0]
+        self.classes = config.num_class_embeds or 0
 
     @property
     def settings(self) -> str:

@@ -240,7 +240,7 @@ class _Style:
 
     def attention(self, channels: int) -> SelfAttention:
         norm = self.norm(channels)
-        layer = SelfAttention(nn.Conv2d, channels, heads=1, groups=norm.num_groups, eps=norm.eps, rescale=self.rescale)
+        layer = SelfAttention(channels, heads=1, groups=norm.num_groups, eps=norm.eps, rescale=self.rescale)
         initialize(layer.qkv, 0.1)
         initialize(layer.out, self.init_scale)
         return layer

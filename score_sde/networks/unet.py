@@ -189,7 +189,7 @@ class _Block(Recomputed):
         self.norm = nn.GroupNorm(groups, outputs)
         self.after = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), conv(outputs, outputs, 3, padding=1))
         self.shortcut = conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        self.attention = SelfAttention(conv, outputs, heads=heads, groups=groups) if heads else nn.Identity()
+        self.attention = SelfAttention(outputs, heads=heads, groups=groups) if heads else nn.Identity()
         nn.init.zeros_(self.after[-1].weight)
 
     def compute(self, x: Tensor, embedding: Tensor, size: Sequence[int] = ()) -> Tensor:

@@ -12,7 +12,8 @@ from torch import nn
 
 import score_sde
 from score_sde import DDIM, VESDE, VPSDE, DataSpec, ProbabilityFlow, ScoreModel, bits_per_dim, log_likelihood
-from score_sde.interop.diffusers import from_diffusers, import_diffusers, to_diffusers
+from score_sde.divergence import ExactDivergence
+from score_sde.interop import from_diffusers, import_diffusers, to_diffusers
 from score_sde.networks import MLP, NCSNpp, UNet, adm, ddpm
 from score_sde.networks.diffusers_unet import DiffusersUNet
 from score_sde.run import RunError, build_model, save_model
@@ -292,6 +293,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
         (lambda f: _edit(f / "unet/config.json", norm_num_groups=7), "refuses the settings"),
         (lambda f: _edit(f / "unet/config.json", sample_size=9), "halves the sides 1 times"),
         (lambda f: _edit(f / "unet/config.json", sample_size=None), "sample_size is not set"),
+        (lambda f: _edit(f / "unet/config.json", sample_size="8"), "a side, or height and width"),
         (lambda f: _edit(f / "unet/config.json", layers_per_block=1), "weights do not fit"),
         (lambda f: _without(f / WEIGHTS, "conv_out.bias"), r"weights do not fit.*conv_out\.bias"),
         (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), "damaged"),
@@ -485,6 +487,14 @@ def test_an_imported_model_is_exported_again(tmp_path):
 
 
 @torch.no_grad()
+def test_a_learned_variance_is_sampled_with(tmp_path):
+    to_diffusers(ours("ddpm in [0, 1]", labels=20), tmp_path)
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path, local_files_only=True)
+    assert pipeline.scheduler.config.variance_type == "learned_range"
+    assert pipeline(1, num_inference_steps=20, output_type="np").images.shape == (1, 8, 8, 1)
+
+
+@torch.no_grad()
 def test_double_precision_is_kept(tmp_path):
     model = ours("unet").double()
     to_diffusers(model, tmp_path)
@@ -544,3 +554,13 @@ def test_shapes_and_folders_that_do_not_go(tmp_path):
     for taken in (tmp_path, tmp_path / "file"):
         with pytest.raises(RunError, match="not an empty folder"):
             to_diffusers(ours("unet"), taken)
+
+
+def test_the_exact_divergence_goes_through_their_attention():
+    """Which cannot be differentiated in batches of directions."""
+    model = from_diffusers(theirs("learned variance"), diffusers.DDPMScheduler()).double()
+    model.requires_grad_(False)
+    x, t = torch.randn(1, 2, 8, 8, dtype=torch.float64), torch.tensor([0.3], dtype=torch.float64)
+    _, divergence, _ = ExactDivergence()(lambda point: model(point, t), x)
+    jacobian = torch.autograd.functional.jacobian(lambda point: model(point, t), x)
+    torch.testing.assert_close(divergence[0], jacobian.reshape(128, 128).trace())

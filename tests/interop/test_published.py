@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_the_command_makes_a_run_that_samples_and_scores(name, tmp_path, capsys)
     assert f"score-sde sample --workdir={run}" in capsys.readouterr().out
     model, _ = imported(tmp_path, name)
     loaded = score_sde.load(run)
-    x, t, wanted = published.answer(CASES[name])
+    x, t, _ = published.answer(CASES[name])
     torch.testing.assert_close(loaded.model(x, t), model(x, t), rtol=0, atol=0)
     assert loaded.step == 7
     assert loaded.model.data.levels == 256
@@ -181,8 +182,7 @@ def test_no_code_of_the_file_is_run(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "nothing in it was run" in error
     assert "io.open" in error
-    with open(path, "wb") as file:
-        pickle.dump(Payload(trace), file)
+    Path(path).write_bytes(pickle.dumps(Payload(trace)))
     assert main(command) == 2
     assert not trace.exists()
     assert not (tmp_path / "run").exists()
@@ -192,10 +192,9 @@ def test_no_code_of_the_file_is_run(tmp_path, capsys):
 
 def test_a_truncated_file_is_refused(tmp_path):
     path, settings = written(tmp_path, VP)
-    whole = open(path, "rb").read()
+    whole = Path(path).read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
-        with open(path, "wb") as file:
-            file.write(whole[:length])
+        Path(path).write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"published\.pth"):
             import_published(path, *published_config(read_settings(settings)))
 

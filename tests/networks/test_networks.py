@@ -6,6 +6,7 @@ import scipy.signal
 import torch
 
 from score_sde.config import read_config
+from score_sde.divergence import ExactDivergence
 from score_sde.networks import MLP, NETWORKS, DiT, NCSNpp, NCSNv2, UNet, adm, ddpm
 from score_sde.networks.embedding import FourierEmbedding, SinusoidalEmbedding
 from score_sde.networks.resample import Resample, upfirdn
@@ -284,6 +285,17 @@ def test_compiled_networks_agree(name):
     for ours, theirs in zip(gradients(network, x, noise), eager, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
     assert list(network.state_dict()) == names
+
+
+@pytest.mark.parametrize("name", IMAGE_NETWORKS)
+def test_the_exact_divergence_goes_through_every_network(name):
+    """Attention kernels and normalizations are differentiated in batches of directions."""
+    network = build(name, shape=(1, 16, 8)).double().eval()
+    x, noise = torch.randn(2, 1, 16, 8, dtype=torch.float64), torch.rand(2, dtype=torch.float64) + 0.1
+    _, divergence, _ = ExactDivergence()(lambda point: network(point, noise), x)
+    for i in range(2):
+        jacobian = torch.autograd.functional.jacobian(lambda point: network(point[None], noise[i : i + 1])[0], x[i])  # noqa: B023
+        torch.testing.assert_close(divergence[i], jacobian.reshape(128, 128).trace())
 
 
 # resampling
