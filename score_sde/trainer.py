@@ -30,6 +30,8 @@ from score_sde.solvers import DDIM
 from score_sde.tensors import derive_seed, expand, generator
 from score_sde.time_sampling import TIMES
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message names the step and a remedy."""
@@ -53,6 +55,9 @@ class TrainingOptions:
         times: ``uniform``, ``stratified`` or ``log_snr``.
         flip: mirror each image with probability 1/2.
         class_dropout: probability with which a network with classes is not told a sample's class.
+        precision: ``float32``, or ``bfloat16`` for a network that computes in bfloat16 where that is safe (autocast); weights,
+            coefficients and the loss stay in float32.
+        compile: compile the network, which takes a minute and pays on long runs.
         log_every: steps per line of metrics.jsonl.
         sample_every: steps between sample pictures and test losses; 0 for none.
         checkpoint_every: steps between checkpoints; the last step always has one.
@@ -71,6 +76,8 @@ class TrainingOptions:
     times: str = "log_snr"
     flip: bool = False
     class_dropout: float = 0.1
+    precision: str = "float32"
+    compile: bool = False
     log_every: int = 20
     sample_every: int = 500
     checkpoint_every: int = 500
@@ -89,7 +96,12 @@ class TrainingOptions:
             raise ValueError(f"training.class_dropout must lie between 0 and 1, got {self.class_dropout}")
         if not self.learning_rate > 0:
             raise ValueError(f"training.learning_rate must be positive, got {self.learning_rate}")
-        for name, allowed in (("weighting", WEIGHTINGS), ("times", TIMES), ("schedule", ("constant", "cosine"))):
+        for name, allowed in (
+            ("weighting", WEIGHTINGS),
+            ("times", TIMES),
+            ("schedule", ("constant", "cosine")),
+            ("precision", PRECISIONS),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown training.{name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
 
@@ -135,6 +147,8 @@ class Trainer:
             fused=True,
         )
         self.ema = EMA(model, options.ema_decay)
+        if options.compile:
+            model.network.compile()
         self.step = 0
         self.pending: list[Tensor] = []  # (loss, gradient norm) of each step not yet logged
         self.order: tuple[int, Tensor] | None = None
@@ -213,7 +227,8 @@ class Trainer:
         if self.train_classes is not None:
             untold = torch.rand(len(batch), generator=random, device=self.device) < options.class_dropout
             cond = torch.where(untold, self.model.classes, self.train_classes[batch])
-        loss = self.loss(self.model, self.train_data[batch], random, cond).mean()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
+            loss = self.loss(self.model, self.train_data[batch], random, cond).mean()
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.clip or math.inf)

@@ -241,6 +241,23 @@ def test_learning_rate_rises_and_falls(tmp_path):
     assert rates[99] < 1e-3
 
 
+@pytest.mark.slow
+def test_bfloat16_and_compiled_training_stay_near_float32(tmp_path):
+    """The same steps: the losses agree to the precision, the weights stay float32, and a run may change its mind."""
+    losses = {}
+    for name, changes in {"float32": {}, "bfloat16": {"precision": "bfloat16"}, "compiled": {"compile": True}}.items():
+        trainer = build(tmp_path / name, replace(OPTIONS, steps=8, log_every=1, **changes), dropout=0.0)
+        trainer.train(progress=False)
+        losses[name] = [line["loss"] for line in end_state(trainer)[2]]
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    assert losses["compiled"] == pytest.approx(losses["float32"], rel=1e-4)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+    assert losses["bfloat16"] != losses["float32"]
+    continued = build(tmp_path / "compiled", replace(OPTIONS, steps=10), dropout=0.0)
+    continued.train(progress=False)
+    assert continued.step == 10
+
+
 def test_classes_are_learned_and_left_out(tmp_path):
     """Two points, one a class: each class gives its own point, no class both."""
     classes = torch.arange(400) % 2
