@@ -4,6 +4,7 @@ A mistake of the user ends in one sentence on standard error and exit code 2.
 """
 
 import argparse
+import dataclasses
 import difflib
 import json
 import os
@@ -22,13 +23,14 @@ from ml_collections import ConfigDict
 from score_sde.checkpoint import latest_checkpoint
 from score_sde.comparison import compare
 from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
-from score_sde.data import DATASETS, Dataset, load_array, moments
+from score_sde.data import DATASETS, Dataset, DataSpec, load_array, moments
 from score_sde.demo import write_demo_report
 from score_sde.files import write_atomically
 from score_sde.images import picture, save_png
 from score_sde.interop import import_diffusers, import_published, published_config, read_settings, to_diffusers
 from score_sde.likelihood import DEQUANTIZATIONS, BitsPerDim, bits_per_dim
 from score_sde.loss import WEIGHTINGS
+from score_sde.model import ForClass, Score
 from score_sde.networks import NETWORKS
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
 from score_sde.report import comparison_table, image, paragraph, quality_curve, row, write_page
@@ -100,8 +102,9 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     device = _device(options.device)
     data = build_data(config.to_dict())
     if (resumed or imported) and data.spec != load_config(folder)[1]:
-        saved = load_config(folder)[1]
-        raise RunError(f"the data is not that which {folder} was trained on: it is {data.spec}, not {saved}")
+        known, found = (dataclasses.asdict(spec) for spec in (load_config(folder)[1], data.spec))
+        differing = ", ".join(f"{key} {found[key]} for {known[key]}" for key in known if known[key] != found[key])
+        raise RunError(f"the data is not that which {folder} was trained on: {differing}")
     if config.model.sigma_data is None:
         config.model.sigma_data = moments(data.train[:1000], data.spec, full_up_to=0).spectrum.mean().sqrt().item()
     plain = config.to_dict()
@@ -113,11 +116,12 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     build_solver(plain)
+    pretrained = (folder / WEIGHTS).exists()
+    trainer = Trainer(model, data, folder, training, seed=plain["seed"], device=device, pretrained=pretrained)
     folder.mkdir(parents=True, exist_ok=True)
     save_config(folder, plain, data.spec)
     if not resumed or not (folder / "moments.safetensors").exists():
         save_moments(folder, moments(data.train, data.spec))
-    trainer = Trainer(model, data, folder, training, seed=plain["seed"], device=device)
     print(_summary(config, data, model, device))
     if trainer.step:
         print(f"continuing {folder} from step {trainer.step} of {training.steps}")
@@ -138,6 +142,8 @@ def _continued(folder: Path, source: str | None, overrides: list[str], imported:
     if config.model.sigma_data is None:
         config.model.sigma_data = saved.model.sigma_data
     before, after = chosen_only(saved.to_dict()), chosen_only(config.to_dict())
+    for plain in (before, after):  # what changes how the network is computed, not what it computes
+        plain["network"][plain["network"]["name"]].pop("recompute", None)
     differing = [key for key in before if key not in free and json.dumps(before[key]) != json.dumps(after[key])]
     if differing:
         raise ConfigError(
@@ -152,21 +158,17 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     solver = _solver(config, options.solver)
     if options.nfe is not None:
         solver = solver.with_budget(options.nfe)
-    spec, name, class_ = run.model.data, config.solver.name, options.class_
-    if class_ is not None and class_ >= run.model.classes:
-        known = f"has classes 0 to {run.model.classes - 1}" if run.model.classes else "was trained without classes"
-        raise RunError(f"there is no class {class_}: the model {known}")
+    score, spec, name = _told(run, options.class_), run.model.data, config.solver.name
     parts, nfe, seconds = [], 0, 0.0
     for first in range(0, options.n, options.batch_size):
         shape = (min(options.batch_size, options.n - first), *spec.shape)
         result = solver.sample(
-            run.model,
+            score,
             shape,
             seed=options.seed,
             first=first,
             denoise=options.denoise,
             clip=spec.model_range if options.clip else None,
-            cond=None if class_ is None else torch.full(shape[:1], class_, device=run.model.device),
             progress=not options.quiet,
         )
         parts.append(result.x)
@@ -174,47 +176,73 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     x = torch.cat(parts)
     marks = [name, f"nfe{options.nfe}" if options.nfe else "", f"seed{options.seed}"]
     marks += ["denoise" if options.denoise else "", "clip" if options.clip else ""]
-    marks += [] if class_ is None else [f"class{class_}"]
+    marks += [] if options.class_ is None else [f"class{options.class_}"]
     stem = run.folder / "samples" / "_".join(filter(None, marks))
     about = {"solver": repr(solver), "nfe": nfe, "seed": options.seed, "denoised": options.denoise}
-    about |= {"class": class_, "step": run.step}
+    about |= {"class": options.class_, "step": run.step}
     values = spec.decode(x).cpu().numpy()
     write_atomically(stem.with_suffix(".npz"), lambda file: np.savez(file, samples=values, about=np.array(json.dumps(about))))
     shown = x[: 400 if len(spec.shape) > 1 else 5000]
     save_png(picture(spec.displayed(shown)), stem.with_suffix(".png"))
     print(f"{options.n} samples by {solver}: {nfe} evaluations each, {seconds:.1f} s")
     print(f"picture: {stem.with_suffix('.png')}\nvalues:  {stem.with_suffix('.npz')}")
-    print(f"next:    score-sde compare --workdir={run.folder}")
+    has_data = config.data.get(config.data.name, {}).get("path", "here")
+    print(f"next:    score-sde {f'compare --workdir={run.folder}' if has_data else _likelihood_of_a_file(run.folder)}")
     return 0
+
+
+def _likelihood_of_a_file(folder: Path) -> str:
+    return f"likelihood --workdir={folder} --data=FILE.npy"
+
+
+def _told(run: Run, class_: int | None) -> Score:
+    """The run's score, of one class where one is given."""
+    known, network = run.model.classes, run.model.network
+    if class_ is not None and class_ >= known:
+        which = f"has classes 0 to {known - 1}" if known else "was trained without classes"
+        raise RunError(f"there is no class {class_}: the model {which}")
+    if class_ is None and known and not getattr(network, "knows_no_class", True):
+        raise RunError(f"the model must be told a class: --class=0, or another up to {known - 1}")
+    return run.model if class_ is None else ForClass(run.model, class_)
 
 
 def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = _loaded(options, overrides)
     if options.data:
         values, name = load_array(options.data, options.key), f"data_{Path(options.data).stem}"
-        if values.shape[1:] != run.model.data.shape and values[0].numel() == run.model.data.dim:
-            values = values.reshape(-1, *run.model.data.shape)
+        shape, sides = run.model.data.shape, [side for side in values.shape[1:] if side > 1]
+        if sides == [side for side in shape if side > 1] or sides == [run.model.data.dim]:  # no channel given, or flat
+            values = values.reshape(-1, *shape)
         run.model.data.check(values, options.data)
     else:
         values, name = getattr(build_data(config.to_dict()), options.split), options.split
     values = values[: options.n]
-    record = run_likelihood(run, config, values, seed=options.seed, progress=not options.quiet)
+    score = _told(run, options.class_)
+    record = run_likelihood(run, config, values, score=score, seed=options.seed, progress=not options.quiet)
     name += f"_first{options.n}" if options.n else ""
     name += f"_seed{options.seed}" if options.seed else ""
+    name += "" if options.class_ is None else f"_class{options.class_}"
     path = run.folder / f"likelihood_{name}.json"
-    record.save(path, run=str(run.folder), step=run.step, weights="average", data=options.data or options.split)
+    about = {"run": str(run.folder), "step": run.step, "weights": "average", "data": options.data or options.split}
+    record.save(path, **about, **{"class": options.class_} if run.model.classes else {})
     print(record.sentence())
+    if run.model.classes:
+        print("given no class" if options.class_ is None else f"given class {options.class_}")
     if record.prior_mismatch is not None:
         print(f"mismatch between the noised data and the prior: {record.prior_mismatch:.2e} bits/dim")
     print(f"saved:  {path}")
     return 0
 
 
-def run_likelihood(run: Run, config: ConfigDict, values: torch.Tensor, *, seed: int, progress: bool) -> BitsPerDim:
-    """``bits_per_dim`` with the options of ``config.likelihood``."""
+def run_likelihood(
+    run: Run, config: ConfigDict, values: torch.Tensor, *, seed: int, progress: bool, score: Score | None = None
+) -> BitsPerDim:
+    """``bits_per_dim`` with the options of ``config.likelihood``; ``score`` is the run's model unless another is given."""
     settings = config.likelihood.to_dict()
     solver = ProbabilityFlow(**{key: settings.pop(key) for key in ("method", "rtol", "atol", "steps", "grid")})
-    return bits_per_dim(run.model, values, solver=solver, seed=seed, moments=run.moments, progress=progress, **settings)
+    return bits_per_dim(
+        score or run.model, values, solver=solver, seed=seed, moments=run.moments, progress=progress, **settings
+    )
 
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -224,7 +252,8 @@ def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
         budgets = sorted({int(nfe) for nfe in options.nfe.split(",")})
     except ValueError:
         raise ConfigError(f"--nfe takes numbers of evaluations separated by commas, got {options.nfe!r}") from None
-    result = run_comparison(run, config, solvers, budgets, samples=options.n, seed=options.seed, progress=not options.quiet)
+    how = {"samples": options.n, "seed": options.seed, "progress": not options.quiet}
+    result = run_comparison(run, config, solvers, budgets, score=_told(run, options.class_), **how)
     folder = run.folder / "compare"
     result.save_csv(folder / "compare.csv")
     save_png(quality_curve(result), folder / "compare.png")
@@ -253,13 +282,15 @@ def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def run_comparison(run: Run, config: ConfigDict, solvers, budgets, *, samples: int, seed: int, progress: bool):
-    """``compare`` against the held-out data of the run."""
+def run_comparison(
+    run: Run, config: ConfigDict, solvers, budgets, *, samples: int, seed: int, progress: bool, score: Score | None = None
+):
+    """``compare`` against the held-out data of the run; ``score`` is the run's model unless another is given."""
     data, spec = build_data(config.to_dict()), run.model.data
     random = torch.Generator().manual_seed(seed)
     values = data.test[:2000].float()
     held_out = spec.encode(values, torch.rand(values.shape, generator=random)).to(run.model.device)
-    return compare(run.model, solvers, budgets, held_out, samples=samples, seed=seed, progress=progress)
+    return compare(score or run.model, solvers, budgets, held_out, samples=samples, seed=seed, progress=progress)
 
 
 def demo(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -291,27 +322,57 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     folder = Path(options.workdir)
     if (folder / "config.json").exists():
         raise RunError(f"{folder} holds a run already: give another --workdir")
+    step = 0
     if options.format == "diffusers":
-        if options.config or options.model_config or overrides:
+        if options.config or options.model_config:
             raise ConfigError("a diffusers folder has its own settings: leave --config and --model_config away")
-        plain, model = import_diffusers(options.path)
-        step = 0
+        saved, model = import_diffusers(options.path)
+        plain = _imported(saved, overrides)
+        model.data = _file_spec(plain, model.data)
+    elif Path(options.path).is_dir():
+        raise ConfigError(f"{options.path} is a folder, and checkpoints of score_sde_pytorch are files: --format=diffusers?")
+    elif bool(options.config) == bool(options.model_config):
+        raise ConfigError("give the model's settings: --model_config=FILE.json in that project's keys, or --config=NAME")
+    elif options.config:
+        plain = override(read_config(options.config), overrides).to_dict()
+        plain["data"][plain["data"]["name"]]["dequantize"] = True  # as that project's likelihoods are computed
+        model, step = import_published(options.path, plain, data_spec(plain))
     else:
-        if bool(options.config) == bool(options.model_config):
-            raise ConfigError("give the model's settings: --model_config=FILE.json in that project's keys, or --config=NAME")
-        if options.config:
-            plain = override(read_config(options.config), overrides).to_dict()
-            spec = data_spec(plain)
-        else:
-            saved, spec = published_config(read_settings(options.model_config))
-            plain = override(from_saved(saved), overrides).to_dict()
-        model, step = import_published(options.path, plain, spec)
+        saved, spec = published_config(read_settings(options.model_config))
+        plain = _imported(saved, overrides)
+        model, step = import_published(options.path, plain, _file_spec(plain, spec))
     plain["model"]["sigma_data"] = model.sigma_data
     save_model(folder, plain, model, step=step)
     low, high = model.data.model_range
     print(f"{options.path}: {_architecture(plain, model)}, data of shape {model.data.shape} in [{low:g}, {high:g}]")
-    print(f"next:  score-sde sample --workdir={folder}   or   score-sde likelihood --workdir={folder} --data=FILE.npy")
+    print(f"next:  score-sde sample --workdir={folder}   or   score-sde {_likelihood_of_a_file(folder)}")
     return 0
+
+
+def _imported(saved: Mapping, overrides: list[str]) -> dict:
+    """The config of an import with what may be said about it in addition."""
+    _refuse_changes(overrides, "the settings of the model are given")
+    return override(from_saved(saved), overrides).to_dict()
+
+
+def _file_spec(plain: Mapping, spec: DataSpec) -> DataSpec:
+    """``spec`` with what the config's data section says of levels and range."""
+    section = plain["data"].get("file", {})
+    if plain["data"]["name"] != "file":
+        return spec
+    return dataclasses.replace(
+        spec,
+        levels=section["levels"] or spec.levels,
+        dequantize=section["dequantize"],
+        model_range=tuple(section["model_range"]),
+    )
+
+
+def _refuse_changes(overrides: list[str], reason: str) -> None:
+    for argument in overrides:
+        section = argument.split(".")[1].split("=")[0]
+        if section not in FREE_TO_CHANGE and section != "data":
+            raise ConfigError(f"{argument}: {reason}, only {', '.join(FREE_TO_CHANGE[1:])} and data can be set here")
 
 
 def export(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -391,10 +452,7 @@ def _self_test(device: torch.device) -> float:
 
 
 def _loaded(options: argparse.Namespace, overrides: list[str]) -> tuple[Run, ConfigDict]:
-    for argument in overrides:
-        section = argument.split(".")[1].split("=")[0]
-        if section not in FREE_TO_CHANGE and section != "data":
-            raise ConfigError(f"{argument}: the run is trained, only {', '.join(FREE_TO_CHANGE[1:])} and data can be set here")
+    _refuse_changes(overrides, "the run is trained")
     run = load(options.workdir, device=_device(options.device))
     return run, override(from_saved(run.config), overrides)
 
@@ -431,7 +489,8 @@ def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: 
 
 def _architecture(config: Mapping, model: torch.nn.Module) -> str:
     weights = sum(p.numel() for p in model.parameters()) / 1e6
-    return f"{config['sde']['name']} SDE, {config['network']['name']} with {weights:.2f} M parameters"
+    classes = f" and {model.classes} classes" if model.classes else ""
+    return f"{config['sde']['name']} SDE, {config['network']['name']} with {weights:.2f} M parameters{classes}"
 
 
 def _positive(text: str) -> int:
@@ -471,15 +530,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="score-sde", description="Score-based generative models in continuous time.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable, description: str, *, workdir: bool = True) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable, description: str, *, workdir: bool = True, runs: bool = True):
         sub = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
         sub.set_defaults(run=run)
         sub.add_argument("--traceback", action="store_true", help="show where an error comes from")
         if workdir:
             sub.add_argument("--workdir", required=True, help="the run directory")
+        if workdir and runs:
             sub.add_argument("--device", help="cpu, cuda, ...; by default a GPU where there is one")
             sub.add_argument("--quiet", action="store_true", help="no progress bars")
         return sub
+
+    def of_class(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--class", type=_natural, dest="class_", metavar="K", help="of this class alone, where there are classes"
+        )
 
     sub = command("train", train, "train a model, or continue where a run stopped")
     sub.add_argument("--config", help="name or path of a config file; change a value by --config.section.key=value")
@@ -490,7 +555,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--n", type=_positive, default=64, help="number of samples")
     sub.add_argument("--seed", type=_natural, default=0)
     sub.add_argument("--batch_size", type=_positive, default=256, help="samples at a time")
-    sub.add_argument("--class", type=_natural, dest="class_", metavar="K", help="draw from this class; else from all")
+    of_class(sub)
     sub.add_argument("--denoise", action="store_true", help="end with the posterior mean, at one more evaluation")
     sub.add_argument("--clip", action="store_true", help="clip x0 to the range of the data at every evaluation")
 
@@ -500,14 +565,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--key", default="", help="the array in a .npz that holds several")
     sub.add_argument("--n", type=_positive, help="only the first N samples")
     sub.add_argument("--seed", type=_natural, default=0)
+    of_class(sub)
 
-    sub = command("import", import_, "make a run of a model that was trained elsewhere")
+    sub = command("import", import_, "make a run of a model that was trained elsewhere", runs=False)
     sub.add_argument("path", help="a .pth file of score_sde_pytorch, or a folder saved by diffusers")
     sub.add_argument("--format", choices=("score_sde", "diffusers"), default="score_sde")
     sub.add_argument("--config", help="settings of the model: name or path of one of our config files")
     sub.add_argument("--model_config", help="settings of the model: a JSON file in score_sde_pytorch's own keys")
 
-    sub = command("export", export, "write a run's model as safetensors and JSON, or for diffusers")
+    sub = command("export", export, "write a run's model as safetensors and JSON, or for diffusers", runs=False)
     sub.add_argument("--output", required=True, help="the new folder")
     sub.add_argument("--format", choices=("safetensors", "diffusers"), default="safetensors")
 
@@ -516,6 +582,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--nfe", default="10,20,50,100", help="evaluations separated by commas")
     sub.add_argument("--n", type=_positive, default=256, help="samples per setting")
     sub.add_argument("--seed", type=_natural, default=0)
+    of_class(sub)
 
     sub = command("demo", demo, "train on real digits, sample, measure, compare, and write a report")
     command("list", list_, "list everything that can be chosen", workdir=False)

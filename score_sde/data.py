@@ -120,7 +120,8 @@ class DataSpec:
     def check(self, values: Tensor, source: str = "the data") -> None:
         """Raise a ``DataError`` unless ``values`` ``(B, *D)`` is data of this description."""
         if tuple(values.shape[1:]) != self.shape:
-            raise DataError(f"{source} has samples of shape {tuple(values.shape[1:])}, the model expects {self.shape}")
+            turned = ": its channels come last" if values.shape[1:] == (*self.shape[1:], self.shape[0]) else ""
+            raise DataError(f"{source} has samples of shape {tuple(values.shape[1:])}, the model expects {self.shape}{turned}")
         if not len(values):
             raise DataError(f"{source} is empty")
         if values.is_floating_point() and not values.isfinite().all():

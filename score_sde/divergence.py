@@ -64,7 +64,7 @@ class ExactDivergence:
         for start in range(0, dim, chunk):
             index = torch.arange(start, min(start + chunk, dim), device=x.device)
             basis = torch.nn.functional.one_hot(index, dim).to(x).reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
-            rows = _products(value, x, basis, keep=start + chunk < dim)
+            rows = _products(value, x, basis)
             trace += rows.reshape(len(index), batch, dim)[torch.arange(len(index)), :, index].sum(0)
         return value.detach(), trace, dim
 
@@ -137,7 +137,7 @@ class GivenProbes:
     __call__ = Hutchinson.__call__
 
 
-def _products(value: Tensor, x: Tensor, vectors: Tensor, *, keep: bool) -> Tensor:
+def _products(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
     """v^T J for each of ``vectors`` ``(k, B, *D)``: by one batched backward pass, or one by one where batches fail."""
     try:
         (products,) = torch.autograd.grad(value, x, vectors, retain_graph=True, is_grads_batched=True)
@@ -145,10 +145,7 @@ def _products(value: Tensor, x: Tensor, vectors: Tensor, *, keep: bool) -> Tenso
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise
-    last = len(vectors) - 1
-    return torch.stack(
-        [torch.autograd.grad(value, x, vector, retain_graph=keep or i < last)[0] for i, vector in enumerate(vectors)]
-    )
+    return torch.stack([torch.autograd.grad(value, x, vector, retain_graph=True)[0] for vector in vectors])
 
 
 def as_divergence(divergence: str | Divergence, probes: int = 1) -> Divergence:

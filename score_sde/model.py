@@ -5,6 +5,7 @@ network's output to be a score: the SDE, the parameterization, how time is fed, 
 coordinates.
 """
 
+from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, runtime_checkable
 
@@ -32,6 +33,21 @@ class Score(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class ForClass:
+    """The score of one class: a score that takes classes, told the same one for all samples."""
+
+    score: Score
+    index: int
+
+    @property
+    def sde(self) -> SDE:
+        return self.score.sde
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.score(x, t, torch.full((len(x),), self.index, device=x.device))
+
+
 class ScoreModel(nn.Module):
     """A network with the SDE and the conventions that turn its output into a score.
 
@@ -48,7 +64,8 @@ class ScoreModel(nn.Module):
         sigma_data: standard deviation of the data in model coordinates, used by ``edm``.
 
     Raises:
-        ValueError: a name is unknown, ``sigma_data`` is not positive, or there are fewer than two labels.
+        ValueError: a name is unknown, ``sigma_data`` is not positive, there are fewer than two labels, or ``time_input`` is
+            not positive where the network takes its logarithm.
     """
 
     def __init__(
@@ -74,6 +91,14 @@ class ScoreModel(nn.Module):
             raise ValueError(f"sigma_data must be positive, got {sigma_data}")
         if labels < 2:
             raise ValueError(f"labels must be at least 2, got {labels}")
+        if getattr(network, "takes_logarithm", False):
+            ends = torch.tensor([sde.t_min, sde.T], dtype=torch.float64, device="cpu")
+            lowest = TIME_INPUTS[time_input](sde, ends, labels).min().item()
+            if not lowest > 0:
+                raise ValueError(
+                    f"the network takes the logarithm of its noise level, and time_input {time_input!r} goes down to "
+                    f"{lowest:.3g}: use time_input sigma, or the network's embedding sinusoidal"
+                )
         self.network, self.sde, self.data = network, sde, data
         self.parameterization, self.time_input, self.sigma_data = parameterization, time_input, sigma_data
         self.labels, self.scale_input = labels, scale_input
@@ -103,7 +128,8 @@ class ScoreModel(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The score at ``x`` ``(B, *D)`` and ``t`` ``(B,)``, in the dtype of ``x``.
 
-        The network runs in the dtype of its parameters; everything around it in float32 or better.
+        The network runs in the dtype of its parameters; everything around it, the noise level it is given included, in float32
+        or better.
         """
         return self._evaluate(x, t, cond)[0]
 
@@ -131,7 +157,9 @@ class ScoreModel(nn.Module):
         state, t = x.to(precise), t.to(precise)
         a, b, c_in = self.coefficients(t)
         scaled = expand(c_in, state) * state if self.scale_input else state
-        inputs = [value.to(self.dtype) for value in (scaled, TIME_INPUTS[self.time_input](self.sde, t, self.labels))]
+        noise = TIME_INPUTS[self.time_input](self.sde, t, self.labels)
+        # labels run to 999, which a half-precision number does not resolve
+        inputs = scaled.to(self.dtype), noise.to(torch.promote_types(self.dtype, torch.float32))
         output = self.network(*inputs) if cond is None else self.network(*inputs, cond)
         output, rest = output.to(precise).chunk(2, dim=1) if self.learned_variance else (output.to(precise), None)
         return (expand(a, state) * state + expand(b, state) * output).to(x.dtype), rest

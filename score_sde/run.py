@@ -175,6 +175,8 @@ def save_model(folder: Path, config: Config, model: ScoreModel, *, step: int, mo
     """
     if (folder / "config.json").exists():
         raise RunError(f"{folder} holds a run already: give another directory")
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file, and a directory is to be written: give another name")
     tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     data = save(tensors, metadata={"format": "score_sde model 1", "step": str(step)})
     folder.mkdir(parents=True, exist_ok=True)

@@ -118,6 +118,7 @@ class Trainer:
         options: how to train.
         seed: of batches, times, noise and dropout.
         device: where to train.
+        pretrained: whether the model's weights were trained before, so that their average may begin with them.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Trainer:
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        pretrained: bool = False,
     ):
         if options.flip and len(data.spec.shape) < 3:
             raise ValueError(f"training.flip mirrors images (C, H, W); the data has shape {data.spec.shape}")
@@ -146,7 +148,7 @@ class Trainer:
             weight_decay=options.weight_decay,
             fused=True,
         )
-        self.ema = EMA(model, options.ema_decay)
+        self.ema = EMA(model, options.ema_decay, warm_up=not pretrained)
         if options.compile:
             model.network.compile()
         self.step = 0

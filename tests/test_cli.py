@@ -28,6 +28,7 @@ MOONS = (
     "--config.training.batch_size=16",
     "--config.data.two_moons.samples=200",
 )
+FAST = ("--config.likelihood.method=midpoint", "--config.likelihood.steps=4")
 DIGITS = ("--config.network.unet.width=8", "--config.training.steps=4", "--config.training.batch_size=16")
 
 
@@ -293,6 +294,54 @@ def test_a_model_with_classes_draws_from_one(tmp_path, capsys):
     assert json.loads(str(files[0]["about"]))["class"] == 1
     assert not np.allclose(files[0]["samples"], files[1]["samples"])
     assert "has classes 0 to 1" in refused(capsys, *draw, "--class=2")
+    score = ("likelihood", f"--workdir={tmp_path}", "--n=4", "--quiet", *FAST)
+    assert "given class 0" in run(capsys, *score, "--class=0")
+    assert "given no class" in run(capsys, *score)
+    told, untold = (json.loads((tmp_path / f"likelihood_test_first4{mark}.json").read_text()) for mark in ("_class0", ""))
+    assert (told["class"], untold["class"]) == (0, None)
+    assert told["per_sample"] != untold["per_sample"]
+    run(capsys, "compare", f"--workdir={tmp_path}", "--solvers=ddim", "--nfe=4", "--n=8", "--quiet", "--class=1")
+
+
+def test_networks_of_the_logarithm_say_what_they_need(tmp_path, capsys):
+    options = ("--config.network.name=ncsnpp", "--config.network.ncsnpp.width=8", "--config.network.ncsnpp.multipliers=(1,1)")
+    train = ("train", "--config=digits_vp", f"--workdir={tmp_path / 'new'}", "--quiet", *DIGITS, *options)
+    assert "takes the logarithm of its noise level" in refused(capsys, *train)
+    assert not (tmp_path / "new").exists()
+    run(capsys, *train, "--config.model.time_input=sigma")
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ncsnv2", "dit", "adm"])
+def test_every_network_trains_from_the_digits_config(name, tmp_path, capsys):
+    small = {
+        "ddpm": ("width=32", "multipliers=(1,1)"),
+        "ncsnv2": ("width=8",),
+        "dit": ("width=16", "depth=1", "heads=2"),
+        "adm": ("width=8", "multipliers=(1,)", "attention=()", "head_width=4"),
+    }
+    options = [f"--config.network.{name}.{option}" for option in small[name]]
+    run(
+        capsys,
+        "train",
+        "--config=digits_vp",
+        f"--workdir={tmp_path}",
+        "--quiet",
+        *DIGITS,
+        f"--config.network.name={name}",
+        *options,
+    )
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite(losses).all()
+
+
+def test_images_with_channels_last_are_not_taken_for_others(tmp_path, capsys):
+    path = tmp_path / "images.npy"
+    np.save(path, np.zeros((20, 3, 4, 4), dtype=np.uint8))
+    options = ("--config.data.name=file", f"--config.data.file.path={path}", "--config.network.unet.multipliers=(1,)")
+    train = ("train", "--config=digits_vp", f"--workdir={tmp_path / 'run'}", "--quiet", *DIGITS, *options)
+    run(capsys, *train, "--config.network.unet.attention=()")
+    np.save(path, np.zeros((20, 4, 4, 3), dtype=np.uint8))
+    assert "its channels come last" in refused(capsys, "likelihood", f"--workdir={tmp_path / 'run'}", f"--data={path}")
 
 
 def test_a_class_that_does_not_exist_is_refused(moons, capsys):

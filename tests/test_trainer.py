@@ -258,6 +258,17 @@ def test_bfloat16_and_compiled_training_stay_near_float32(tmp_path):
     assert continued.step == 10
 
 
+def test_the_average_of_pretrained_weights_begins_with_them(tmp_path):
+    """One step moves it by 1 - decay of the way, where the average of new weights moves by most of it."""
+    for pretrained, share in ((True, 1 - OPTIONS.ema_decay), (False, 1 - 2 / 11)):
+        trainer = build(tmp_path / str(pretrained))
+        trainer = Trainer(trainer.model, trainer.data, trainer.folder, OPTIONS, pretrained=pretrained)
+        before = trainer.model.network.first.weight.detach().clone()
+        trainer._take_step()
+        after, average = trainer.model.network.first.weight, trainer.ema.model.network.first.weight
+        torch.testing.assert_close(average - before, share * (after.detach() - before), rtol=1e-2, atol=1e-7)
+
+
 def test_classes_are_learned_and_left_out(tmp_path):
     """Two points, one a class: each class gives its own point, no class both."""
     classes = torch.arange(400) % 2

@@ -30,7 +30,8 @@ def adapt(
     >>> model = adapt(network, (3, 32, 32), VPSDE(), predicts="v", time="label", levels=256)
 
     Args:
-        module: the network, called as ``module(x, time)``, or ``module(x, time, cond)`` where a condition is given.
+        module: the network, which is put into evaluation mode. It is called as ``module(x, time)``, or as
+            ``module(x, time, cond)`` where a condition is given.
         shape: event shape ``D``.
         sde: the SDE under which it was trained.
         predicts: what it returns: ``epsilon``, ``x0``, ``v``, ``score``, ``ncsn`` or ``edm``.
@@ -66,7 +67,8 @@ class _Adapted(nn.Module):
     def __init__(self, module: nn.Module, call: Call | None, time: Callable[[Tensor], Tensor] | None):
         super().__init__()
         self.module, self.call, self.time = module, call, time
-        self.learned_variance = getattr(module, "learned_variance", False)
+        for name, default in (("learned_variance", False), ("classes", 0), ("knows_no_class", True)):
+            setattr(self, name, getattr(module, name, default))
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
         time = time if self.time is None else self.time(time)

@@ -20,6 +20,8 @@ from score_sde.networks.ncsnpp import NCSNpp
 from score_sde.networks.unet import UNet
 from score_sde.run import RunError
 
+REMEDY = "; train one with --config.model.parameterization=epsilon --config.model.time_input=label"
+
 
 def to_diffusers(model: ScoreModel, folder: Path | str) -> None:
     """Save a model as a diffusers pipeline, which ``DDPMPipeline.from_pretrained(folder)`` loads.
@@ -53,7 +55,7 @@ def _scheduler(model: ScoreModel) -> Any:
     """The scheduler with the betas of the model's SDE."""
     predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     if model.parameterization not in predictions:
-        raise _inexpressible(f"its parameterization is {model.parameterization}, where epsilon, v and x0 are known")
+        raise _inexpressible(f"its parameterization is {model.parameterization}, where epsilon, v and x0 are known" + REMEDY)
     if model.data.model_range != (-1.0, 1.0):
         raise _inexpressible(f"its data lies in {model.data.model_range}, where images lie in (-1, 1)")
     times = torch.arange(model.labels, dtype=torch.float64)
@@ -63,7 +65,7 @@ def _scheduler(model: ScoreModel) -> Any:
         times = times * (model.sde.T / (model.labels - 1))
         times[0] = min(model.sde.t_min, float(times[1]) / 2)
     else:
-        raise _inexpressible(f"its time_input is {model.time_input}, where label and step are known")
+        raise _inexpressible(f"its time_input is {model.time_input}, where label and step are known" + REMEDY)
     try:
         log_alpha, sigma = model.sde.log_alpha(times), model.sde.sigma(times)
     except TypeError as error:
@@ -187,7 +189,7 @@ def _attention(layer: nn.Module) -> SelfAttention | None:
 
 def _common_settings(network: UNet | NCSNpp, parts: _Parts, shape: tuple[int, ...]) -> dict[str, Any]:
     """The settings of the ``UNet2DModel``, but for those by which our networks differ."""
-    if not isinstance(network.embedding.features, SinusoidalEmbedding) or len(network.embedding.features.frequencies) < 2:
+    if not isinstance(network.embedding.features, SinusoidalEmbedding) or network.embedding.features.half < 2:
         raise _inexpressible("its embedding of the noise level is not sinusoidal, of two frequencies or more")
     channels, *sides = shape
     widths = [_layers(level[-1][0])["conv2"].out_channels for level in parts.down]

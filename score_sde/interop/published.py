@@ -55,7 +55,12 @@ def import_published(path: Path | str, config: Config, spec: DataSpec) -> tuple[
     entries = list(_entries(model.network))
     needed = [name for entry in entries for name in entry.published]
     _complain(path, [n for n in needed if n not in published], "lacks {}: it is of another network than the settings describe")
-    spare = [name for name in published if name not in set(needed) and not _idle(name, model.network)]
+    idle = isinstance(model.network, NCSNpp) and model.network.embedding is None  # it is not told the noise level
+    spare = [
+        name
+        for name, tensor in published.items()
+        if name not in set(needed) and not (idle and (".Dense_0." in name or _frozen(name, tensor)))
+    ]
     _complain(path, spare, "has {}, for which the network of these settings has no place")
     own = model.network.state_dict()
     for entry in entries:
@@ -79,23 +84,18 @@ def published_config(settings: Mapping[str, Any]) -> tuple[dict[str, Any], DataS
     Raises:
         RunError: a key is missing, or the settings are of a kind that cannot be imported; the message says which.
     """
-    try:
-        return _published_config({**settings, **settings.get("training", {}), **settings.get("data", {})})
-    except (TypeError, AttributeError) as error:
-        raise RunError(f"the settings hold a value of the wrong type: {error}") from error
-
-
-def _published_config(flat: Mapping[str, Any]) -> tuple[dict[str, Any], DataSpec]:
-    size, channels, centered, options = (_get(flat, key) for key in ("image_size", "num_channels", "centered", "model"))
-    scales, by_sigma = options.get("num_scales", 1000), options.get("scale_by_sigma", False)
-    kind, t_min = str(_get(flat, "sde")).lower(), flat.get("eps", 1e-5)
+    flat = {**settings, **_get(settings, "training", dict, {}), **_get(settings, "data", dict, {})}
+    size, channels = _get(flat, "image_size", int), _get(flat, "num_channels", int)
+    centered, options = _get(flat, "centered", bool), _get(flat, "model", dict)
+    scales, by_sigma = _get(options, "num_scales", int, 1000), _get(options, "scale_by_sigma", bool, False)
+    kind, t_min = _get(flat, "sde", str).lower(), _get(flat, "eps", float, 1e-5)
     name, network = _network(options, size, centered)
-    continuous = flat.get("continuous", True) and name != "ncsnv2"
+    continuous = _get(flat, "continuous", bool, True) and name != "ncsnv2"
     model = {"labels": 1000, "scale_input": False, "sigma_data": 0.5}
     if kind in ("vpsde", "subvpsde"):
         if by_sigma or name == "ncsnv2":
             raise RunError(f"scale_by_sigma divides by the noise levels of the VE SDE; it has no meaning under {kind}")
-        betas = {"beta_min": float(_get(options, "beta_min")), "beta_max": float(_get(options, "beta_max"))}
+        betas = {key: _get(options, key, float) for key in ("beta_min", "beta_max")}
         sde = {"name": kind.removesuffix("sde"), kind.removesuffix("sde"): {**betas, "t_min": t_min}}
         model |= {"parameterization": "epsilon", "time_input": "label"}
         if kind == "vpsde" and not continuous:
@@ -103,7 +103,7 @@ def _published_config(flat: Mapping[str, Any]) -> tuple[dict[str, Any], DataSpec
             sde = {"name": "ddpm", "ddpm": {**table, "t_min": 1 / scales}}
             model |= {"time_input": "step", "labels": scales}
     elif kind == "vesde":
-        sigmas = {"sigma_min": float(_get(options, "sigma_min")), "sigma_max": float(_get(options, "sigma_max"))}
+        sigmas = {key: _get(options, key, float) for key in ("sigma_min", "sigma_max")}
         sde = {"name": "ve", "ve": {**sigmas, "t_min": t_min}}
         model |= {"parameterization": "ncsn" if by_sigma or name == "ncsnv2" else "score", "time_input": "sigma"}
         if not continuous:
@@ -142,54 +142,66 @@ def read_settings(path: Path | str) -> dict[str, Any]:
 
 def _network(options: Mapping[str, Any], size: int, centered: bool) -> tuple[str, dict[str, Any]]:
     """Our name and options for that project's ``model`` section."""
-    name = _get(options, "name")
+    name = _get(options, "name", str)
     if name in ("ncsnv2_64", "ncsnv2_128", "ncsnv2_256"):
-        norms, norm = {"InstanceNorm++": "instance++", "VarianceNorm": "variance"}, _get(options, "normalization")
+        norms, norm = {"InstanceNorm++": "instance++", "VarianceNorm": "variance"}, _get(options, "normalization", str)
         if norm not in norms:
             raise RunError(f"normalization {norm!r} of {name} cannot be imported; {' and '.join(norms)} can")
         return "ncsnv2", {
-            "width": _get(options, "nf"),
-            "activation": _get(options, "nonlinearity").lower(),
+            "width": _get(options, "nf", int),
+            "activation": _get(options, "nonlinearity", str).lower(),
             "centered": centered,
             "stages": {"64": 4, "128": 5, "256": 6}[name.removeprefix("ncsnv2_")],
             "normalization": norms[norm],
         }
-    multipliers = tuple(_get(options, "ch_mult"))
+    multipliers = tuple(_get(options, "ch_mult", list))
     resolutions = [size // 2**level for level in range(len(multipliers))]
     network = {
-        "width": _get(options, "nf"),
+        "width": _get(options, "nf", int),
         "multipliers": multipliers,
-        "blocks": _get(options, "num_res_blocks"),
-        "attention": tuple(i for i, resolution in enumerate(resolutions) if resolution in _get(options, "attn_resolutions")),
-        "dropout": float(_get(options, "dropout")),
-        "resample_with_conv": _get(options, "resamp_with_conv"),
-        "activation": _get(options, "nonlinearity").lower(),
+        "blocks": _get(options, "num_res_blocks", int),
+        "attention": tuple(
+            i for i, resolution in enumerate(resolutions) if resolution in _get(options, "attn_resolutions", list)
+        ),
+        "dropout": _get(options, "dropout", float),
+        "resample_with_conv": _get(options, "resamp_with_conv", bool),
+        "activation": _get(options, "nonlinearity", str).lower(),
         "centered": centered,
     }
     if name == "ddpm":
         return "ddpm", network
     if name != "ncsnpp":
         raise RunError(f"model {name!r} is not known; ddpm, ncsnpp, ncsnv2_64, ncsnv2_128 and ncsnv2_256 are")
-    embedding = _get(options, "embedding_type").lower()
+    embeddings, embedding = {"positional": "sinusoidal", "fourier": "fourier"}, _get(options, "embedding_type", str).lower()
+    if embedding not in embeddings:
+        raise RunError(f"unknown embedding_type {embedding!r} in the settings; choose one of {', '.join(embeddings)}")
     return "ncsnpp", {
         **network,
-        "embedding": {"positional": "sinusoidal"}.get(embedding, embedding),
-        "fourier_scale": float(options.get("fourier_scale", 16)),
-        "conditional": _get(options, "conditional"),
-        "block": _get(options, "resblock_type").lower(),
-        "fir": tuple(_get(options, "fir_kernel")) if _get(options, "fir") else (),
-        "skip_rescale": _get(options, "skip_rescale"),
-        "progressive": _get(options, "progressive").lower(),
-        "progressive_input": _get(options, "progressive_input").lower(),
-        "combine": _get(options, "progressive_combine").lower(),
-        "init_scale": float(options.get("init_scale", 0)),
+        "embedding": embeddings[embedding],
+        "fourier_scale": _get(options, "fourier_scale", float, 16.0),
+        "conditional": _get(options, "conditional", bool),
+        "block": _get(options, "resblock_type", str).lower(),
+        "fir": tuple(_get(options, "fir_kernel", list)) if _get(options, "fir", bool) else (),
+        "skip_rescale": _get(options, "skip_rescale", bool),
+        "progressive": _get(options, "progressive", str).lower(),
+        "progressive_input": _get(options, "progressive_input", str).lower(),
+        "combine": _get(options, "progressive_combine", str).lower(),
+        "init_scale": _get(options, "init_scale", float, 0.0),
     }
 
 
-def _get(settings: Mapping[str, Any], key: str) -> Any:
-    if key not in settings:
+def _get(settings: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+    """The value of ``key``, which must be of ``kind``; a whole number may stand for a float."""
+    value = settings.get(key, default)
+    if value is None:
         raise RunError(f"the settings lack {key!r}")
-    return settings[key]
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is tuple:
+        value = list(value)
+    if type(value) is not kind:
+        raise RunError(f"{key!r} in the settings must be of type {kind.__name__}, got {value!r}")
+    return value
 
 
 # the file
@@ -217,6 +229,10 @@ def _read(path: Path) -> dict[str, Any]:
     missing = [key for key in ("model", "ema", "step") if key not in file]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: it is not a checkpoint of score_sde_pytorch")
+    try:
+        file["step"] = int(file["step"])
+    except (TypeError, ValueError, RuntimeError):
+        raise CheckpointError(f"{path}: its step is not a number but {file['step']!r}") from None
     return file
 
 
@@ -231,7 +247,7 @@ def _averaged(file: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     # the layer that joins the image to the features has had two names
     weights = {name.removeprefix("module.").replace(".Conv.", ".Conv_0."): tensor for name, tensor in weights.items()}
     weights.pop("sigmas", None)
-    trained = [name for name, tensor in weights.items() if not (name.endswith(".W") and tensor.ndim == 1)]
+    trained = [name for name, tensor in weights.items() if not _frozen(name, tensor)]
     if len(shadow) != len(trained):
         raise CheckpointError(
             f"{path}: ema.shadow_params has {len(shadow)} tensors, but the model has {len(trained)} trainable parameters"
@@ -242,19 +258,21 @@ def _averaged(file: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
                 f"{path}: ema.shadow_params has shape {tuple(tensor.shape)} where {name} has {tuple(weights[name].shape)}"
             )
         weights[name] = tensor
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: the averaged {name} holds NaN or infinite values")
     return {name: tensor.detach().float() for name, tensor in weights.items()}
+
+
+def _frozen(name: str, tensor: Tensor) -> bool:
+    """Whether an entry is the frequencies of a Fourier embedding, which are not trained; other ``W`` are matrices."""
+    return name.endswith(".W") and tensor.ndim == 1
 
 
 def _complain(path: Path, names: list[str], sentence: str) -> None:
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise CheckpointError(f"{path} " + sentence.format(names[0] + more))
-
-
-def _idle(name: str, network: nn.Module) -> bool:
-    """Whether an entry has no influence: the noise level's, in a network that is not conditional on it."""
-    conditional = not isinstance(network, NCSNpp) or network.embedding is not None
-    return not conditional and (".Dense_0." in name or (name.endswith(".W")))
 
 
 # names
@@ -284,7 +302,7 @@ def _entries(network: NCSNpp | NCSNv2) -> Iterator[_Entry]:
 def _layers(network: NCSNpp) -> Iterator[nn.Module | None]:
     """The layers as they are numbered; None for one that we do not have."""
     embedding = network.embedding
-    if network.logarithmic:
+    if network.takes_logarithm:
         yield embedding.features if embedding is not None else None
     if embedding is not None:
         yield from embedding.layers[::2]

@@ -53,6 +53,8 @@ class DiffusersUNet(nn.Module):
             raise ValueError(f"this UNet2DModel halves the sides {halvings} times, which {tuple(shape)} does not allow")
         if config.time_embedding_type == "learned":
             raise ValueError("this UNet2DModel knows whole time steps only: its time_embedding_type is learned")
+        if config.class_embed_type is not None:
+            raise ValueError(f"this UNet2DModel has class_embed_type {config.class_embed_type!r}; only None is known")
         self.unet = unet
         self.learned_variance = config.out_channels == 2 * shape[0]
         self.classes = config.num_class_embeds or 0
@@ -84,7 +86,10 @@ def _build(shape: Sequence[int], settings: str) -> nn.Module:
     try:
         given = json.loads(settings)
     except ValueError as error:
-        raise ValueError(f"settings must be the JSON text of a UNet2DModel's config, got {settings[:40]!r}") from error
+        raise ValueError(
+            f"settings must be the JSON text of a UNet2DModel's config, got {settings[:40]!r}; score-sde import "
+            "--format=diffusers writes it"
+        ) from error
     if not isinstance(given, dict):
         raise ValueError(f"settings must be a JSON object, got a {type(given).__name__}")
     if len(shape) != 3:

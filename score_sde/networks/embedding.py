@@ -14,12 +14,12 @@ class SinusoidalEmbedding(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        half = width // 2
-        self.register_buffer("frequencies", torch.exp(-math.log(10000) * torch.arange(half) / max(1, half - 1)))
+        self.half = width // 2
 
     def forward(self, noise: Tensor) -> Tensor:
-        """``(B,)`` to ``(B, width)``."""
-        angles = noise[:, None] * self.frequencies.to(noise.dtype)
+        """``(B,)`` to ``(B, width)``, in the dtype of ``noise``."""
+        index = torch.arange(self.half, dtype=noise.dtype, device=noise.device)
+        angles = noise[:, None] * torch.exp(-math.log(10000) * index / max(1, self.half - 1))
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -33,8 +33,15 @@ class FourierEmbedding(nn.Module):
         super().__init__()
         self.register_buffer("frequencies", 2 * math.pi * scale * torch.randn(width // 2))
 
+    def _apply(self, fn, recurse=True):
+        exact = self.frequencies
+        super()._apply(fn, recurse)
+        if self.frequencies.element_size() < 4:  # half precision would make them others
+            self.frequencies = exact.to(self.frequencies.device)
+        return self
+
     def forward(self, noise: Tensor) -> Tensor:
-        """``(B,)`` to ``(B, width)``."""
+        """``(B,)`` to ``(B, width)``, in the dtype of ``noise``."""
         angles = noise[:, None] * self.frequencies.to(noise.dtype)
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -78,16 +85,20 @@ class NoiseEmbedding(nn.Module):
         """Noise levels ``(B,)`` and classes ``(B,)``, None for no class, to ``(B, out)``.
 
         Raises:
-            ValueError: classes are given where there are none, or are not ``(B,)`` integers.
+            ValueError: classes are given where there are none, or are not ``(B,)`` integers of the range there is.
         """
-        embedding = self.layers(self.features(noise))
+        embedding = self.layers(self.features(noise).to(self.layers[0].weight.dtype))
         if self.classes is None:
             if cond is not None:
                 raise ValueError("this network takes no condition: build it with a number of classes, classes=10 for example")
             return embedding
         if cond is None:
             cond = torch.full(noise.shape, self.classes.num_embeddings - 1, device=noise.device)
-        if cond.shape != noise.shape or cond.is_floating_point():
+        if cond.shape != noise.shape or cond.is_floating_point() or cond.dtype == torch.bool:
             given = f"{cond.dtype} of shape {tuple(cond.shape)}"
             raise ValueError(f"classes must be integers of shape {tuple(noise.shape)}, one per sample, got {given}")
-        return embedding + self.classes(cond)
+        known = self.classes.num_embeddings - 1
+        # elsewhere than on the CPU the check would have to wait for the device
+        if cond.device.type == "cpu" and len(cond) and not 0 <= cond.min() <= cond.max() <= known:
+            raise ValueError(f"classes go from 0 to {known - 1}, and {known} is no class, got {cond.min()} to {cond.max()}")
+        return embedding + self.classes(cond.long())

@@ -114,7 +114,7 @@ class NCSNpp(nn.Module):
         if classes and not conditional:
             raise ValueError("a network with classes must be conditional")
         self.block, self.classes = block, classes
-        self.centered, self.learned_variance, self.logarithmic = centered, learned_variance, embedding == "fourier"
+        self.centered, self.learned_variance, self.takes_logarithm = centered, learned_variance, embedding == "fourier"
         style = _Style(
             ACTIVATIONS[activation](),
             4 * width if conditional else 0,
@@ -123,12 +123,13 @@ class NCSNpp(nn.Module):
             skip_rescale,
             group_width,
             init_scale,
+            0.1 if block == "ddpm" else 1.0,
         )
         self.embedding = None
         if conditional:
             self.embedding = NoiseEmbedding(
                 embedding,
-                2 * width if self.logarithmic else width,
+                2 * width if self.takes_logarithm else width,
                 4 * width,
                 scale=fourier_scale,
                 classes=classes,
@@ -181,7 +182,7 @@ class NCSNpp(nn.Module):
         """``x`` ``(B, C, H, W)``, the noise level ``(B,)`` and classes ``(B,)`` to ``(B, C, H, W)``, or 2 C where so built."""
         embedding = None
         if self.embedding is not None:
-            embedding = self.embedding(noise.log() if self.logarithmic else noise, cond)
+            embedding = self.embedding(noise.log() if self.takes_logarithm else noise, cond)
         image = x if self.centered else 2 * x - 1
         x = self.first(image)
         skips = [x]
@@ -224,6 +225,7 @@ class _Style:
     rescale: bool
     group_width: int
     init_scale: float
+    shortcut_scale: float
 
     def conv(self, inputs: int, outputs: int, scale: float = 1.0, kernel: int = 3) -> nn.Conv2d:
         return initialize(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), scale)
@@ -241,7 +243,9 @@ class _Style:
     def attention(self, channels: int) -> SelfAttention:
         norm = self.norm(channels)
         layer = SelfAttention(channels, heads=1, groups=norm.num_groups, eps=norm.eps, rescale=self.rescale)
-        initialize(layer.qkv, 0.1)
+        nn.init.zeros_(layer.qkv.bias)
+        for part in layer.qkv.weight.chunk(3):  # three layers in one
+            nn.init.xavier_uniform_(part, gain=math.sqrt(0.1))
         initialize(layer.out, self.init_scale)
         return layer
 
@@ -268,7 +272,9 @@ class Block(Recomputed):
         self.norm_2 = style.norm(outputs)
         self.dropout = nn.Dropout(style.dropout)
         self.conv_2 = style.conv(outputs, outputs, style.init_scale)
-        self.shortcut = style.conv(inputs, outputs, kernel=1) if inputs != outputs or direction else None
+        self.shortcut = None
+        if inputs != outputs or direction:
+            self.shortcut = style.conv(inputs, outputs, style.shortcut_scale, kernel=1)
 
     def compute(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         activation = self.style.activation

@@ -8,6 +8,8 @@ from torch import nn
 
 from score_sde import DDIM, VESDE, VPSDE, GaussianMixture, bits_per_dim
 from score_sde.interop import adapt
+from score_sde.model import ForClass
+from score_sde.networks import UNet
 from score_sde.parameterization import PARAMETERIZATIONS
 from score_sde.tensors import expand
 from tests.conftest import mixture
@@ -73,6 +75,16 @@ def test_levels_and_range_describe_the_data():
     assert record.per_sample == pytest.approx(by_hand.per_sample, abs=1e-6)
     x = model.data.dequantized(images.double(), torch.full(images.shape, 0.5))
     assert ((x > 0) & (x < 1)).all()
+
+
+def test_classes_are_handed_on():
+    network = UNet((1, 8, 8), width=8, multipliers=(1,), blocks=1, attention=(), classes=3)
+    model = adapt(network, (1, 8, 8), VPSDE())
+    assert model.classes == 3
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.2, 0.7])
+    told = ForClass(model, 2)
+    torch.testing.assert_close(told(x, t), model(x, t, torch.tensor([2, 2])))
+    assert DDIM(steps=4).sample(told, (2, 1, 8, 8), seed=0).nfe == 4
 
 
 def test_wrong_names_are_refused():

@@ -98,6 +98,26 @@ def test_bits_per_dim_of_dequantized_data_are_those_of_the_published_formula(tmp
             log_likelihood(model, x[:1], divergence=GivenProbes(probes), solver=solver)
 
 
+def test_a_step_may_be_a_tensor(tmp_path):
+    assert imported(tmp_path, VP, lambda content: content.update(step=torch.tensor(9)))[1] == 9
+
+
+def test_levels_may_be_given_to_an_import(tmp_path, capsys):
+    path, settings = written(tmp_path, VP)
+    run = f"--workdir={tmp_path / 'run'}"
+    assert main(["import", path, f"--model_config={settings}", run, "--config.data.file.levels=17"]) == 0
+    assert score_sde.load(tmp_path / "run").model.data.levels == 17
+
+
+def test_a_network_of_the_logarithm_needs_positive_levels(tmp_path):
+    """The last level of the discrete chain is number 0."""
+    settings = {**CASES[VE]["settings"], "continuous": False}
+    settings["model"] = {**settings["model"], "embedding_type": "fourier"}
+    path, _ = written(tmp_path, VE)
+    with pytest.raises(RunError, match="takes the logarithm of its noise level"):
+        import_published(path, *published_config(settings))
+
+
 def test_settings_may_be_nested_as_that_projects_configs_are(tmp_path):
     flat = CASES[VP]["settings"]
     keys = {"training": ("sde", "continuous"), "data": ("centered", "image_size", "num_channels")}
@@ -129,6 +149,7 @@ def test_settings_may_come_from_one_of_our_configs(tmp_path, capsys):
     assert main(["import", path, "--config=cifar10_vp", f"--workdir={run}", *overrides]) == 0
     x, t, wanted = published.answer(case)
     torch.testing.assert_close(score_sde.load(run).model(x, t), wanted, rtol=1e-3, atol=1e-4)
+    assert score_sde.load(run).model.data.dequantize  # also where the config trains without
 
 
 def test_published_ncsnv2_keys_are_our_own(tmp_path):
@@ -219,6 +240,8 @@ def drop_a_convolution(content):
         (lambda c: c["ema"].pop("shadow_params"), "no list shadow_params"),
         (lambda c: c.update(ema=None), "no list shadow_params"),
         (lambda c: c.update(model=[1, 2]), "not a dict of tensors"),
+        (lambda c: c.update(step="late"), "its step is not a number but 'late'"),
+        (lambda c: c["ema"]["shadow_params"][3].fill_(math.nan), "holds NaN or infinite values"),
         (
             lambda c: (
                 c["model"].update({"module.all_modules.99.weight": torch.zeros(2)}),
@@ -260,10 +283,15 @@ def without(key):
         (without("nf"), "lack 'nf'"),
         (without("fir_kernel") | {}, None),
         (changed(name="resnet"), "'resnet' is not known"),
-        (changed(ch_mult=2), "wrong type"),
+        (changed(ch_mult=2), "'ch_mult' in the settings must be of type list, got 2"),
+        (changed(nf=16.0), "'nf' in the settings must be of type int"),
+        (changed(fir="false"), "'fir' in the settings must be of type bool"),
+        ({**changed(), "centered": "false"}, "'centered' in the settings must be of type bool"),
+        ({**changed(), "centered": None}, "lack 'centered'"),
+        (changed(embedding_type="fuorier"), "choose one of positional, fourier"),
         (changed(scale_by_sigma=True), "no meaning under vpsde"),
         ({**changed(), "sde": "cosine"}, "choose one of vpsde, subvpsde, vesde"),
-        ({**changed(), "model": 3}, "wrong type"),
+        ({**changed(), "model": 3}, "must be of type dict"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(settings, message):
@@ -285,7 +313,9 @@ def test_settings_that_cannot_be_used_are_refused(settings, message):
         (["{path}", "--model_config={path}"], "is not a JSON file"),
         (["{path}", "--config=digits_vp"], "'unet' is not one of score_sde_pytorch's"),
         (["{path}", "--config=digits_vpp"], "did you mean digits_vp"),
-        (["{path}", "--model_config={settings}", "--config.sde.vp.beta_mx=3"], "did you mean"),
+        (["{path}", "--model_config={settings}", "--config.sde.vp.beta_max=3"], "the settings of the model are given"),
+        (["{path}", "--model_config={settings}", "--config.data.file.levls=3"], "did you mean"),
+        ([".", "--model_config={settings}"], "is a folder"),
     ],
 )
 def test_mistakes_on_the_command_line_end_in_one_sentence(arguments, message, tmp_path, capsys):

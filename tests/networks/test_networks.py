@@ -5,6 +5,7 @@ import pytest
 import scipy.signal
 import torch
 
+from score_sde import VPSDE, DataSpec, ScoreModel
 from score_sde.config import read_config
 from score_sde.divergence import ExactDivergence
 from score_sde.networks import MLP, NETWORKS, DiT, NCSNpp, NCSNv2, UNet, adm, ddpm
@@ -115,6 +116,20 @@ def test_starts_from_zero(name):
     assert out.abs().max() < 0.2
 
 
+@torch.no_grad()
+def test_initial_weights_of_ncsnpp_have_the_published_variances():
+    """scale / mean of inputs and outputs, with a scale of 1, of 0.1 for attention's q, k, v, and for ddpm's shortcuts."""
+    torch.manual_seed(0)
+    for network, shortcut_scale in ((ddpm((3, 8, 8), multipliers=(1, 2)), 0.1), (NCSNpp((3, 8, 8), multipliers=(1, 2)), 1.0)):
+        block = network.down[1].stage.blocks[0]
+        assert block.conv_1.weight.var() * 9 * (128 + 256) / 2 == pytest.approx(1, rel=0.02)
+        assert block.shortcut.weight.var() * (128 + 256) / 2 == pytest.approx(shortcut_scale, rel=0.05)
+        for part in network.middle[1].qkv.weight.chunk(3):
+            assert part.var() * 256 == pytest.approx(0.1, rel=0.05)
+        assert block.conv_2.weight.abs().max() < 1e-4
+        assert network.middle[1].out.weight.abs().max() < 1e-4
+
+
 PUBLISHED = {  # millions of parameters: Song et al. 2021 (their code's networks), Dhariwal and Nichol 2021 (Table 4: 296)
     "cifar10_ddpm": 35.22,
     "cifar10_vp": 61.80,
@@ -204,7 +219,10 @@ def test_classes_change_the_answer_and_no_class_is_one_more_of_them(name):
         assert (outs[k] - outs[k + 1]).abs().max() > 1e-6
     torch.testing.assert_close(network(x, noise), outs[3])
     torch.testing.assert_close(network(x, noise, torch.tensor([0, 2]))[1], outs[2][1])
-    for wrong in (torch.tensor([0]), torch.tensor([0.0, 1.0])):
+    torch.testing.assert_close(network(x, noise, torch.tensor([1, 1], dtype=torch.uint8)), outs[1])
+    with pytest.raises(ValueError, match="classes go from 0 to 2, and 3 is no class, got 0 to 4"):
+        network(x, noise, torch.tensor([4, 0]))
+    for wrong in (torch.tensor([0]), torch.tensor([0.0, 1.0]), torch.tensor([True, False])):
         with pytest.raises(ValueError, match="one per sample"):
             network(x, noise, wrong)
     with pytest.raises(ValueError, match="takes no condition"):
@@ -271,6 +289,24 @@ def test_bfloat16_autocast_agrees_to_its_precision(name):
     for exact, rough in zip(full, half, strict=True):
         assert rough.isfinite().all()
         assert 0 < (exact - rough).norm() / exact.norm() < bound
+
+
+@pytest.mark.parametrize("embedding", ["sinusoidal", "fourier"])
+@pytest.mark.parametrize("label", [30.0, 700.0, 999.0])
+def test_half_precision_networks_are_told_the_time_exactly(embedding, label):
+    """A bfloat16 label near 999 is off by up to 2, and so would be the answer."""
+    sde = VPSDE()
+    network = perturbed(UNet((1, 8, 8), width=16, multipliers=(1,), blocks=1, attention=(), embedding=embedding))
+    model = ScoreModel(network, sde, DataSpec((1, 8, 8))).eval()
+    x, t = torch.randn(8, 1, 8, 8).bfloat16().float(), torch.full((8,), label / 999)
+    exact = model(x, t)
+    half = model.bfloat16()(x, t)
+    assert (half - exact).norm() / exact.norm() < 0.03
+    seen = []
+    network.embedding.features.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model(x, t)
+    torch.testing.assert_close(seen[0], network.embedding.features(t * 999), rtol=0, atol=1e-3)
+    assert seen[0].dtype == torch.float32
 
 
 @pytest.mark.slow
