@@ -28,7 +28,14 @@ from score_sde.demo import write_demo_report
 from score_sde.files import write_atomically
 from score_sde.images import picture, save_png
 from score_sde.interop import import_diffusers, import_published, published_config, read_settings, to_diffusers
-from score_sde.likelihood import DEQUANTIZATIONS, BitsPerDim, bits_per_dim
+from score_sde.likelihood import (
+    DEQUANTIZATIONS,
+    VARIANCES,
+    BitsPerDim,
+    bits_per_dim,
+    continuous_bound,
+    discrete_bound,
+)
 from score_sde.loss import WEIGHTINGS
 from score_sde.model import ForClass, Score
 from score_sde.networks import NETWORKS
@@ -218,13 +225,25 @@ def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
         values, name = getattr(build_data(config.to_dict()), options.split), options.split
     values = values[: options.n]
     score = _told(run, options.class_)
+    about = {"run": str(run.folder), "step": run.step, "weights": "average", "data": options.data or options.split}
+    about |= {"class": options.class_} if run.model.classes else {}
+    if options.bounds:
+        records = run_bounds(run, config, values, score=score, seed=options.seed, progress=not options.quiet)
+        width = max(map(len, records))
+        print(f"{'':<{width}}  bits/dim            evaluations")
+        for bound, record in records.items():
+            record.save(run.folder / "bounds" / f"{bound.replace(' ', '_').replace(',', '')}.json", **about)
+            print(f"{bound:<{width}}  {record.mean:.4f} +- {record.stderr:.4f}  {record.nfe:>11.6g}")
+        if run.model.data.dequantize:
+            print("all but the first are bounds on points at the centres of bins, loose for a model of dequantized data")
+        print(f"saved:  {run.folder / 'bounds'}")
+        return 0
     record = run_likelihood(run, config, values, score=score, seed=options.seed, progress=not options.quiet)
     name += f"_first{options.n}" if options.n else ""
     name += f"_seed{options.seed}" if options.seed else ""
     name += "" if options.class_ is None else f"_class{options.class_}"
     path = run.folder / f"likelihood_{name}.json"
-    about = {"run": str(run.folder), "step": run.step, "weights": "average", "data": options.data or options.split}
-    record.save(path, **about, **{"class": options.class_} if run.model.classes else {})
+    record.save(path, **about)
     print(record.sentence())
     if run.model.classes:
         print("given no class" if options.class_ is None else f"given class {options.class_}")
@@ -243,6 +262,25 @@ def run_likelihood(
     return bits_per_dim(
         score or run.model, values, solver=solver, seed=seed, moments=run.moments, progress=progress, **settings
     )
+
+
+def run_bounds(run: Run, config: ConfigDict, values: torch.Tensor, *, score: Score, seed: int, progress: bool) -> dict:
+    """The likelihood of integers with each dequantization, and the variational bounds: name -> record."""
+    if run.model.data.levels is None:
+        raise RunError("the bounds are on probabilities of integers, and the data of this run is continuous")
+    records: dict = {}
+    for name in DEQUANTIZATIONS:
+        config.likelihood.dequantization = name
+        how = f"ODE, {name.replace('_', ' ')}"
+        records[how] = run_likelihood(run, config, values, score=score, seed=seed, progress=progress)
+    shared = {"seed": seed, "batch_size": config.likelihood.batch_size, "progress": progress}
+    steps = len(getattr(run.model.sde, "betas", range(1000)))
+    variances = [name for name in VARIANCES if name != "learned" or run.model.learned_variance]
+    for variance in variances:
+        bound = discrete_bound(score, values, steps=steps, variance=variance, sampled_steps=min(100, steps - 1), **shared)
+        records[f"chain of {steps} steps, {variance}"] = bound
+    records["continuous time"] = continuous_bound(score, values, times=100, **shared)
+    return records
 
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -565,6 +603,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--key", default="", help="the array in a .npz that holds several")
     sub.add_argument("--n", type=_positive, help="only the first N samples")
     sub.add_argument("--seed", type=_natural, default=0)
+    sub.add_argument("--bounds", action="store_true", help="a table of all bounds on the bits/dim of integers")
     of_class(sub)
 
     sub = command("import", import_, "make a run of a model that was trained elsewhere", runs=False)

@@ -38,7 +38,7 @@ def default_config() -> ConfigDict:
     """The defaults of everything. ``model.sigma_data`` is left open: it is then measured on the training data."""
     model = _options(ScoreModel, "network", "sde", "data")
     model["sigma_data"] = config_dict.placeholder(float)
-    not_configured = ("model", "values", "levels", "data", "solver", "seed", "moments", "progress")
+    not_configured = ("model", "values", "levels", "data", "solver", "cond", "seed", "moments", "progress")
     config = {
         "seed": 0,
         "data": _section(DATASETS, "digits"),

@@ -303,6 +303,18 @@ def test_a_model_with_classes_draws_from_one(tmp_path, capsys):
     run(capsys, "compare", f"--workdir={tmp_path}", "--solvers=ddim", "--nfe=4", "--n=8", "--quiet", "--class=1")
 
 
+def test_all_bounds_in_one_table(digits, moons, capsys):
+    out = run(capsys, "likelihood", f"--workdir={digits}", "--bounds", "--n=4", "--quiet", *FAST)
+    rows = re.findall(r"^(.*?)  (\d+\.\d+) \+- \d+\.\d+", out, flags=re.MULTILINE)
+    names = [name.strip() for name, _ in rows]
+    chains = ["chain of 1000 steps, beta_tilde", "chain of 1000 steps, beta"]
+    assert names == ["ODE, uniform", "ODE, truncated normal", *chains, "continuous time"]
+    saved = json.loads((digits / "bounds" / "chain_of_1000_steps_beta.json").read_text())
+    assert float(rows[3][1]) == pytest.approx(saved["mean"], abs=1e-4)
+    assert saved["mean"] == pytest.approx(saved["prior"] + saved["diffusion"] + saved["reconstruction"])
+    assert "continuous" in refused(capsys, "likelihood", f"--workdir={moons}", "--bounds", "--n=4", "--quiet")
+
+
 def test_networks_of_the_logarithm_say_what_they_need(tmp_path, capsys):
     options = ("--config.network.name=ncsnpp", "--config.network.ncsnpp.width=8", "--config.network.ncsnpp.multipliers=(1,1)")
     train = ("train", "--config=digits_vp", f"--workdir={tmp_path / 'new'}", "--quiet", *DIGITS, *options)

@@ -1,201 +1,53 @@
-r"""bits/dim of discrete data by uniform dequantization (Theis et al. 2016, Section 3.1; Song et al. 2021, Appendix D.2).
+r"""Dequantization: how a density bounds the probability of integers.
 
-For integers k and u uniform on the unit cube, Jensen's inequality gives
+A model with density p over model coordinates gives the integer vector k the probability P(k) that p puts on its bin. Drawing
+points x_1 ... x_K of that bin from any density q(x | k) on it (Burda et al. 2016, Eq. 8),
 
-    log2 P(k) = log2 \int p(k + u) du  >=  E_u log2 p(k + u),
+    log P(k) >= E log (1/K) sum_j p(x_j) / q(x_j | k),
 
-so that -E log2 p(k + u) / D bounds the bits per dimension of the discrete model from above. p is a density in units of
-levels: in model coordinates, where a bin has the width w, log p(k + u) = log p_model + D log w.
+and the bound rises with K. What is known is the density at t_min, of alpha times the data plus noise of standard deviation
+sigma. There are two choices of q for it:
 
-The density is that of data plus noise of standard deviation sigma(t_min) / alpha(t_min), evaluated at data without it:
-for noise that is not small beside a bin, this costs bits that no model can save.
+    uniform            on the bin as the data has it (Theis et al. 2016, Section 3.1), log q = -D log(width). The factor alpha
+                       is left out: at t_min it is 1 to many digits.
+    truncated_normal   the noise of t_min around the centre c of the bin, cut off at the ends of the bin scaled by alpha (Zheng
+                       et al. 2023, Section 4.2): x = alpha c + sigma z, z normal within -tau ... tau with
+                       tau = alpha width / (2 sigma), log q = sum log phi(z) - D log(sigma (2 Phi(tau) - 1)). A model of points
+                       at the centres has this very density at t_min, and loses nothing.
 """
 
-import json
 import math
-import warnings
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from score_sde.data import DataSpec, Moments
-from score_sde.divergence import Divergence, as_divergence
-from score_sde.files import write_text
-from score_sde.likelihood.ode import log_likelihood
-from score_sde.model import Score
+from score_sde.data import DataSpec
 from score_sde.sdes import SDE
-from score_sde.solvers.base import innermost
-from score_sde.solvers.probability_flow import FIXED, ProbabilityFlow
-from score_sde.tensors import SampleNoise
+from score_sde.tensors import SampleNoise, sum_event
 
-DEQUANTIZATIONS = ("uniform", "none")
-
-
-@dataclass(frozen=True)
-class BitsPerDim:
-    """A likelihood and how it was obtained.
-
-    ``mean`` is the negative log-likelihood in bits per dimension and ``stderr`` its standard error over the samples, into which
-    the noise of dequantization and probes enters once; ``per_sample`` holds the single values in the order of the data.
-    ``prior_mismatch`` is the divergence, in bits/dim, between the noised training data at T, taken as Gaussian, and the prior;
-    None where the training data's moments were not given. Of tolerances and steps with their grid, the ODE method has one or
-    the other.
-    """
-
-    mean: float
-    stderr: float
-    samples: int
-    dim: int
-    levels: int | None
-    dequantization: str
-    divergence: str
-    method: str
-    rtol: float | None
-    atol: float | None
-    steps: int | None
-    grid: str | None
-    t_min: float
-    nfe: float
-    vjps: float
-    seed: int
-    batch_size: int
-    prior_mismatch: float | None
-    per_sample: tuple[float, ...] = field(repr=False)
-
-    def sentence(self) -> str:
-        """The result with its protocol, to be pasted into a paper."""
-        of = "discrete" if self.levels else "continuous"
-        fixed = self.steps is not None
-        how = f"{self.steps} steps ({self.grid})" if fixed else f"rtol = {self.rtol:g}, atol = {self.atol:g}"
-        levels = f", {self.levels} levels, {self.dequantization} dequantization" if self.levels else ""
-        cost = f"{self.nfe:.6g} network evaluations and {self.vjps:.6g} vector-Jacobian products per sample"
-        return (
-            f"{self.mean:.4f} +- {self.stderr:.4f} bits/dim (standard error over {self.samples} samples of {of} data with "
-            f"{self.dim} dimensions{levels}; probability-flow ODE by {self.method}, {how}, t_min = {self.t_min:g}, "
-            f"{self.divergence}, {cost}, seed {self.seed})"
-        )
-
-    def save(self, path: Path | str, **about: object) -> None:
-        """Write the record, and whatever ``about`` says of the model, as JSON."""
-        write_text(path, json.dumps({**about, "sentence": self.sentence(), **asdict(self)}) + "\n")
+Dequantization = Callable[[Tensor, SampleNoise, DataSpec, SDE], tuple[Tensor, Tensor]]
+"""Integers ``(B, *D)``, random numbers, the data and the SDE to points in model coordinates ``(B, *D)`` and log q ``(B,)``."""
 
 
-def bits_per_dim(
-    model: Score,
-    values: Tensor,
-    *,
-    levels: int | None = None,
-    data: DataSpec | None = None,
-    dequantization: str = "uniform",
-    divergence: str | Divergence = "hutchinson",
-    probes: int = 1,
-    solver: ProbabilityFlow = ProbabilityFlow(),
-    batch_size: int = 128,
-    seed: int = 0,
-    moments: Moments | None = None,
-    progress: bool = False,
-) -> BitsPerDim:
-    """Negative log-likelihood of ``values`` in bits per dimension, each sample once.
-
-    Args:
-        model: a ``ScoreModel``, or any score together with ``data``.
-        values: data in its own units, ``(N, *D)``: integers from 0 to levels - 1, or continuous values, whose density
-            is then in their own units.
-        levels: number of integer values; checked against the model's own.
-        data: description of the data; by default the model's.
-        dequantization: ``uniform`` for integers (``none`` is what continuous data gets).
-        divergence: ``hutchinson``, ``hutchinson_gaussian``, ``exact``, or an object such as ``Hutchinson(probes=4)``.
-        probes: number of probes where the divergence is given by its name.
-        solver: how the ODE is solved. With an adaptive method the steps are shared by a batch.
-        batch_size: samples at a time.
-        seed: sample i is dequantized and probed by random numbers that depend on ``seed`` and i alone.
-        moments: of the training data, for ``prior_mismatch``.
-        progress: show a progress bar.
-
-    Raises:
-        DataError: the values are not data of this description.
-        ValueError: an argument is not one of those allowed.
-    """
-    spec = data or getattr(innermost(model), "data", None)
-    if spec is None:
-        raise ValueError("the score does not say what its data is: give data=DataSpec(...)")
-    if levels is not None and levels != spec.levels:
-        raise ValueError(f"levels is {levels}, but the model was made for {spec.levels or 'continuous data'}")
-    if dequantization not in DEQUANTIZATIONS:
-        raise ValueError(f"unknown dequantization {dequantization!r}; choose one of {', '.join(DEQUANTIZATIONS)}")
-    if spec.levels is None:
-        dequantization = "none"
-    elif dequantization == "none":
-        raise ValueError("integers have no density: dequantize them, dequantization='uniform'")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    spec.check(values)
-    if dequantization == "uniform":
-        _warn_of_noise(model.sde, spec)
-    trace = as_divergence(divergence, probes)
-    inner = innermost(model)
-    place = {"device": getattr(inner, "device", "cpu"), "dtype": getattr(inner, "dtype", torch.get_default_dtype())}
-    results, nfe, vjps = [], 0.0, 0.0
-    chunks = values.split(batch_size)
-    for i, chunk in enumerate(tqdm(chunks, desc="likelihood", unit="batch", disable=not progress)):
-        noise = SampleNoise(seed, chunk.shape, first=i * batch_size, purpose="dequantization", **place)
-        # continuous data is scaled before it is rounded: it may lie far from 0
-        x = spec.scale(chunk).to(**place) if spec.levels is None else spec.dequantized(chunk.to(**place), noise.uniform())
-        result = log_likelihood(model, x, solver=solver, divergence=trace, seed=seed, first=i * batch_size)
-        results.append(result.log_prob)
-        nfe += result.nfe * len(chunk) / len(values)
-        vjps += result.vjps * len(chunk) / len(values)
-    fixed = solver.method in FIXED
-    bits = -(torch.cat(results).double() + spec.log_det) / (spec.dim * math.log(2))
-    return BitsPerDim(
-        mean=bits.mean().item(),
-        stderr=(bits.std() / math.sqrt(len(bits))).item() if len(bits) > 1 else math.nan,
-        samples=len(bits),
-        dim=spec.dim,
-        levels=spec.levels,
-        dequantization=dequantization,
-        divergence=str(trace),
-        method=solver.method,
-        rtol=None if fixed else solver.rtol,
-        atol=None if fixed else solver.atol,
-        steps=solver.steps if fixed else None,
-        grid=solver.grid if fixed else None,
-        t_min=model.sde.t_min,
-        nfe=nfe,
-        vjps=vjps,
-        seed=seed,
-        batch_size=batch_size,
-        prior_mismatch=None if moments is None else prior_mismatch(model.sde, moments),
-        per_sample=tuple(bits.tolist()),
-    )
+def uniform(integers: Tensor, noise: SampleNoise, spec: DataSpec, sde: SDE) -> tuple[Tensor, Tensor]:
+    """Points uniform on the bins."""
+    x = spec.dequantized(integers, noise.uniform())
+    return x, torch.full((len(x),), -spec.log_det, dtype=torch.float64, device=x.device)
 
 
-def prior_mismatch(sde: SDE, moments: Moments) -> float:
-    """KL(N(alpha m, alpha^2 C + sigma^2 I) || N(0, sigma^2 I)) at T in bits per dimension, m and C being the data's moments.
+def truncated_normal(integers: Tensor, noise: SampleNoise, spec: DataSpec, sde: SDE) -> tuple[Tensor, Tensor]:
+    """The noise of t_min around the centres of the bins, cut off at their ends."""
+    t = torch.tensor(sde.t_min, dtype=torch.float64)
+    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+    inside = math.erf(alpha * spec.slope / (2 * sigma) / math.sqrt(2))  # the share of the noise that stays in the bin
+    draw = noise.uniform().double() + 2**-25  # away from 0, where the inverse is infinite
+    signed = (2 * draw - 1) * inside
+    z = math.sqrt(2) * torch.erfinv(signed)
+    log_q = sum_event(-(z**2) / 2 - math.log(math.sqrt(2 * math.pi) * sigma * inside))
+    centre = spec.dequantized(integers.double(), torch.full_like(z, 0.5))
+    return (alpha * centre + sigma * z).to(noise.dtype), log_q
 
-    It is what the likelihood loses, on average, by starting from the prior instead of the noised data itself, as far as the
-    first two moments tell.
-    """
-    alpha, sigma = float(sde.alpha(sde.T)), float(sde.sigma(sde.T))
-    variances = moments.spectrum if moments.covariance is None else torch.linalg.eigvalsh(moments.covariance)
-    ratio = (alpha / sigma) ** 2 * variances.clamp_min(0)
-    shift = ((alpha / sigma) * moments.mean).square().sum()
-    divergence = ((ratio - torch.log1p(ratio)).sum() + shift) / 2
-    return float(divergence) / (moments.mean.numel() * math.log(2))
 
-
-def _warn_of_noise(sde: SDE, spec: DataSpec) -> None:
-    """Warn where the noise at t_min is more than a quarter of the variance of dequantization."""
-    noise = float(sde.sigma(sde.t_min) / sde.alpha(sde.t_min))
-    width = spec.slope
-    if noise**2 > width**2 / 12 / 4:
-        floor = math.log2(math.sqrt(2 * math.pi) * noise / width)
-        below = f"; no model can score below {floor:.2f} bits/dim" if floor > 0 else ""
-        warnings.warn(
-            f"the noise at t_min, {noise:.3g}, is large beside a bin of {width:.3g} in model coordinates, and the likelihood "
-            f"is that of data with this noise added{below}: a smaller t_min (or sigma_min) makes the number meaningful",
-            stacklevel=3,
-        )
+DEQUANTIZATIONS: dict[str, Dequantization] = {"uniform": uniform, "truncated_normal": truncated_normal}
+"""Name -> how integers become points."""
