@@ -7,7 +7,7 @@ three independent choices.
 from importlib.metadata import PackageNotFoundError, version
 
 from score_sde.data import DataSpec
-from score_sde.divergence import ExactDivergence, Hutchinson
+from score_sde.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
 from score_sde.exact import GaussianMixture
 from score_sde.likelihood import bits_per_dim, log_likelihood
 from score_sde.model import Score, ScoreModel
@@ -26,6 +26,7 @@ __all__ = [
     "EulerMaruyama",
     "ExactDivergence",
     "GaussianMixture",
+    "HutchPlusPlus",
     "Hutchinson",
     "Langevin",
     "PredictorCorrector",

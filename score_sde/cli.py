@@ -25,6 +25,7 @@ from score_sde.comparison import compare
 from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
 from score_sde.data import DATASETS, Dataset, DataSpec, load_array, moments
 from score_sde.demo import write_demo_report
+from score_sde.divergence import DIVERGENCES
 from score_sde.files import write_atomically
 from score_sde.images import picture, save_png
 from score_sde.interop import import_diffusers, import_published, published_config, read_settings, to_diffusers
@@ -438,6 +439,7 @@ def list_(options: argparse.Namespace, overrides: list[str]) -> int:
         "solvers": SOLVERS,
         "time grids": TIME_GRIDS,
         "ODE methods": METHODS,
+        "divergences": DIVERGENCES,
         "dequantizations": DEQUANTIZATIONS,
     }
     for kind, names in kinds.items():

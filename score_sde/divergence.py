@@ -4,12 +4,26 @@ For f: R^D -> R^D with Jacobian J, the divergence is tr J.
 
     exact       sum_i e_i^T J e_i: D products, in chunks
     hutchinson  the mean of v^T J v over m probes v with E[v v^T] = I (Hutchinson 1990; Grathwohl et al. 2019, Eq. 8):
-                m products. With Rademacher probes its variance is 2 sum_{i != j} S_ij^2, with Gaussian ones
-                2 sum_{i, j} S_ij^2, S being the symmetric part of J.
+                m products. S being the symmetric part of J and S0 = S - (tr S / D) I, its variance is
+                    Rademacher   2 / m sum_{i != j} S_ij^2
+                    Gaussian     2 / m sum_{i, j} S_ij^2
+                    orthogonal   2 / m D (D - m) / ((D - 1) (D + 2)) sum_{i, j} (S0)_ij^2, nothing at m = D
+    hutch++     tr(Q^T J Q) exactly, Q an orthonormal basis of the image of a few random vectors under J^T, and
+                Hutchinson's estimate of the rest (Meyer et al. 2021, Algorithm 1)
+
+Orthogonal probes are sqrt(D) times the columns of a Haar-distributed orthonormal frame, each of them uniform on the
+sphere of radius sqrt(D). Their estimate is D / m tr(P S), P being a uniformly distributed projection of rank m. Every
+rotation leaves its law unchanged, so E[P_ij P_kl] = a d_ij d_kl + b (d_ik d_jl + d_il d_jk), and tr P = tr P^2 = m
+give b = m (D - m) / (D (D - 1) (D + 2)): the variance is (D / m)^2 2 b |S0|^2, smaller by (D - m) / (D - 1) than that
+of m independent probes from the sphere.
+
+Hutch++ rests on tr J = tr(Q^T J Q) + tr(P J P), P = I - Q Q^T, which holds for every orthonormal Q. A backward pass
+gives v^T J, that is J^T v, so the algorithm is run on J^T, whose trace is the same.
 
 The samples of a batch must not influence one another.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,11 +85,11 @@ class ExactDivergence:
 
 @dataclass(frozen=True)
 class Hutchinson:
-    """An unbiased estimate from random probes.
+    """An unbiased estimate from random probes; its variance is in the module's docstring.
 
     Args:
-        probes: number of probes, m.
-        distribution: ``rademacher`` or ``gaussian``.
+        probes: number of probes, m; ``orthogonal`` ones are at most D.
+        distribution: ``rademacher``, ``gaussian`` or ``orthogonal``.
     """
 
     probes: int = 1
@@ -84,28 +98,88 @@ class Hutchinson:
     def __post_init__(self):
         if self.probes < 1:
             raise ValueError(f"probes must be at least 1, got {self.probes}")
-        if self.distribution not in ("rademacher", "gaussian"):
-            raise ValueError(f"unknown distribution {self.distribution!r}; choose one of rademacher, gaussian")
+        if self.distribution not in PROBES:
+            raise ValueError(f"unknown distribution {self.distribution!r}; choose one of {', '.join(PROBES)}")
 
     def __str__(self) -> str:
-        return f"{self.probes} {self.distribution.capitalize()} probe{'s' * (self.probes > 1)} (Hutchinson)"
+        return f"{self.probes} {PROBES[self.distribution]} probe{'s' * (self.probes > 1)} (Hutchinson)"
 
     def draw(self, noise: SampleNoise) -> Tensor:
-        """The probes, ``(m, B, *D)``."""
+        """The probes, ``(m, B, *D)``.
+
+        Raises:
+            ValueError: more orthogonal probes are asked for than there are coordinates.
+        """
+        dim = math.prod(noise.event)
+        if self.distribution == "orthogonal" and self.probes > dim:
+            raise ValueError(f"at most {dim} probes can be orthogonal in {dim} dimensions, got {self.probes}")
         draw = noise.rademacher if self.distribution == "rademacher" else noise.normal
-        return torch.stack([draw() for _ in range(self.probes)])
+        probes = torch.stack([draw() for _ in range(self.probes)])
+        return math.sqrt(dim) * _orthonormal(probes) if self.distribution == "orthogonal" else probes
 
     def __call__(self, field: Field, x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor, int]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = field(x)
-        products = torch.stack(
-            [
-                sum_event(torch.autograd.grad(value, x, probe, retain_graph=i + 1 < len(probes))[0] * probe)
-                for i, probe in enumerate(probes)
-            ]
-        )
-        return value.detach(), products.mean(0), len(probes)
+        return value.detach(), _quadratic_forms(value, x, probes).mean(0), len(probes)
+
+
+@dataclass(frozen=True)
+class HutchPlusPlus:
+    """Hutch++: the trace on a subspace where J is large, and Hutchinson's estimate of the rest (Meyer et al. 2021).
+
+    Algorithm 1 on J^T: of m products, k = m // 3 give J^T S for a random sketch S, and its QR decomposition gives Q
+    ``(D, k)``; k more give tr(Q^T J Q); the other m - 2 k give the mean of g^T P J P g over random signs g, with
+    P = I - Q Q^T. A Jacobian of rank at most k is traced exactly. Given Q the variance is
+    2 / (m - 2 k) sum_{i != j} R_ij^2, R = P (J + J^T) / 2 P.
+
+    It pays where a few singular values of J dominate. Where J is close to a multiple of I, as the Jacobian of a score is
+    under much noise, it does worse than ``Hutchinson``: Rademacher or orthogonal probes have no variance on such a
+    part, whereas here |P g|^2 varies with g.
+
+    S and the signs are drawn once for a trajectory, but Q follows J from point to point. It is a function of the state
+    and of S alone, and g is independent of both, so the estimate is unbiased at every point. Along a trajectory, with S
+    and g fixed, the integrand is as smooth as J wherever J^T S has full rank. S is Gaussian, where the algorithm has
+    signs, so that this fails only where J itself has a rank below k, and there the trace is exact whatever completes Q.
+    Two columns of signs are parallel with probability 2^(1 - D): Q then hangs on rounding errors and the integrand
+    jumps, at which an adaptive solver gives up.
+
+    Args:
+        probes: number of vector-Jacobian products, m, at least 3 and preferably a multiple of it. From m = D on the exact
+            trace costs no more.
+    """
+
+    probes: int = 3
+
+    def __post_init__(self):
+        if self.probes < 3:
+            raise ValueError(f"Hutch++ needs at least 3 probes, a third of them for its subspace, got {self.probes}")
+
+    def __str__(self) -> str:
+        return f"{self.probes} probes (Hutch++)"
+
+    def draw(self, noise: SampleNoise) -> Tensor:
+        """The sketch and the probes of the remainder, ``(m - k, B, *D)``, in this order.
+
+        Raises:
+            ValueError: the subspace would have more dimensions than there are.
+        """
+        rank, dim = self.probes // 3, math.prod(noise.event)
+        if rank > dim:
+            raise ValueError(f"Hutch++ takes fewer than {3 * dim + 3} probes in {dim} dimensions, got {self.probes}")
+        sketch = [noise.normal() for _ in range(rank)]
+        return torch.stack(sketch + [noise.rademacher() for _ in range(self.probes - 2 * rank)])
+
+    def __call__(self, field: Field, x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor, int]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = field(x)
+        rank = self.probes // 3
+        basis = _orthonormal(_one_by_one(value, x, probes[:rank]))
+        rest = probes[rank:] - _project(probes[rank:], basis)
+        vectors = torch.cat([basis, rest])
+        forms = _quadratic_forms(value, x, vectors)
+        return value.detach(), forms[:rank].sum(0) + forms[rank:].mean(0), rank + len(vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,24 +219,72 @@ def _products(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise
+    return _one_by_one(value, x, vectors)
+
+
+def _one_by_one(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
+    """v^T J for each of ``vectors`` ``(k, B, *D)``, by as many backward passes; the graph is kept."""
     return torch.stack([torch.autograd.grad(value, x, vector, retain_graph=True)[0] for vector in vectors])
 
 
-def as_divergence(divergence: str | Divergence, probes: int = 1) -> Divergence:
-    """A divergence from its name, ``exact``, ``hutchinson`` or ``hutchinson_gaussian`` with ``probes`` probes, or itself.
+def _quadratic_forms(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
+    """v^T J v for each of ``vectors`` ``(k, B, *D)``: ``(k, B)``. The graph is freed by the last of them."""
+    return torch.stack(
+        [
+            sum_event(torch.autograd.grad(value, x, vector, retain_graph=i + 1 < len(vectors))[0] * vector)
+            for i, vector in enumerate(vectors)
+        ]
+    )
+
+
+def _columns(vectors: Tensor) -> Tensor:
+    """Vectors ``(k, B, *D)`` as the columns of one matrix per sample, ``(B, D, k)``."""
+    return vectors.flatten(2).permute(1, 2, 0)
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
+    """An orthonormal basis, for each sample, of the span of ``vectors`` ``(k, B, *D)``, k <= D, in the same shape.
+
+    The diagonal of R is made positive: Q is then unique, hence Haar-distributed for Gaussian vectors (Mezzadri 2007,
+    Section 5), and a smooth function of the vectors while they are independent.
+    """
+    q, r = torch.linalg.qr(_columns(vectors))
+    diagonal = r.diagonal(dim1=1, dim2=2)
+    q = q * torch.ones_like(diagonal).copysign(diagonal).unsqueeze(1)
+    return q.permute(2, 0, 1).reshape(vectors.shape)
+
+
+def _project(vectors: Tensor, basis: Tensor) -> Tensor:
+    """Q Q^T v for each of ``vectors`` ``(k, B, *D)``, sample by sample, Q being the ``basis`` ``(j, B, *D)``."""
+    q = _columns(basis)
+    return (q @ (q.mT @ _columns(vectors))).permute(2, 0, 1).reshape(vectors.shape)
+
+
+def as_divergence(divergence: str | Divergence, probes: int | None = None) -> Divergence:
+    """A divergence from its name, or itself.
+
+    Args:
+        divergence: ``exact``; ``hutchinson``, ``hutchinson_gaussian`` or ``hutchinson_orthogonal``, with ``probes``
+            probes; ``hutch++``, with ``probes`` vector-Jacobian products, at least 3; or an object.
+        probes: by default 1, and 3 for ``hutch++``.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the number of probes too small.
     """
     if not isinstance(divergence, str):
         return divergence
     if divergence not in DIVERGENCES:
         raise ValueError(f"unknown divergence {divergence!r}; choose one of {', '.join(DIVERGENCES)}")
-    return DIVERGENCES[divergence](probes)
+    build = DIVERGENCES[divergence]
+    return build() if probes is None else build(probes)
 
 
-DIVERGENCES: dict[str, Callable[[int], Divergence]] = {
-    "exact": lambda probes: ExactDivergence(),
-    "hutchinson": lambda probes: Hutchinson(probes),
-    "hutchinson_gaussian": lambda probes: Hutchinson(probes, "gaussian"),
+PROBES = {"rademacher": "Rademacher", "gaussian": "Gaussian", "orthogonal": "orthogonal"}  # as a sentence has them
+
+DIVERGENCES: dict[str, Callable[..., Divergence]] = {
+    "exact": lambda probes=1: ExactDivergence(),
+    "hutchinson": lambda probes=1: Hutchinson(probes),
+    "hutchinson_gaussian": lambda probes=1: Hutchinson(probes, "gaussian"),
+    "hutchinson_orthogonal": lambda probes=1: Hutchinson(probes, "orthogonal"),
+    "hutch++": lambda probes=3: HutchPlusPlus(probes),
 }

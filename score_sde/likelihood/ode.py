@@ -53,7 +53,8 @@ def log_likelihood(
         score: the score, which also carries the SDE.
         x: points in model coordinates, ``(B, *D)``.
         solver: how the ODE is solved: method and tolerances.
-        divergence: ``exact``, ``hutchinson``, ``hutchinson_gaussian``, or an object such as ``Hutchinson(probes=4)``.
+        divergence: a key of ``DIVERGENCES``, ``exact`` or ``hutchinson`` for example, or an object such as
+            ``Hutchinson(probes=4)``.
         prior: log-density at T in nats, ``(B, *D)`` to ``(B,)``; by default the SDE's.
         cond: condition passed to the score, ``(B, ...)``.
         seed: the probes of sample i depend on ``seed`` and ``first + i`` alone.

@@ -109,7 +109,8 @@ def bits_per_dim(
         data: description of the data; by default the model's.
         dequantization: ``uniform`` or ``truncated_normal``, for integers.
         importance_samples: points per integer, K; the bound is that of their average density.
-        divergence: ``hutchinson``, ``hutchinson_gaussian``, ``exact``, or an object such as ``Hutchinson(probes=4)``.
+        divergence: a key of ``DIVERGENCES``, ``hutchinson`` or ``exact`` for example, or an object such as
+            ``Hutchinson(probes=4)``.
         probes: number of probes where the divergence is given by its name.
         solver: how the ODE is solved. With an adaptive method the steps are shared by a batch.
         cond: what each sample is conditioned on, ``(N, ...)``.
