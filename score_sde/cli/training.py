@@ -1,0 +1,130 @@
+"""The commands that train: ``train``, and ``demo``, which goes on to measure and to compare."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from score_sde.checkpoint import latest_checkpoint
+from score_sde.cli.choices import FREE_TO_CHANGE, architecture, chosen_device, chosen_solver, loaded_run
+from score_sde.cli.measuring import run_comparison, run_likelihood
+from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
+from score_sde.data import Dataset, moments
+from score_sde.demo import write_demo_report
+from score_sde.run import (
+    WEIGHTS,
+    RunError,
+    build_data,
+    build_model,
+    build_solver,
+    load_config,
+    load_initial_weights,
+    save_config,
+    save_moments,
+)
+from score_sde.trainer import Trainer, TrainingOptions
+
+
+def train(options: argparse.Namespace, overrides: list[str]) -> int:
+    folder = Path(options.workdir)
+    resumed = latest_checkpoint(folder / "checkpoints") is not None
+    imported = not resumed and (folder / WEIGHTS).exists()
+    if resumed or imported:
+        config = _continued(folder, options.config, overrides, imported)
+    elif options.config:
+        config = override(read_config(options.config), overrides)
+    elif (folder / "config.json").exists():
+        config = override(from_saved(load_config(folder)[0]), overrides)
+    else:
+        raise RunError(f"{folder} is not a run yet: give a config, --config={config_names()[0]} for example")
+    device = chosen_device(options.device)
+    data = build_data(config.to_dict())
+    if (resumed or imported) and data.spec != load_config(folder)[1]:
+        known, found = (dataclasses.asdict(spec) for spec in (load_config(folder)[1], data.spec))
+        differing = ", ".join(f"{key} {found[key]} for {known[key]}" for key in known if known[key] != found[key])
+        raise RunError(f"the data is not that which {folder} was trained on: {differing}")
+    if config.model.sigma_data is None:
+        config.model.sigma_data = moments(data.train[:1000], data.spec, full_up_to=0).spectrum.mean().sqrt().item()
+    plain = config.to_dict()
+    model = build_model(plain, data.spec)
+    if imported:
+        load_initial_weights(folder, model)
+    try:
+        training = TrainingOptions(**plain["training"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    build_solver(plain)
+    pretrained = (folder / WEIGHTS).exists()
+    trainer = Trainer(model, data, folder, training, seed=plain["seed"], device=device, pretrained=pretrained)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(folder, plain, data.spec)
+    if not resumed or not (folder / "moments.safetensors").exists():
+        save_moments(folder, moments(data.train, data.spec))
+    print(_summary(config, data, model, device))
+    if trainer.step:
+        print(f"continuing {folder} from step {trainer.step} of {training.steps}")
+    stopped = trainer.train(progress=not options.quiet)
+    if stopped:
+        print(f"to go on:  score-sde train --workdir={folder}")
+        return 128 + stopped
+    print(f"{folder} is trained for {trainer.step} steps; its pictures are in {folder / 'samples'}")
+    print(f"next:  score-sde sample --workdir={folder}   or   score-sde likelihood --workdir={folder}")
+    return 0
+
+
+def _continued(folder: Path, source: str | None, overrides: list[str], imported: bool) -> ConfigDict:
+    """The config of a run that exists, with what may change in it changed: of an imported one, also what it is trained on."""
+    free = (*FREE_TO_CHANGE, "data", "seed") if imported else FREE_TO_CHANGE
+    saved = from_saved(load_config(folder)[0])
+    config = override(read_config(source) if source else from_saved(saved.to_dict()), overrides)
+    if config.model.sigma_data is None:
+        config.model.sigma_data = saved.model.sigma_data
+    before, after = chosen_only(saved.to_dict()), chosen_only(config.to_dict())
+    for plain in (before, after):  # what changes how the network is computed, not what it computes
+        plain["network"][plain["network"]["name"]].pop("recompute", None)
+    differing = [key for key in before if key not in free and json.dumps(before[key]) != json.dumps(after[key])]
+    if differing:
+        raise ConfigError(
+            f"{folder} was trained with another {', '.join(differing)}; only {', '.join(free)} may change when a "
+            "run is continued: leave --config away to continue it, or give another --workdir"
+        )
+    return config
+
+
+def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: torch.device) -> str:
+    spec = data.spec
+    kind = f"{spec.levels} levels" if spec.levels else "continuous"
+    if len(spec.shape) == 2 and config.network.name == "unet":
+        kind += f", taken as signals of {spec.shape[0]} channels (images need a channel: (1, {spec.shape[0]}, {spec.shape[1]}))"
+    return (
+        f"{config.data.name}: {len(data.train)} training and {len(data.test)} test samples of shape {spec.shape}, {kind}\n"
+        f"{architecture(config, model)}, on {device.type}"
+    )
+
+
+def demo(options: argparse.Namespace, overrides: list[str]) -> int:
+    folder = Path(options.workdir)
+    if (folder / "config.json").exists() and load_config(folder)[0]["data"]["name"] != "digits":
+        raise RunError(f"{folder} is a run on other data; the demo needs a directory of its own, --workdir=runs/demo")
+    trained = argparse.Namespace(**{**vars(options), "config": None if (folder / "config.json").exists() else "digits_vp"})
+    code = train(trained, overrides)
+    if code:
+        return code
+    run, config = loaded_run(options, [])
+    print("computing the test bits/dim ...")
+    data = build_data(config.to_dict())
+    record = run_likelihood(run, config, data.test, seed=0, progress=not options.quiet)
+    record.save(folder / "likelihood_test.json", run=str(folder), step=run.step, weights="average", data="test")
+    print(record.sentence())
+    solvers = {name: chosen_solver(config, name) for name in ("euler_maruyama", "pc", "ode", "ddim")}
+    print("comparing the solvers ...")
+    result = run_comparison(run, config, solvers, [10, 20, 50, 100], samples=128, seed=0, progress=not options.quiet)
+    result.save_csv(folder / "compare" / "compare.csv")
+    print(result.table())
+    page = folder / "report.html"
+    write_demo_report(page, run, data, record, result)
+    print(f"report: {page}   (open it in a browser)")
+    return 0
