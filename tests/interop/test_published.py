@@ -53,6 +53,8 @@ def test_scores_are_those_of_the_published_implementation(name, tmp_path):
     if not settings["continuous"]:  # float32 times of steps: back to the steps
         k = (t * (scales - 1)).round()
         t = (k + 1) / scales if settings["sde"] == "vpsde" else k / (scales - 1)
+        first = 1 / scales if settings["sde"] == "vpsde" else 1e-5
+        assert model.sde.t_min == pytest.approx(first)  # no earlier than the first step
     found = model.double()(x.double(), t)
     relative = (found - wanted).flatten(1).norm(dim=1) / wanted.double().flatten(1).norm(dim=1)
     assert relative.max() < 1e-5
