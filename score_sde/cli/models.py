@@ -29,7 +29,8 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
         raise ConfigError("give the model's settings: --model_config=FILE.json in that project's keys, or --config=NAME")
     elif options.config:
         plain = override(read_config(options.config), overrides).to_dict()
-        plain["data"][plain["data"]["name"]]["dequantize"] = True  # as that project's likelihoods are computed
+        section = plain["data"][plain["data"]["name"]]
+        section |= {"dequantize": True} if "dequantize" in section else {}  # as that project's likelihoods are computed
         model, step = import_published(options.path, plain, data_spec(plain))
     else:
         saved, spec = published_config(read_settings(options.model_config))

@@ -65,9 +65,10 @@ def import_published(path: Path | str, config: Config, spec: DataSpec) -> tuple[
     own = model.network.state_dict()
     for entry in entries:
         tensors = [published[name] for name in entry.published]
-        shapes, expected = [tuple(t.shape) for t in tensors], [tuple(t.shape) for t in entry.split(own[entry.own])]
-        if shapes != expected:
-            raise CheckpointError(f"{path}: {entry.published[0]} has shape {shapes[0]}, these settings make it {expected[0]}")
+        for name, tensor, expected in zip(entry.published, tensors, entry.split(own[entry.own]), strict=True):
+            if tensor.shape != expected.shape:
+                shapes = f"{tuple(tensor.shape)}, these settings make it {tuple(expected.shape)}"
+                raise CheckpointError(f"{path}: {name} has shape {shapes}")
         own[entry.own] = entry.join(tensors)
     model.network.load_state_dict(own)
     return model.eval().requires_grad_(False), file["step"]

@@ -265,6 +265,19 @@ def test_a_wrong_shape_is_named(tmp_path):
         import_published(path, *published_config(settings))
 
 
+def test_the_matrix_of_a_wrong_shape_is_named_itself(tmp_path):
+    """The second of three that one of our layers is made of."""
+
+    def cut(content):
+        trained = [key for key in content["model"] if key not in ("module.sigmas", "module.all_modules.0.W")]
+        key = next(key for key in trained if key.endswith("NIN_1.W"))
+        content["model"][key] = content["model"][key][:, 1:]
+        content["ema"]["shadow_params"][trained.index(key)] = content["model"][key]
+
+    with pytest.raises(CheckpointError, match=r"all_modules\.\d+\.NIN_1\.W has shape \(\d+, \d+\), these settings make it"):
+        imported(tmp_path, VP, cut)
+
+
 def changed(**model):
     settings = CASES[VP]["settings"]
     return {**settings, "model": {**settings["model"], **model}}
