@@ -64,6 +64,7 @@ EIGHT = DataSpec((1,), levels=8)
 ON_8_LEVELS = GaussianMixture(torch.tensor([[-0.35], [0.3]], dtype=torch.float64), [0.004, 0.012], [0.4, 0.6])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(sigma_min=1e-3, sigma_max=20.0)], ids=["vp", "ve"])
 def test_uniform_dequantization_falls_with_its_importance_samples_to_the_exact_code_length(sde):
     """On 8 levels, exact by erf: averaged over the model's own levels the bound falls with K and stays above."""
@@ -82,6 +83,7 @@ def test_uniform_dequantization_falls_with_its_importance_samples_to_the_exact_c
     assert gaps[0] > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.02, 0.2])
 def test_truncated_normal_dequantization_bounds_the_mass_of_the_bins(noise):
     """t_min is where the noise is 0.02 or 0.2 wide, beside bins of 0.25; the bins' masses are exact by erf."""

@@ -173,6 +173,7 @@ def test_every_variance_and_sde_as_by_quadrature(name, v):
     assert error < 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_chain_falls_toward_the_entropy(name):
     """By quadrature, which the sums above agree with; beta-tilde, right for a point, wins as the steps become small."""
@@ -183,6 +184,7 @@ def test_the_chain_falls_toward_the_entropy(name):
     assert large[2] > small[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("dim", [1, 2, 3, 4])
 def test_bounds_in_one_to_four_dimensions(dim, name):

@@ -323,6 +323,7 @@ def test_compiled_networks_agree(name):
     assert list(network.state_dict()) == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGE_NETWORKS)
 def test_the_exact_divergence_goes_through_every_network(name):
     """Attention kernels and normalizations are differentiated in batches of directions."""
