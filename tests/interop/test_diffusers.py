@@ -160,6 +160,7 @@ def test_the_same_images_as_the_pipeline(saved, tmp_path):
     assert sample.nfe == 20
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the noise at t_min")  # a table of betas begins with more noise than 256 levels would like
 def test_likelihood_of_an_imported_model():
     solver = ProbabilityFlow(rtol=1e-2, atol=1e-2)

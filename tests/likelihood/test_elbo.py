@@ -147,6 +147,7 @@ def between(lower, upper, mean, std):
 # the bounds of exact lattice models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "bits", "repeats"),
     [(100, 4.2, 300), (300, 3.0, 120), (1000, 2.8, 30), pytest.param(4000, 2.7, 30, marks=pytest.mark.slow)],
