@@ -186,13 +186,10 @@ def save_model(folder: Path, config: Config, model: ScoreModel, *, step: int, mo
     save_config(folder, config, model.data)  # last: with it, the directory is a run
 
 
-def load_initial_weights(folder: Path, model: ScoreModel) -> bool:
-    """Load the weights of an imported or exported model into ``model``; False where ``folder`` has none."""
+def load_initial_weights(folder: Path, model: ScoreModel) -> None:
+    """Load the weights of an imported or exported model into ``model``."""
     path = folder / WEIGHTS
-    if not path.is_file():
-        return False
     load_weights(model, _read_weights(path, model.device)[0], path)
-    return True
 
 
 def _read_weights(path: Path, device: torch.device | str) -> tuple[dict[str, torch.Tensor], int]:

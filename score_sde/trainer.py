@@ -227,7 +227,8 @@ class Trainer:
         random = generator(self.seed, "step", self.step, device=self.device)
         batch, cond = self._batch(), None
         if self.train_classes is not None:
-            untold = torch.rand(len(batch), generator=random, device=self.device) < options.class_dropout
+            coin = generator(self.seed, "classes", self.step, device=self.device)  # ``random`` begins with the times
+            untold = torch.rand(len(batch), generator=coin, device=self.device) < options.class_dropout
             cond = torch.where(untold, self.model.classes, self.train_classes[batch])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
             loss = self.loss(self.model, self.train_data[batch], random, cond).mean()

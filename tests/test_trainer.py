@@ -286,6 +286,17 @@ def test_classes_are_learned_and_left_out(tmp_path):
     assert 0.2 < (draw(None) > 0).float().mean() < 0.8
 
 
+def test_a_non_finite_loss_names_the_times_of_its_step_with_classes_too(tmp_path):
+    moons, seen = two_moons(samples=50), []
+    model = ScoreModel(MLP((2,), width=8, classes=2), VPSDE(), moons.spec, time_input="time")
+    model.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    trainer = Trainer(model, moons, tmp_path, OPTIONS)
+    trainer._take_step()
+    trainer.pending[0] = trainer.pending[0] * math.nan
+    with pytest.raises(TrainingError, match=f"t from {seen[0].min():.3g} to {seen[0].max():.3g}"):
+        trainer._check_finite()
+
+
 def test_classes_that_do_not_fit_the_data_are_refused(tmp_path):
     moons = two_moons(samples=50)
     for data, classes, message in ((moons, 1, "the data has 2"), (moons._replace(train_classes=None), 2, "the data has none")):
