@@ -39,12 +39,27 @@ Field = Callable[[Tensor], Tensor]
 class Divergence(Protocol):
     """Value and divergence of a field at a batch of points; ``str()`` says how."""
 
+    @property
+    def estimates(self) -> int:
+        """Number of separate estimates, k."""
+        ...
+
     def draw(self, noise: SampleNoise) -> Tensor | None:
         """Whatever random numbers are needed, drawn once for a whole trajectory."""
         ...
 
     def __call__(self, field: Field, x: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor, int]:
-        """The field at ``x`` ``(B, *D)``, its divergence ``(B,)``, and the number of vector-Jacobian products."""
+        """The field at ``x`` ``(B, *D)``, estimates of its divergence ``(k, B)``, and the number of vector-Jacobian products.
+
+        The divergence is the mean of the k estimates. Where autograd is on, all of it can be differentiated once more.
+        """
+        ...
+
+    def variance(self, estimates: Tensor, dim: int) -> Tensor | None:
+        """Variance of the mean of ``estimates`` ``(k, B)``, or of what they were integrated to, ``(B,)``.
+
+        ``dim`` is the number of coordinates. None where a single estimate says nothing of its error.
+        """
         ...
 
 
@@ -65,22 +80,27 @@ class ExactDivergence:
     def __str__(self) -> str:
         return "the exact trace"
 
+    @property
+    def estimates(self) -> int:
+        return 1
+
     def draw(self, noise: SampleNoise) -> None:
         return None
 
     def __call__(self, field: Field, x: Tensor, probes: Tensor | None = None) -> tuple[Tensor, Tensor, int]:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            value = field(x)
+        value, x = _with_graph(field, x)
         batch, dim = x.shape[0], x[0].numel()
         chunk = self.chunk or max(1, 2**14 // x.numel())
-        trace = x.new_zeros(batch)
+        trace = value.new_zeros(1, batch)
         for start in range(0, dim, chunk):
             index = torch.arange(start, min(start + chunk, dim), device=x.device)
             basis = torch.nn.functional.one_hot(index, dim).to(x).reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
             rows = _products(value, x, basis)
-            trace += rows.reshape(len(index), batch, dim)[torch.arange(len(index)), :, index].sum(0)
-        return value.detach(), trace, dim
+            trace = trace + rows.reshape(len(index), batch, dim)[torch.arange(len(index)), :, index].sum(0)
+        return _result(value), trace, dim
+
+    def variance(self, estimates: Tensor, dim: int) -> Tensor:
+        return torch.zeros_like(estimates[0])
 
 
 @dataclass(frozen=True)
@@ -104,6 +124,10 @@ class Hutchinson:
     def __str__(self) -> str:
         return f"{self.probes} {PROBES[self.distribution]} probe{'s' * (self.probes > 1)} (Hutchinson)"
 
+    @property
+    def estimates(self) -> int:
+        return self.probes
+
     def draw(self, noise: SampleNoise) -> Tensor:
         """The probes, ``(m, B, *D)``.
 
@@ -118,10 +142,17 @@ class Hutchinson:
         return math.sqrt(dim) * _orthonormal(probes) if self.distribution == "orthogonal" else probes
 
     def __call__(self, field: Field, x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor, int]:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            value = field(x)
-        return value.detach(), _quadratic_forms(value, x, probes).mean(0), len(probes)
+        value, x = _with_graph(field, x)
+        return _result(value), _quadratic_forms(value, x, probes), len(probes)
+
+    def variance(self, estimates: Tensor, dim: int) -> Tensor | None:
+        """The estimates of orthogonal probes exclude one another: with C the variance of one, their covariance is
+        -C / (D - 1), since at m = D their sum is the trace, and the variance of their mean is (1 - m / D) / m times the
+        expectation of their sample variance."""
+        count = len(estimates)
+        if self.distribution == "orthogonal":
+            return _variance_of_mean(estimates, 1 - count / dim) if count < dim else torch.zeros_like(estimates[0])
+        return _variance_of_mean(estimates)
 
 
 @dataclass(frozen=True)
@@ -158,6 +189,10 @@ class HutchPlusPlus:
     def __str__(self) -> str:
         return f"{self.probes} probes (Hutch++)"
 
+    @property
+    def estimates(self) -> int:
+        return self.probes - 2 * (self.probes // 3)
+
     def draw(self, noise: SampleNoise) -> Tensor:
         """The sketch and the probes of the remainder, ``(m - k, B, *D)``, in this order.
 
@@ -171,15 +206,17 @@ class HutchPlusPlus:
         return torch.stack(sketch + [noise.rademacher() for _ in range(self.probes - 2 * rank)])
 
     def __call__(self, field: Field, x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor, int]:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            value = field(x)
+        value, x = _with_graph(field, x)
         rank = self.probes // 3
         basis = _orthonormal(_one_by_one(value, x, probes[:rank]))
         rest = probes[rank:] - _project(probes[rank:], basis)
         vectors = torch.cat([basis, rest])
         forms = _quadratic_forms(value, x, vectors)
-        return value.detach(), forms[:rank].sum(0) + forms[rank:].mean(0), rank + len(vectors)
+        return _result(value), forms[:rank].sum(0) + forms[rank:], rank + len(vectors)
+
+    def variance(self, estimates: Tensor, dim: int) -> Tensor | None:
+        """That of the signs; the subspace, common to all estimates, adds none: whatever it is, the estimate is unbiased."""
+        return _variance_of_mean(estimates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +231,10 @@ class GivenProbes:
 
     def __str__(self) -> str:
         return f"{len(self.values)} given probe{'s' * (len(self.values) > 1)} (Hutchinson)"
+
+    @property
+    def estimates(self) -> int:
+        return len(self.values)
 
     def draw(self, noise: SampleNoise) -> Tensor:
         """The given probes.
@@ -210,11 +251,31 @@ class GivenProbes:
 
     __call__ = Hutchinson.__call__
 
+    def variance(self, estimates: Tensor, dim: int) -> Tensor | None:
+        """As of independent probes."""
+        return _variance_of_mean(estimates)
+
+
+def _with_graph(field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The field at ``x`` and the point itself, with the graph between them; a point that has a graph already keeps it."""
+    point = x if torch.is_grad_enabled() and x.requires_grad else x.detach().requires_grad_()
+    with torch.enable_grad():
+        return field(point), point
+
+
+def _result(value: Tensor) -> Tensor:
+    return value if torch.is_grad_enabled() else value.detach()
+
+
+def _variance_of_mean(estimates: Tensor, factor: float = 1.0) -> Tensor | None:
+    return factor * estimates.var(0) / len(estimates) if len(estimates) > 1 else None
+
 
 def _products(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
     """v^T J for each of ``vectors`` ``(k, B, *D)``: by one batched backward pass, or one by one where batches fail."""
     try:
-        (products,) = torch.autograd.grad(value, x, vectors, retain_graph=True, is_grads_batched=True)
+        twice = torch.is_grad_enabled()
+        (products,) = torch.autograd.grad(value, x, vectors, retain_graph=True, create_graph=twice, is_grads_batched=True)
         return products
     except RuntimeError as error:
         if "vmap" not in str(error):
@@ -224,17 +285,18 @@ def _products(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
 
 def _one_by_one(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
     """v^T J for each of ``vectors`` ``(k, B, *D)``, by as many backward passes; the graph is kept."""
-    return torch.stack([torch.autograd.grad(value, x, vector, retain_graph=True)[0] for vector in vectors])
+    twice = torch.is_grad_enabled()
+    return torch.stack([torch.autograd.grad(value, x, v, retain_graph=True, create_graph=twice)[0] for v in vectors])
 
 
 def _quadratic_forms(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
-    """v^T J v for each of ``vectors`` ``(k, B, *D)``: ``(k, B)``. The graph is freed by the last of them."""
-    return torch.stack(
-        [
-            sum_event(torch.autograd.grad(value, x, vector, retain_graph=i + 1 < len(vectors))[0] * vector)
-            for i, vector in enumerate(vectors)
-        ]
-    )
+    """v^T J v for each of ``vectors`` ``(k, B, *D)``: ``(k, B)``. The graph is freed by the last of them, if not needed."""
+    twice, forms = torch.is_grad_enabled(), []
+    for i, vector in enumerate(vectors):
+        keep = twice or i + 1 < len(vectors)
+        (product,) = torch.autograd.grad(value, x, vector, retain_graph=keep, create_graph=twice)
+        forms.append(sum_event(product * vector))
+    return torch.stack(forms)
 
 
 def _columns(vectors: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class SampleNoise:
     Args:
         seed: the run's seed, a non-negative integer.
         shape: ``(B, *D)``.
-        first: index of the first sample, so that a long run can be cut into batches.
+        first: index of the first sample, so that a long run can be cut into batches, or the index of each sample.
         purpose: a word that separates this stream from others of the same seed.
     """
 
@@ -76,14 +76,15 @@ class SampleNoise:
         seed: int,
         shape: Sequence[int],
         *,
-        first: int = 0,
+        first: int | Sequence[int] = 0,
         purpose: str = "noise",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
         batch, *event = shape
         self.event, self.device, self.dtype = tuple(event), device, dtype
-        self.generators = [generator(seed, purpose, first + i, device=device) for i in range(batch)]
+        indices = range(first, first + batch) if isinstance(first, int) else first
+        self.generators = [generator(seed, purpose, int(i), device=device) for i in indices]
         self.block = max(1, min(64, 1024 // max(1, math.prod(event))))
         self.drawn: list[Tensor] = []
 

@@ -27,7 +27,7 @@ def test_exact_divergence_is_the_trace_of_the_jacobian(event, chunk, dtype):
     value, divergence, products = ExactDivergence(chunk)(nonlinear, x)
     dim = x[0].numel()
     jacobian = torch.func.vmap(torch.func.jacrev(lambda point: nonlinear(point[None])[0]))(x).reshape(4, dim, dim)
-    torch.testing.assert_close(divergence, jacobian.diagonal(dim1=1, dim2=2).sum(1))
+    torch.testing.assert_close(divergence, jacobian.diagonal(dim1=1, dim2=2).sum(1)[None])
     torch.testing.assert_close(value, nonlinear(x))
     assert products == dim
     assert divergence.dtype == dtype
@@ -50,8 +50,13 @@ def test_hutchinson_is_unbiased_with_the_known_variance(distribution, probes):
         symmetric = symmetric - symmetric.diag().diag()
     variance = 2 * symmetric.square().sum() / probes
     assert products == probes
-    assert abs(estimates.mean() + 0.5) < 4 * (variance / count) ** 0.5
-    assert abs(estimates.var() / variance - 1) < 0.15
+    mean = estimates.mean(0)
+    assert abs(mean.mean() + 0.5) < 4 * (variance / count) ** 0.5
+    assert abs(mean.var() / variance - 1) < 0.15
+    if probes == 1:
+        assert estimator.variance(estimates, 3) is None
+    else:
+        assert abs(estimator.variance(estimates, 3).mean() / variance - 1) < 0.1
 
 
 @pytest.mark.parametrize("probes", [1, 2, 3])
@@ -61,13 +66,17 @@ def test_orthogonal_probes_are_unbiased_with_the_known_variance(probes):
     x = torch.zeros(count, 3, dtype=torch.float64)
     estimator = Hutchinson(probes, "orthogonal")
     _, estimates, _ = estimator(lambda x: x @ MATRIX.T, x, estimator.draw(SampleNoise(0, x.shape, dtype=x.dtype)))
+    mean = estimates.mean(0)
     traceless = (MATRIX + MATRIX.T) / 2 - trace / 3 * torch.eye(3)
     variance = 2 / probes * 3 * (3 - probes) / (2 * 5) * traceless.square().sum()
     if probes == 3:
-        assert (estimates - trace).abs().max() < 1e-12
+        assert (mean - trace).abs().max() < 1e-12
+        assert not estimator.variance(estimates, 3).any()
     else:
-        assert abs(estimates.mean() - trace) < 4 * (variance / count) ** 0.5
-        assert abs(estimates.var() / variance - 1) < 0.1
+        assert abs(mean.mean() - trace) < 4 * (variance / count) ** 0.5
+        assert abs(mean.var() / variance - 1) < 0.1
+    if probes == 2:
+        assert abs(estimator.variance(estimates, 3).mean() / variance - 1) < 0.1
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -99,7 +108,7 @@ def test_as_many_orthogonal_probes_as_coordinates_are_exact(event, dtype):
     x = torch.randn(4, *event, dtype=dtype)
     estimator = Hutchinson(x[0].numel(), "orthogonal")
     value, divergence, _ = estimator(nonlinear, x, estimator.draw(SampleNoise(0, x.shape, dtype=dtype)))
-    torch.testing.assert_close(divergence, ExactDivergence()(nonlinear, x)[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(divergence.mean(0), ExactDivergence()(nonlinear, x)[1][0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(value, nonlinear(x))
     assert divergence.dtype == dtype
 
@@ -115,7 +124,7 @@ def test_hutch_plus_plus_is_unbiased_over_every_choice_of_signs(probes):
     """All signs are equally likely, so the mean over all of them is the expectation, without sampling error."""
     drawn = signs(probes - probes // 3, 3)
     assert drawn.shape[::2] == HutchPlusPlus(probes).draw(SampleNoise(0, (1, 3))).shape[::2]
-    _, estimates, _ = HutchPlusPlus(probes)(lambda x: x @ MATRIX.T, torch.zeros_like(drawn[0]), drawn)
+    estimates = HutchPlusPlus(probes)(lambda x: x @ MATRIX.T, torch.zeros_like(drawn[0]), drawn)[1].mean(0)
     assert abs(estimates.mean() - MATRIX.trace()) < 1e-12
     assert estimates.std() > 0.1
 
@@ -124,7 +133,8 @@ def test_hutch_plus_plus_is_unbiased_over_every_choice_of_signs(probes):
 def test_hutch_plus_plus_is_unbiased_with_the_known_variance_for_every_sketch(probes):
     """Given S: mean tr J, variance 2 / (m - 2 k) sum_{i != j} R_ij^2; P = I - A A^+, A = J^T S, without QR."""
     drawn = signs(probes - 1, 3)
-    _, estimates, _ = HutchPlusPlus(probes)(lambda x: x @ MATRIX.T, torch.zeros_like(drawn[0]), drawn)
+    _, single, _ = HutchPlusPlus(probes)(lambda x: x @ MATRIX.T, torch.zeros_like(drawn[0]), drawn)
+    estimates = single.mean(0)
     for sketch in signs(1, 3)[0]:
         chosen = estimates[(drawn[0] == sketch).all(1)]
         image = (MATRIX.T @ sketch).unsqueeze(1)
@@ -165,7 +175,8 @@ def test_hutch_plus_plus_beats_hutchinson_where_the_spectrum_decays(probes, rati
     x = torch.zeros(2000, 30, dtype=torch.float64)
     for estimator in (Hutchinson(probes), HutchPlusPlus(probes)):
         drawn = estimator.draw(SampleNoise(0, x.shape, dtype=x.dtype))
-        _, estimates, products = estimator(lambda x: x @ matrix.T, x, drawn)
+        _, single, products = estimator(lambda x: x @ matrix.T, x, drawn)
+        estimates = single.mean(0)
         assert products == probes
         assert abs(estimates.mean() - matrix.trace()) < 5 * estimates.std() / len(x) ** 0.5
         variance[type(estimator)] = estimates.var()
@@ -189,15 +200,31 @@ def test_one_forward_pass_and_the_number_of_products_is_the_true_one(name, event
 
     x = torch.randn(2, *event, dtype=dtype)
     estimator = ESTIMATES[name](3)
-    value, divergence, products = estimator(field, x, estimator.draw(SampleNoise(0, x.shape, dtype=dtype)))
+    with torch.no_grad():
+        value, divergence, products = estimator(field, x, estimator.draw(SampleNoise(0, x.shape, dtype=dtype)))
     assert len(forwards) == 1
     assert backwards == [x.shape] * products
     assert products == 3
-    assert divergence.shape == (2,)
+    assert divergence.shape == (1 if name == "hutch++" else 3, 2)
     assert value.dtype == divergence.dtype == dtype
     assert not value.requires_grad
     assert not divergence.requires_grad
     torch.testing.assert_close(value, nonlinear(x))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_divergence_can_be_differentiated_where_autograd_is_on(name, event):
+    """Against finite differences of itself, probes held fixed."""
+    x = torch.randn(2, *event, dtype=torch.float64)
+    estimator = DIVERGENCES[name](3)
+    probes = estimator.draw(SampleNoise(0, x.shape, dtype=x.dtype))
+    total = lambda point: estimator(nonlinear, point, probes)[1].mean(0).sum()
+    (gradient,) = torch.autograd.grad(total(x.requires_grad_()), x)
+    direction, step = torch.randn(x.shape, dtype=x.dtype), 1e-5
+    with torch.no_grad():
+        slope = (total(x + step * direction) - total(x - step * direction)) / (2 * step)
+    assert slope.item() == pytest.approx((gradient * direction).sum().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("probes", [3, 4, 5, 6, 8])
@@ -221,7 +248,7 @@ def test_an_estimate_depends_on_its_sample_and_its_seed_alone(name, event):
     estimator = ESTIMATES[name](3)
 
     def estimate(x, seed=0, first=0):
-        return estimator(nonlinear, x, estimator.draw(SampleNoise(seed, x.shape, first=first, dtype=x.dtype)))[1]
+        return estimator(nonlinear, x, estimator.draw(SampleNoise(seed, x.shape, first=first, dtype=x.dtype)))[1].mean(0)
 
     together = estimate(x)
     for i in range(6):
@@ -266,7 +293,7 @@ def test_rademacher_probes_are_exact_on_a_diagonal_jacobian(event):
     x = torch.randn(3, *event)
     estimator = Hutchinson(1)
     value, divergence, _ = estimator(lambda x: x**3, x, estimator.draw(SampleNoise(0, x.shape)))
-    torch.testing.assert_close(divergence, (3 * x**2).flatten(1).sum(1))
+    torch.testing.assert_close(divergence, (3 * x**2).flatten(1).sum(1)[None])
     torch.testing.assert_close(value, x**3)
 
 

@@ -39,9 +39,10 @@ class SolverError(RuntimeError):
 
 @dataclass
 class Counter:
-    """Network evaluations (forwards) and vector-Jacobian products."""
+    """Network evaluations: how often it was called, with how many samples in all, and vector-Jacobian products of samples."""
 
     nfe: int = 0
+    samples: int = 0
     vjps: int = 0
 
 
@@ -58,6 +59,7 @@ class CountedScore:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         self.counter.nfe += 1
+        self.counter.samples += len(x)
         return self.inner(x, t, cond)
 
 

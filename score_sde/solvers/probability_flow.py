@@ -1,12 +1,14 @@
-r"""The probability-flow ODE (Song et al. 2021, Eq. 13) by any method of torchdiffeq.
+r"""The probability-flow ODE (Song et al. 2021, Eq. 13) by any method of torchdiffeq, or with steps for each sample.
 
     dx/dt = f x - g^2 score / 2
 
 Adaptive methods work to a tolerance. Their error is measured as the root mean square over the coordinates of each sample,
 then the largest over the batch (torchdiffeq's own norm averages over the batch, which lets one bad sample hide among good
 ones), and their last step ends exactly at the end time (torchdiffeq would step past it and interpolate back, evaluating the
-score outside its range). Fixed-step methods take one step per interval of a time grid. ``scipy_solver`` is scipy's LSODA, on
-the CPU and with scipy's own norm over the whole batch: an independent check, not a way to sample.
+score outside its range). With them a batch shares its steps, so that a sample's result depends on its neighbours within the
+tolerance; ``rk45`` gives each sample steps of its own, and the same result in any batch. Fixed-step methods take one step per
+interval of a time grid. ``scipy_solver`` is scipy's LSODA, on the CPU and with scipy's own norm over the whole batch: an
+independent check, not a way to sample.
 """
 
 import dataclasses
@@ -21,6 +23,7 @@ from torchdiffeq import odeint
 
 from score_sde.sdes import SDE
 from score_sde.solvers.base import BoundScore, FiniteGuard, Observer, Solver, SolverError, check_grid, non_finite, time_grid
+from score_sde.solvers.runge_kutta import dormand_prince
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 # method: (order, evaluations per step); the Adams methods of torchdiffeq raise their order as they go, so have none to declare
@@ -33,7 +36,7 @@ FIXED = {
     "explicit_adams": (None, 1),
     "implicit_adams": (None, 2),
 }
-METHODS = (*ADAPTIVE, *FIXED, "scipy_solver")
+METHODS = (*ADAPTIVE, "rk45", *FIXED, "scipy_solver")
 MAX_STEPS = 5000
 
 
@@ -42,8 +45,10 @@ class ProbabilityFlow(Solver):
     """The probability-flow ODE, deterministic and reversible in time.
 
     Args:
-        method: a method of torchdiffeq: adaptive (dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, scipy_solver) or with
-            fixed steps (euler, midpoint, heun2, heun3, rk4, explicit_adams, implicit_adams).
+        method: a method of torchdiffeq, adaptive (dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, scipy_solver) or with
+            fixed steps (euler, midpoint, heun2, heun3, rk4, explicit_adams, implicit_adams); or ``rk45``, which is dopri5 with
+            steps of its own for each sample: the states of a trajectory then belong to different times, the slowest of which
+            is reported.
         rtol, atol: tolerances of an adaptive method, relative and in model coordinates.
         steps: number of steps of a fixed-step method.
         grid: time grid of a fixed-step method.
@@ -75,6 +80,17 @@ class ProbabilityFlow(Solver):
             raise ValueError(f"a step of {self.method} takes {per_step} evaluations, got {nfe}")
         return dataclasses.replace(self, steps=nfe // per_step)
 
+    def finer(self) -> Self:
+        """The same method with a tenth of the tolerance, or twice the steps: what shows the error of this one."""
+        return dataclasses.replace(self, rtol=self.rtol / 10, atol=self.atol / 10, steps=2 * self.steps)
+
+    def describe(self) -> str:
+        """The method and its tolerances or steps, in words."""
+        name = {"rk45": "RK45 with steps for each sample", "dopri5": "dopri5 with steps shared by a batch"}
+        if self.method in FIXED:
+            return f"{self.method}, {self.steps} steps ({self.grid})"
+        return f"{name.get(self.method, self.method)}, rtol = {self.rtol:g}, atol = {self.atol:g}"
+
     def solve(self, score, x, t_from, t_to, *, cond=None, noise=None, observe=None):
         bound = BoundScore(score, cond)
 
@@ -97,9 +113,14 @@ class ProbabilityFlow(Solver):
     ) -> Tensor:
         """Integrate dy/dt = ``velocity(t, y)`` for a state ``(B, n)`` whose coordinates count alike in the error.
 
+        ``t`` is 0-dimensional, or ``(B,)`` where each sample has steps of its own.
+
         Raises:
             SolverError: the state stopped being finite, or the tolerance asks for steps below the precision.
         """
+        if self.method == "rk45":
+            options = {"rtol": self.rtol, "atol": self.atol, "max_steps": MAX_STEPS, "observe": observe}
+            return dormand_prince(velocity, y, t_from, t_to, **options)
         watched = _Watched(velocity, t_from, t_to, f"ode ({self.method})", observe)
         ends = torch.tensor([t_from, t_to], dtype=torch.float64, device=y.device)
         options: dict = {}
