@@ -41,6 +41,6 @@ def get_config():
     config.solver.name = "pc"
     config.solver.pc.steps = 1000
     config.solver.pc.snr = 0.16
-    config.likelihood.rtol = 1e-5
-    config.likelihood.atol = 1e-5
+    config.likelihood.solver.name = "ode"  # as published: RK45 at 1e-5, the steps shared by a batch
+    config.likelihood.solver.ode.method = "dopri5"
     return config

@@ -21,6 +21,4 @@ def get_config():
     config.training.ema_decay = 0.998
     config.training.sample_every = 400
     config.training.checkpoint_every = 200
-    config.likelihood.rtol = 1e-3
-    config.likelihood.atol = 1e-3
     return config

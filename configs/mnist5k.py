@@ -20,6 +20,4 @@ def get_config():
     config.training.learning_rate = 5e-4
     config.training.schedule = "cosine"
     config.training.sample_every = 1000
-    config.likelihood.rtol = 1e-3
-    config.likelihood.atol = 1e-3
     return config

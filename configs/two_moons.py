@@ -17,4 +17,6 @@ def get_config():
     config.training.ema_decay = 0.995
     config.training.sample_every = 1000
     config.likelihood.divergence = "exact"
+    config.likelihood.solver.name = "ode"
+    config.likelihood.solver.ode.method = "rk45"
     return config

@@ -22,11 +22,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from score_sde.data import DATASETS
-from score_sde.likelihood import bits_per_dim
+from score_sde.likelihood import LIKELIHOOD_SOLVERS, bits_per_dim, fit_dequantizer
 from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
 from score_sde.sdes import SDES
-from score_sde.solvers import SOLVERS, ProbabilityFlow
+from score_sde.solvers import SOLVERS
 from score_sde.trainer import TrainingOptions
 
 
@@ -38,7 +38,10 @@ def default_config() -> ConfigDict:
     """The defaults of everything. ``model.sigma_data`` is left open: it is then measured on the training data."""
     model = _options(ScoreModel, "network", "sde", "data")
     model["sigma_data"] = config_dict.placeholder(float)
-    not_configured = ("model", "values", "levels", "data", "solver", "cond", "seed", "moments", "progress")
+    not_configured = ("solver", "target_error", "levels", "data", "cond", "seed", "moments", "name", "keep", "progress")
+    likelihood = _options(bits_per_dim, *not_configured)
+    likelihood |= {"target_error": config_dict.placeholder(float), "solver": _section(LIKELIHOOD_SOLVERS, "dual_weighted")}
+    likelihood["dequantizer"] = _options(fit_dequantizer, "data", "cond", "seed", "progress")
     config = {
         "seed": 0,
         "data": _section(DATASETS, "digits"),
@@ -47,7 +50,7 @@ def default_config() -> ConfigDict:
         "model": model,
         "training": _options(TrainingOptions),
         "solver": _section(SOLVERS, "euler_maruyama"),
-        "likelihood": {**_options(bits_per_dim, *not_configured), **_options(ProbabilityFlow)},
+        "likelihood": likelihood,
     }
     return ConfigDict(config).lock()
 
@@ -202,7 +205,6 @@ def chosen_only(config: Mapping[str, Any]) -> dict[str, Any]:
     brief: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and "name" in value:
-            brief[key] = {"name": value["name"], value["name"]: value.get(value["name"], {})}
-        else:
-            brief[key] = value
+            value = {"name": value["name"], value["name"]: value.get(value["name"], {})}
+        brief[key] = chosen_only(value) if isinstance(value, Mapping) else value
     return brief

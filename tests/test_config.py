@@ -17,11 +17,11 @@ from score_sde.config import (
     read_config,
 )
 from score_sde.data import DATASETS, DataSpec
-from score_sde.likelihood import bits_per_dim
+from score_sde.likelihood import LIKELIHOOD_SOLVERS, bits_per_dim, fit_dequantizer
 from score_sde.networks import NETWORKS
-from score_sde.run import build_model, build_solver
+from score_sde.run import build_model, build_solver, chosen
 from score_sde.sdes import SDES
-from score_sde.solvers import SOLVERS, ProbabilityFlow
+from score_sde.solvers import SOLVERS
 from score_sde.trainer import TrainingOptions
 
 TABLES = {"data": DATASETS, "sde": SDES, "network": NETWORKS, "solver": SOLVERS}
@@ -55,7 +55,7 @@ def test_every_config_file_builds(name):
     TrainingOptions(**plain["training"])
     for solver in SOLVERS:
         build_solver({"solver": {**plain["solver"], "name": solver}})
-    ProbabilityFlow(**{key: plain["likelihood"][key] for key in inspect.signature(ProbabilityFlow).parameters})
+    chosen(LIKELIHOOD_SOLVERS, plain["likelihood"]["solver"], kind="likelihood.solver")
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -142,8 +142,14 @@ def test_training_and_likelihood_sections_come_from_signatures():
     config = default_config()
     assert TrainingOptions(**config.training.to_dict()) == TrainingOptions()
     options = config.likelihood.to_dict()
-    solver = {key: options.pop(key) for key in inspect.signature(ProbabilityFlow).parameters}
-    assert ProbabilityFlow(**solver) == ProbabilityFlow()
+    solver, dequantizer = options.pop("solver"), options.pop("dequantizer")
+    assert {name: build(**solver[name]) for name, build in LIKELIHOOD_SOLVERS.items()} == {
+        name: build() for name, build in LIKELIHOOD_SOLVERS.items()
+    }
+    assert solver["name"] in LIKELIHOOD_SOLVERS
+    fitted = inspect.signature(fit_dequantizer).parameters
+    assert {"steps", "width"} <= set(dequantizer)
+    assert all(dequantizer[key] == fitted[key].default for key in dequantizer)
     parameters = inspect.signature(bits_per_dim).parameters
     assert {"divergence", "probes", "batch_size", "dequantization"} <= set(options) <= set(parameters)
     assert all(options[key] == parameters[key].default for key in options)

@@ -13,7 +13,7 @@ from score_sde.cli.choices import chosen_device
 from score_sde.config import chosen_only, config_names, from_saved, override, read_config
 from score_sde.data import DATASETS
 from score_sde.divergence import DIVERGENCES
-from score_sde.likelihood import DEQUANTIZATIONS
+from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS
 from score_sde.loss import WEIGHTINGS
 from score_sde.networks import NETWORKS
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
@@ -39,7 +39,8 @@ def list_(options: argparse.Namespace, overrides: list[str]) -> int:
         "time grids": TIME_GRIDS,
         "ODE methods": METHODS,
         "divergences": DIVERGENCES,
-        "dequantizations": DEQUANTIZATIONS,
+        "likelihood solvers": LIKELIHOOD_SOLVERS,
+        "dequantizations": (*DEQUANTIZATIONS, "variational"),
     }
     for kind, names in kinds.items():
         print(f"{kind + ':':<20}{', '.join(names)}")

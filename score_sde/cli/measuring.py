@@ -1,8 +1,7 @@
-"""The commands that use a run: ``sample``, ``likelihood`` and ``compare``."""
+"""The commands that draw from a run: ``sample`` and ``compare``."""
 
 import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,21 +10,11 @@ from ml_collections import ConfigDict
 from score_sde.cli.choices import chosen_solver, likelihood_of_a_file, loaded_run, told_class
 from score_sde.comparison import compare
 from score_sde.config import ConfigError
-from score_sde.data import load_array
 from score_sde.files import write_atomically
 from score_sde.images import picture, save_png
-from score_sde.likelihood import (
-    DEQUANTIZATIONS,
-    VARIANCES,
-    BitsPerDim,
-    bits_per_dim,
-    continuous_bound,
-    discrete_bound,
-)
 from score_sde.model import Score
 from score_sde.report import comparison_table, image, paragraph, quality_curve, row, write_page
-from score_sde.run import Run, RunError, build_data
-from score_sde.solvers import ProbabilityFlow
+from score_sde.run import Run, build_data
 
 
 def sample(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -64,76 +53,6 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     has_data = config.data.get(config.data.name, {}).get("path", "here")
     print(f"next:    score-sde {f'compare --workdir={run.folder}' if has_data else likelihood_of_a_file(run.folder)}")
     return 0
-
-
-def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, config = loaded_run(options, overrides)
-    if options.data:
-        values, name = load_array(options.data, options.key), f"data_{Path(options.data).stem}"
-        shape, sides = run.model.data.shape, [side for side in values.shape[1:] if side > 1]
-        if sides == [side for side in shape if side > 1] or sides == [run.model.data.dim]:  # no channel given, or flat
-            values = values.reshape(-1, *shape)
-        run.model.data.check(values, options.data)
-    else:
-        values, name = getattr(build_data(config.to_dict()), options.split), options.split
-    values = values[: options.n]
-    score = told_class(run, options.class_)
-    about = {"run": str(run.folder), "step": run.step, "weights": "average", "data": options.data or options.split}
-    about |= {"class": options.class_} if run.model.classes else {}
-    if options.bounds:
-        records = run_bounds(run, config, values, score=score, seed=options.seed, progress=not options.quiet)
-        width = max(map(len, records))
-        print(f"{'':<{width}}  bits/dim            evaluations")
-        for bound, record in records.items():
-            record.save(run.folder / "bounds" / f"{bound.replace(' ', '_').replace(',', '')}.json", **about)
-            print(f"{bound:<{width}}  {record.mean:.4f} +- {record.stderr:.4f}  {record.nfe:>11.6g}")
-        if run.model.data.dequantize:
-            print("all but the first are bounds on points at the centres of bins, loose for a model of dequantized data")
-        print(f"saved:  {run.folder / 'bounds'}")
-        return 0
-    record = run_likelihood(run, config, values, score=score, seed=options.seed, progress=not options.quiet)
-    name += f"_first{options.n}" if options.n else ""
-    name += f"_seed{options.seed}" if options.seed else ""
-    name += "" if options.class_ is None else f"_class{options.class_}"
-    path = run.folder / f"likelihood_{name}.json"
-    record.save(path, **about)
-    print(record.sentence())
-    if run.model.classes:
-        print("given no class" if options.class_ is None else f"given class {options.class_}")
-    if record.prior_mismatch is not None:
-        print(f"mismatch between the noised data and the prior: {record.prior_mismatch:.2e} bits/dim")
-    print(f"saved:  {path}")
-    return 0
-
-
-def run_likelihood(
-    run: Run, config: ConfigDict, values: torch.Tensor, *, seed: int, progress: bool, score: Score | None = None
-) -> BitsPerDim:
-    """``bits_per_dim`` with the options of ``config.likelihood``; ``score`` is the run's model unless another is given."""
-    settings = config.likelihood.to_dict()
-    solver = ProbabilityFlow(**{key: settings.pop(key) for key in ("method", "rtol", "atol", "steps", "grid")})
-    return bits_per_dim(
-        score or run.model, values, solver=solver, seed=seed, moments=run.moments, progress=progress, **settings
-    )
-
-
-def run_bounds(run: Run, config: ConfigDict, values: torch.Tensor, *, score: Score, seed: int, progress: bool) -> dict:
-    """The likelihood of integers with each dequantization, and the variational bounds: name -> record."""
-    if run.model.data.levels is None:
-        raise RunError("the bounds are on probabilities of integers, and the data of this run is continuous")
-    records: dict = {}
-    for name in DEQUANTIZATIONS:
-        config.likelihood.dequantization = name
-        how = f"ODE, {name.replace('_', ' ')}"
-        records[how] = run_likelihood(run, config, values, score=score, seed=seed, progress=progress)
-    shared = {"seed": seed, "batch_size": config.likelihood.batch_size, "progress": progress}
-    steps = len(getattr(run.model.sde, "betas", range(1000)))
-    variances = [name for name in VARIANCES if name != "learned" or run.model.learned_variance]
-    for variance in variances:
-        bound = discrete_bound(score, values, steps=steps, variance=variance, sampled_steps=min(100, steps - 1), **shared)
-        records[f"chain of {steps} steps, {variance}"] = bound
-    records["continuous time"] = continuous_bound(score, values, times=100, **shared)
-    return records
 
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from score_sde.cli.about import config, doctor, list_
-from score_sde.cli.measuring import compare_, likelihood, sample
+from score_sde.cli.likelihood import likelihood
+from score_sde.cli.measuring import compare_, sample
 from score_sde.cli.models import export, import_
 from score_sde.cli.training import demo, train
 from score_sde.solvers import SOLVERS

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from score_sde.checkpoint import latest_checkpoint
 from score_sde.cli.choices import FREE_TO_CHANGE, architecture, chosen_device, chosen_solver, loaded_run
-from score_sde.cli.measuring import run_comparison, run_likelihood
+from score_sde.cli.likelihood import run_likelihood
+from score_sde.cli.measuring import run_comparison
 from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
 from score_sde.data import Dataset, moments
 from score_sde.demo import write_demo_report
@@ -117,7 +118,7 @@ def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     print("computing the test bits/dim ...")
     data = build_data(config.to_dict())
     record = run_likelihood(run, config, data.test, seed=0, progress=not options.quiet)
-    record.save(folder / "likelihood_test.json", run=str(folder), step=run.step, weights="average", data="test")
+    record.save(folder / "likelihood_test.json", run=str(folder), step=run.step, checkpoint=run.checkpoint.name, data="test")
     print(record.sentence())
     solvers = {name: chosen_solver(config, name) for name in ("euler_maruyama", "pc", "ode", "ddim")}
     print("comparing the solvers ...")

@@ -14,6 +14,14 @@ sigma. There are two choices of q for it:
                        et al. 2023, Section 4.2): x = alpha c + sigma z, z normal within -tau ... tau with
                        tau = alpha width / (2 sigma), log q = sum log phi(z) - D log(sigma (2 Phi(tau) - 1)). A model of points
                        at the centres has this very density at t_min, and loses nothing.
+    variational        a flow trained on the model, see ``variational``.
+
+The density at t_min is not that at 0. For points x0 that come without the noise of t_min, adding it and taking it off again by
+a Gaussian around the posterior mean bounds the density at 0 (Song et al. 2021b, Appendix B):
+
+    log p_0(x0) >= E [log p(x) + log N(x0; (x + sigma^2 score) / alpha, (sigma / alpha)^2 I) - log N(x; alpha x0, sigma^2 I)],
+
+x = alpha x0 + sigma epsilon. The last two together are sum (epsilon^2 - e^2) / 2 + D log alpha with e = epsilon + sigma score.
 """
 
 import math
@@ -23,8 +31,9 @@ import torch
 from torch import Tensor
 
 from score_sde.data import DataSpec
+from score_sde.model import Score
 from score_sde.sdes import SDE
-from score_sde.tensors import SampleNoise, sum_event
+from score_sde.tensors import SampleNoise, batch_time, sum_event
 
 Dequantization = Callable[[Tensor, SampleNoise, DataSpec, SDE], tuple[Tensor, Tensor]]
 """Integers ``(B, *D)``, random numbers, the data and the SDE to points in model coordinates ``(B, *D)`` and log q ``(B,)``."""
@@ -47,6 +56,20 @@ def truncated_normal(integers: Tensor, noise: SampleNoise, spec: DataSpec, sde: 
     log_q = sum_event(-(z**2) / 2 - math.log(math.sqrt(2 * math.pi) * sigma * inside))
     centre = spec.dequantized(integers.double(), torch.full_like(z, 0.5))
     return (alpha * centre + sigma * z).to(noise.dtype), log_q
+
+
+def truncation(score: Score, x0: Tensor, noise: SampleNoise, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Points with the noise of t_min, and what the bound on the density at 0 adds to their log q: one evaluation of the score.
+
+    ``x0`` ``(B, *D)`` in model coordinates; the points ``(B, *D)``, and nats ``(B,)``.
+    """
+    t = torch.tensor(score.sde.t_min, dtype=torch.float64)
+    alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
+    epsilon = noise.normal()
+    x = alpha * x0 + sigma * epsilon
+    with torch.no_grad():
+        error = (epsilon + sigma * score(x, batch_time(t, x), cond)).double()
+    return x, sum_event(error**2 - epsilon.double() ** 2) / 2 - x0[0].numel() * float(alpha.log())
 
 
 DEQUANTIZATIONS: dict[str, Dequantization] = {"uniform": uniform, "truncated_normal": truncated_normal}

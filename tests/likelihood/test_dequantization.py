@@ -3,12 +3,13 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, Hutchinson, ProbabilityFlow, SubVPSDE, bits_per_dim
 from score_sde.data import DataError, Moments
-from score_sde.likelihood import DEQUANTIZATIONS, prior_mismatch
+from score_sde.likelihood import DEQUANTIZATIONS, DualWeighted, prior_mismatch
 from score_sde.tensors import SampleNoise
 
 SPEC = DataSpec((2,), levels=16)
@@ -208,24 +209,31 @@ def test_continuous_data_is_measured_in_its_own_units():
 def test_record_says_how_it_was_obtained(tmp_path):
     record = bits_per_dim(smooth_model().score(VPSDE()), integers(4), data=SPEC, solver=SOLVER, seed=7, probes=2)
     for said in (f"{record.mean:.4f}", "4 samples", "16 levels", "uniform", "dopri5", "1e-05", "2 Rademacher probes", "seed 7"):
-        assert said in record.sentence()
+        assert said in record.sentence(), said
     record.save(tmp_path / "record.json", step=3)
     saved = json.loads((tmp_path / "record.json").read_text())
     assert saved["mean"] == record.mean
-    assert saved["per_sample"] == list(record.per_sample)
+    with np.load(tmp_path / saved["values"], allow_pickle=False) as values:
+        assert values["bits_per_dim"].tolist() == list(record.per_sample)
+        assert values["probe_stderr"].tolist() == list(record.per_sample_probe_stderr)
     assert saved["step"] == 3
 
 
-@pytest.mark.parametrize("method", ["rk4", "explicit_adams", "dopri5"])
-def test_record_gives_steps_or_tolerances_as_the_method_has_them(method):
-    solver = ProbabilityFlow(method=method, steps=30, grid="quadratic", rtol=2e-3, atol=2e-3)
+@pytest.mark.parametrize(
+    ("solver", "said"),
+    [
+        (ProbabilityFlow(method="rk4", steps=30, grid="quadratic"), "rk4, 30 steps (quadratic)"),
+        (ProbabilityFlow(method="explicit_adams", steps=30, grid="log_snr"), "explicit_adams, 30 steps (log_snr)"),
+        (ProbabilityFlow(rtol=2e-3, atol=1e-3), "dopri5 with steps shared by a batch, rtol = 0.002, atol = 0.001"),
+        (ProbabilityFlow(method="rk45", rtol=2e-3, atol=1e-3), "RK45 with steps for each sample, rtol = 0.002, atol = 0.001"),
+        (DualWeighted(steps=30), "multistep path of 30 steps in log-SNR"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else getattr(value, "method", "dual_weighted"),
+)
+def test_record_says_how_the_ode_was_solved(solver, said):
     record = bits_per_dim(smooth_model().score(VPSDE()), integers(2), data=SPEC, solver=solver)
-    if method == "dopri5":
-        assert (record.rtol, record.steps, record.grid) == (2e-3, None, None)
-        assert "rtol = 0.002" in record.sentence()
-    else:
-        assert (record.rtol, record.steps, record.grid) == (None, 30, "quadratic")
-        assert "30 steps (quadratic)" in record.sentence()
+    assert said in record.solver
+    assert said in record.sentence()
 
 
 def test_noise_that_swamps_a_bin_is_warned_of_with_its_floor():

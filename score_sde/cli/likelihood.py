@@ -1,0 +1,163 @@
+"""The command ``likelihood``: bits/dim with their protocol, the table of all bounds, over several processes if there are."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from score_sde.cli.choices import loaded_run, told_class
+from score_sde.data import DataError, load_array
+from score_sde.files import write_atomically
+from score_sde.likelihood import (
+    DEQUANTIZATIONS,
+    LIKELIHOOD_SOLVERS,
+    VARIANCES,
+    BitsPerDim,
+    VariationalDequantizer,
+    bits_per_dim,
+    continuous_bound,
+    discrete_bound,
+    fit_dequantizer,
+)
+from score_sde.likelihood.evaluation import ranks_of_this_run, weights_digest
+from score_sde.model import Score
+from score_sde.run import Run, RunError, build_data, chosen
+
+
+def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
+    if processes > 1:
+        torch.distributed.init_process_group("gloo")  # what is exchanged are results, on the CPU
+    try:
+        return _likelihood(options, overrides)
+    finally:
+        if processes > 1:
+            torch.distributed.destroy_process_group()
+
+
+def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
+    run, config = loaded_run(options, overrides)
+    if options.data:
+        values, name = load_array(options.data, options.key), f"data_{Path(options.data).stem}"
+        shape, sides = run.model.data.shape, [side for side in values.shape[1:] if side > 1]
+        if sides == [side for side in shape if side > 1] or sides == [run.model.data.dim]:  # no channel given, or flat
+            values = values.reshape(-1, *shape)
+        run.model.data.check(values, options.data)
+    else:
+        values, name = getattr(build_data(config.to_dict()), options.split), options.split
+    values = values[: options.n]
+    how = {"score": told_class(run, options.class_), "seed": options.seed, "progress": not options.quiet}
+    about = {"run": str(run.folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": options.data or options.split}
+    about |= {"class": options.class_} if run.model.classes else {}
+    first = ranks_of_this_run()[0] == 0
+    if options.bounds:
+        records = run_bounds(run, config, values, **how)
+        if first:
+            _show_bounds(run, records, about)
+        return 0
+    name += f"_first{options.n}" if options.n else ""
+    name += f"_seed{options.seed}" if options.seed else ""
+    name += "" if options.class_ is None else f"_class{options.class_}"
+    path = run.folder / f"likelihood_{name}.json"
+    record = run_likelihood(run, config, values, keep=path.with_suffix(".parts"), **how)
+    if not first:
+        return 0
+    record.save(path, **about)
+    print(record.sentence())
+    if run.model.classes:
+        print("given no class" if options.class_ is None else f"given class {options.class_}")
+    if record.prior_mismatch is not None:
+        print(f"mismatch between the noised data and the prior: {record.prior_mismatch:.2e} bits/dim")
+    print(f"record:         {path}\neach sample's:  {path.with_suffix('.npz')}")
+    return 0
+
+
+def run_likelihood(
+    run: Run,
+    config: ConfigDict,
+    values: torch.Tensor,
+    *,
+    seed: int,
+    progress: bool,
+    score: Score | None = None,
+    keep: Path | None = None,
+) -> BitsPerDim:
+    """``bits_per_dim`` with the options of ``config.likelihood``; ``score`` is the run's model unless another is given."""
+    settings = config.likelihood.to_dict()
+    solver = chosen(LIKELIHOOD_SOLVERS, settings.pop("solver"), kind="likelihood.solver")
+    del settings["dequantizer"]
+    if settings["dequantization"] == "variational":
+        settings["dequantization"] = run_dequantizer(run, config, progress=progress)
+    if run.model.data.levels is None:
+        settings["dequantization"] = "uniform"  # continuous data has none
+    return bits_per_dim(
+        score or run.model,
+        values,
+        solver=None if settings["target_error"] else solver,
+        seed=seed,
+        moments=run.moments,
+        name=f"averaged weights of step {run.step}",
+        keep=keep,
+        progress=progress,
+        **settings,
+    )
+
+
+def run_dequantizer(run: Run, config: ConfigDict, *, progress: bool) -> VariationalDequantizer:
+    """The run's variational dequantizer: of ``dequantizer.safetensors``, or trained now on the training data."""
+    path, digest = run.folder / "dequantizer.safetensors", weights_digest(run.model)
+    rank, ranks = ranks_of_this_run()
+    if rank == 0 and not path.is_file():
+        try:
+            train = build_data(config.to_dict()).train
+        except DataError as error:
+            raise RunError(f"variational dequantization is trained on the training data, and there is none: {error}") from error
+        dequantizer = fit_dequantizer(run.model, train, progress=progress, **config.likelihood.dequantizer.to_dict())
+        content = save({name: value.contiguous() for name, value in dequantizer.state_dict().items()}, {"weights": digest})
+        write_atomically(path, lambda file: file.write(content))
+    if ranks > 1:
+        torch.distributed.barrier()
+    sizes = {name: config.likelihood.dequantizer[name] for name in ("couplings", "width")}
+    dequantizer = VariationalDequantizer(run.model.data, **sizes)
+    try:
+        dequantizer.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise RunError(f"{path} is damaged or of another model: remove it, and it is trained anew") from error
+    return dequantizer.to(run.model.device).eval().requires_grad_(False)
+
+
+def run_bounds(run: Run, config: ConfigDict, values: torch.Tensor, *, score: Score, seed: int, progress: bool) -> dict:
+    """The likelihood of integers with each dequantization, and the variational bounds: name -> record."""
+    if run.model.data.levels is None:
+        raise RunError("the bounds are on probabilities of integers, and the data of this run is continuous")
+    records: dict = {}
+    for name in (*DEQUANTIZATIONS, "variational"):
+        for truncation in (False, True):
+            if truncation and name != "uniform":
+                continue
+            config.likelihood.dequantization, config.likelihood.truncation = name, truncation
+            how = f"ODE, {name.replace('_', ' ')}" + (", truncation" if truncation else "")
+            records[how] = run_likelihood(run, config, values, score=score, seed=seed, progress=progress)
+    shared = {"seed": seed, "batch_size": config.likelihood.batch_size, "progress": progress}
+    steps = len(getattr(run.model.sde, "betas", range(1000)))
+    variances = [name for name in VARIANCES if name != "learned" or run.model.learned_variance]
+    for variance in variances:
+        bound = discrete_bound(score, values, steps=steps, variance=variance, sampled_steps=min(100, steps - 1), **shared)
+        records[f"chain of {steps} steps, {variance}"] = bound
+    records["continuous time"] = continuous_bound(score, values, times=100, **shared)
+    return records
+
+
+def _show_bounds(run: Run, records: dict, about: dict) -> None:
+    width = max(map(len, records))
+    print(f"{'':<{width}}  bits/dim            evaluations")
+    for bound, record in records.items():
+        record.save(run.folder / "bounds" / f"{bound.replace(' ', '_').replace(',', '')}.json", **about)
+        print(f"{bound:<{width}}  {record.mean:.4f} +- {record.stderr:.4f}  {record.nfe:>11.6g}")
+    if run.model.data.dequantize:
+        print("the chains and continuous time bound points at the centres of bins: loose for a model of dequantized data")
+    print(f"saved:  {run.folder / 'bounds'}")

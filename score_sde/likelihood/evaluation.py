@@ -1,0 +1,208 @@
+r"""The likelihood of a data set: every sample once, in batches, over several processes, going on where it was interrupted.
+
+A sample's value depends on the model, the sample, its place in the data and the protocol, not on who computes it or when: its
+random numbers are those of its place. So batches can be kept in files and dealt out to the processes of ``torchrun``, and the
+result is that of a single process.
+"""
+
+import hashlib
+import io
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from score_sde.data import DataSpec
+from score_sde.divergence import Divergence
+from score_sde.files import write_atomically, write_text
+from score_sde.likelihood.dequantization import Dequantization, truncation
+from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
+from score_sde.model import Score
+from score_sde.solvers.base import Counter, counted, innermost
+from score_sde.tensors import SampleNoise
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """Negative log-likelihoods in bits per dimension, their variances over the draw of the probes (None where unknown), and
+    what each of them took: network evaluations and vector-Jacobian products. All ``(n,)``, float64, on the CPU."""
+
+    bits: Tensor
+    probe_variance: Tensor | None
+    nfe: Tensor
+    vjps: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Estimator:
+    """Data in its own units to bits per dimension, batch by batch; ``dequantization`` is None for continuous data."""
+
+    model: Score
+    data: DataSpec
+    dequantization: Dequantization | None
+    importance_samples: int
+    truncation: bool
+    divergence: Divergence
+    solver: LikelihoodSolver
+    seed: int
+    probe_seed: int
+
+    def __call__(self, values: Tensor, places: Sequence[int], cond: Tensor | None) -> Values:
+        """``values`` ``(n, *D)`` at their ``places`` in the data; ``cond`` ``(n, ...)`` on the model's device."""
+        inner = innermost(self.model)
+        dtype = torch.promote_types(getattr(inner, "dtype", torch.get_default_dtype()), torch.float32)
+        place = {"device": getattr(inner, "device", "cpu"), "dtype": dtype}
+        noise = SampleNoise(self.seed, values.shape, first=places, purpose="dequantization", **place)
+        counter, unit = Counter(), self.data.dim * math.log(2)
+        model = counted(self.model, counter)
+        how = {"solver": self.solver, "divergence": self.divergence, "seed": self.probe_seed, "first": places, "cond": cond}
+        logs, variances, nfe, vjps = [], [], 0.0, 0.0
+        for _ in range(self.importance_samples):
+            if self.dequantization is None:  # scaled before it is rounded: it may lie far from 0
+                x, log_q = self.data.scale(values).to(**place), -self.data.log_det
+            else:
+                x, log_q = self.dequantization(values.to(**place), noise, self.data, model.sde)
+            if self.truncation:
+                x, lost = truncation(model, x, noise, cond)
+                log_q = log_q + lost
+            result = log_likelihood(model, x, **how)
+            logs.append(result.log_prob.double() - log_q)
+            variances.append(result.probe_variance)
+            vjps += result.vjps
+        nfe = counter.samples / len(values)
+        logs = torch.stack(logs)
+        bits = -(logs.logsumexp(0) - math.log(len(logs))) / unit
+        variance = None
+        if variances[0] is not None:  # importance samples share their probes: the worst case is that their errors are one
+            deviation = torch.stack(variances).double().sqrt() / unit
+            variance = (logs.softmax(0) * deviation).sum(0).square().cpu()
+        each = torch.ones(len(bits), dtype=torch.float64)
+        return Values(bits.cpu(), variance, nfe * each, vjps * each)
+
+
+def evaluate(
+    estimator: Estimator,
+    values: Tensor,
+    places: Sequence[int],
+    cond: Tensor | None,
+    *,
+    batch_size: int,
+    keep: Path | None = None,
+    progress: str = "",
+) -> Values:
+    """The estimator's answer for ``values`` ``(N, *D)``, which lie at ``places`` of the data, each once.
+
+    Args:
+        cond: condition of each, ``(N, ...)``.
+        batch_size: samples at a time.
+        keep: folder for finished batches; those that are there already are not computed again, provided that they belong to
+            the same model, data and protocol. It is removed at the end.
+        progress: name of a progress bar; none if empty.
+    """
+    rank, ranks = ranks_of_this_run()
+    device = getattr(innermost(estimator.model), "device", "cpu")
+    starts = range(0, len(values), batch_size)
+    mine = starts[rank::ranks]
+    if keep is not None:
+        _prepare(keep, fingerprint(estimator, values, places, cond, batch_size), rank)
+    done: dict[int, dict[str, np.ndarray]] = {}
+    with tqdm(total=len(values), desc=progress, unit="sample", disable=not progress or rank > 0) as bar:
+        for start in mine:
+            chunk, end = values[start : start + batch_size], min(start + batch_size, len(values))
+            file = keep / f"{start:09d}.npz" if keep else None
+            if file is not None and file.is_file():
+                with np.load(file, allow_pickle=False) as saved:
+                    done[start] = dict(saved)
+            else:
+                told = None if cond is None else cond[start:end].to(device)
+                done[start] = _arrays(estimator(chunk, places[start:end], told))
+                if file is not None:
+                    _save(file, done[start])
+            bar.update(min(ranks * len(chunk), len(values) - bar.n))
+    if ranks > 1:
+        gathered: list = [None] * ranks
+        torch.distributed.all_gather_object(gathered, done)
+        done = {start: arrays for part in gathered for start, arrays in part.items()}
+    if keep is not None and rank == 0:
+        shutil.rmtree(keep, ignore_errors=True)
+    whole = {name: torch.from_numpy(np.concatenate([done[start][name] for start in starts])) for name in done[0]}
+    return Values(whole["bits"], whole.get("probe_variance"), whole["nfe"], whole["vjps"])
+
+
+def ranks_of_this_run() -> tuple[int, int]:
+    """This process's number among how many: (0, 1) unless torch.distributed was initialized."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def weights_digest(model: Score) -> str | None:
+    """The first 16 digits of the SHA-256 of a module's parameters and buffers; None for a score that is none."""
+    inner = innermost(model)
+    if not isinstance(inner, nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(inner.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(
+    estimator: Estimator, values: Tensor, places: Sequence[int], cond: Tensor | None, batch_size: int
+) -> dict[str, str]:
+    """What a batch that was kept must agree with: the model, the data and the protocol."""
+    data = hashlib.sha256(_bytes(values) + (b"" if cond is None else _bytes(cond)) + np.asarray(places).tobytes())
+    dequantize = estimator.dequantization
+    learned = weights_digest(dequantize) if isinstance(dequantize, nn.Module) else None
+    return {
+        "weights": str(weights_digest(estimator.model)),
+        "score": type(estimator.model).__name__,
+        "sde": repr(estimator.model.sde),
+        "data": data.hexdigest(),
+        "dequantization": learned or getattr(dequantize, "__name__", str(dequantize)),
+        "spec": repr(estimator.data),
+        "solver": repr(estimator.solver),
+        "divergence": str(estimator.divergence),
+        "importance_samples": str(estimator.importance_samples),
+        "truncation": str(estimator.truncation),
+        "seeds": f"{estimator.seed} {estimator.probe_seed}",
+        "batch_size": str(batch_size),
+    }
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _prepare(keep: Path, protocol: dict[str, str], rank: int) -> None:
+    """An empty folder, or one with batches of the same protocol."""
+    file = keep / "protocol.json"
+    if rank == 0:
+        try:
+            same = json.loads(file.read_text()) == protocol
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            shutil.rmtree(keep, ignore_errors=True)
+            write_text(file, json.dumps(protocol, indent=2) + "\n")
+    if ranks_of_this_run()[1] > 1:
+        torch.distributed.barrier()
+
+
+def _arrays(values: Values) -> dict[str, np.ndarray]:
+    arrays = {"bits": values.bits, "probe_variance": values.probe_variance, "nfe": values.nfe, "vjps": values.vjps}
+    return {name: value.numpy() for name, value in arrays.items() if value is not None}
+
+
+def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(file, lambda out: out.write(content.getvalue()))
