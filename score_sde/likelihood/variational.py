@@ -152,9 +152,9 @@ def fit_dequantizer(
     cond: Tensor | None = None,
     couplings: int = 4,
     width: int = 32,
-    steps: int = 2000,
+    steps: int = 1000,
     batch_size: int = 128,
-    learning_rate: float = 5e-3,
+    learning_rate: float = 2e-2,
     seed: int = 0,
     progress: bool = False,
 ) -> VariationalDequantizer:

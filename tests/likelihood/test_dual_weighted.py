@@ -5,7 +5,7 @@ import torch
 
 from score_sde import VESDE, VPSDE, Hutchinson, ProbabilityFlow, SolverError, SubVPSDE, log_likelihood
 from score_sde.likelihood import DualWeighted
-from tests.conftest import SDE_CASES, BrokenScore, DoubleWellSDE, Recorder, mixture
+from tests.conftest import BrokenScore, DoubleWellSDE, Recorder, mixture
 
 PUBLISHED = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=50.0)}
 
@@ -29,7 +29,7 @@ def test_log_p_of_a_mixture(sde, event, dtype):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_few_steps_are_enough_for_bits_per_dim(name):
-    """The defaults, 256 samples: 0.003 nats/dim in the mean, 0.01 in the root mean square; sub-VP spans a third more log-SNR."""
+    """The defaults: 0.003 nats/dim in the mean, 0.01 in the root mean square; sub-VP spans a third more log-SNR."""
     sde = PUBLISHED[name]
     score, x = mixture((16,)).score(sde), mixture((16,)).sample(256, seed=1)
     result = found(score, x, DualWeighted())
