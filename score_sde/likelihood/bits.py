@@ -34,11 +34,7 @@ from score_sde.likelihood.record import BitsPerDim
 from score_sde.model import Score
 from score_sde.sdes import SDE
 from score_sde.solvers.base import innermost
-from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.tensors import derive_seed
-
-MAX_PASSES = 64
-"""Passes over the data with new probes after which a standard error of the probes is given up."""
 
 
 def bits_per_dim(
@@ -81,9 +77,9 @@ def bits_per_dim(
             ``Hutchinson(probes=4)``.
         probes: number of probes where the divergence is given by its name.
         target_error: in bits per dimension. The solver is then chosen on a few samples so that its error is smaller in the root
-            mean square, and new probes are added until their standard error of the mean is smaller.
-        solver: how the ODE is solved; by default ``DualWeighted()``, or ``ProbabilityFlow(method="rk45")`` where the SDE is not
-            linear.
+            mean square, and new probes are added until their standard error of the mean is smaller, or the exact divergence
+            cheaper.
+        solver: how the ODE is solved; by default ``DualWeighted()``.
         cond: what each sample is conditioned on, ``(N, ...)``.
         batch_size: samples at a time.
         audit: number of samples computed again to measure the parts of the error; 0 for none.
@@ -96,8 +92,10 @@ def bits_per_dim(
     Raises:
         DataError: the values are not data of this description.
         SolverError: the ODE cannot be solved, or not to ``target_error``.
+        TypeError: the SDE is not linear: its prior is not known then.
         ValueError: an argument is not one of those allowed.
     """
+    model.sde.require_linear()
     spec = data or getattr(innermost(model), "data", None)
     if spec is None:
         raise ValueError("the score does not say what its data is: give data=DataSpec(...)")
@@ -141,7 +139,7 @@ def bits_per_dim(
         importance_samples=importance_samples,
         truncation=truncation,
         divergence=trace,
-        solver=solver or _default_solver(model.sde),
+        solver=solver or DualWeighted(),
         seed=seed,
         probe_seed=seed,
     )
@@ -162,7 +160,7 @@ def bits_per_dim(
     errors = _audit(estimator, found, audited, lambda changed: at(audited, changed, "audit"))
     if target_error is not None and importance_samples == 1:
         again = lambda changed: at(everything, changed, "more probes")
-        found, errors["probe"] = enough_probes(estimator, found, errors["probe"], again, target_error, MAX_PASSES)
+        estimator, found, errors["probe"] = enough_probes(estimator, found, errors["probe"], again, target_error)
     bits, count = found.bits, len(found.bits)
     stderr = (bits.std() / math.sqrt(count)).item() if count > 1 else math.nan
     return BitsPerDim(
@@ -193,14 +191,6 @@ def bits_per_dim(
         per_sample=tuple(bits.tolist()),
         per_sample_probe_stderr=None if found.probe_variance is None else tuple(found.probe_variance.sqrt().tolist()),
     )
-
-
-def _default_solver(sde: SDE) -> LikelihoodSolver:
-    try:
-        sde.require_linear()
-    except TypeError:
-        return ProbabilityFlow(method="rk45")
-    return DualWeighted()
 
 
 def spread(count: int, wanted: int, *, offset: float) -> Tensor:

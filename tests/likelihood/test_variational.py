@@ -78,8 +78,10 @@ def test_log_q_is_minus_the_log_determinant_of_the_map_from_uniform_numbers(even
 
 
 def test_q_is_a_density_on_the_whole_bin():
-    """E_q[h / q] is the integral of h over the bin, for h of 1, u_1, u_1 u_2 and u_1^2; by the midpoint rule for E_q, whose error falls with
-    the number of points, as 1 / q is large in corners of the bin."""
+    """E_q[h / q] is the integral of h over the bin, for h of 1, u_1, u_1 u_2 and u_1^2.
+
+    E_q is by the midpoint rule, whose error falls slowly with the number of points: 1 / q is large in corners of the bin.
+    """
     spec, side = DataSpec((2,), levels=5), (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     flow = randomized(spec, scale=0.4)
     u, log_q = flow.warp(torch.tensor([[1, 3]]).expand(1_000_000, 2), torch.cartesian_prod(side, side))
