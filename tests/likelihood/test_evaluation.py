@@ -1,0 +1,138 @@
+"""Every sample once: across batches, interruptions and processes."""
+
+import json
+
+import pytest
+import torch
+
+from score_sde import VPSDE, DataSpec, ProbabilityFlow, ScoreModel, bits_per_dim
+from score_sde.likelihood.evaluation import weights_digest
+from score_sde.networks import MLP
+from tests.conftest import mixture
+
+SPEC = DataSpec((2,), levels=16)
+SOLVER = ProbabilityFlow(method="midpoint", steps=3, grid="log_snr")
+HOW = {"data": SPEC, "solver": SOLVER, "batch_size": 4}
+CALLS = 6
+"""Evaluations of a batch."""
+
+
+class Interrupted:
+    """A score that is interrupted at its evaluation number ``stop``, and counts."""
+
+    def __init__(self, inner, stop=float("inf")):
+        self.inner, self.stop, self.calls = inner, stop, 0
+        self.sde, self.dtype = inner.sde, inner.dtype
+
+    def __call__(self, x, t, cond=None):
+        self.calls += 1
+        if self.calls > self.stop:
+            raise KeyboardInterrupt
+        return self.inner(x, t, cond)
+
+
+def score_and_values(count=11):
+    return mixture().score(VPSDE()), torch.randint(16, (count, 2), generator=torch.Generator().manual_seed(0))
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+    """Interrupted within the third of three batches: the second call computes that one alone, and removes what was kept."""
+    score, values = score_and_values()
+    keep, how = tmp_path / "kept", {**HOW, "audit": 0}
+    whole = bits_per_dim(score, values, **how)
+    with pytest.raises(KeyboardInterrupt):
+        bits_per_dim(Interrupted(score, stop=2 * CALLS + 3), values, keep=keep, **how)
+    assert sorted(file.name for file in keep.glob("*.npz")) == ["000000000.npz", "000000004.npz"]
+    again = Interrupted(score)
+    resumed = bits_per_dim(again, values, keep=keep, **how)
+    assert again.calls == CALLS
+    assert resumed.per_sample == whole.per_sample
+    assert resumed.nfe == whole.nfe == CALLS
+    assert not keep.exists()
+
+
+@pytest.mark.parametrize("changed", ["seed", "values", "solver", "divergence", "batch_size", "importance_samples", "cond"])
+def test_what_was_kept_of_another_protocol_is_not_used(tmp_path, changed):
+    score, values = score_and_values(8)
+    keep, how = tmp_path / "kept", {**HOW, "audit": 0, "divergence": "exact"}
+    with pytest.raises(KeyboardInterrupt):
+        bits_per_dim(Interrupted(score, stop=CALLS + 1), values, keep=keep, **how)
+    other = {
+        "seed": {"seed": 1},
+        "values": {"values": values.flip(0)},
+        "solver": {"solver": ProbabilityFlow(method="midpoint", steps=3, grid="quadratic")},
+        "divergence": {"divergence": "hutchinson"},
+        "batch_size": {"batch_size": 5},
+        "importance_samples": {"importance_samples": 2},
+        "cond": {"cond": torch.zeros(8, dtype=torch.long)},
+    }[changed]
+    values, how = other.pop("values", values), how | other
+    again = Interrupted(score)
+    resumed = bits_per_dim(again, values, keep=keep, **how)
+    assert again.calls == 2 * CALLS * how.get("importance_samples", 1)
+    assert resumed.per_sample == bits_per_dim(score, values, **how).per_sample
+
+
+def test_what_was_kept_of_other_weights_is_not_used(tmp_path):
+    model, calls = ScoreModel(MLP((2,), width=8, depth=1), VPSDE(), SPEC), []
+    values, how = score_and_values(8)[1], {"solver": SOLVER, "batch_size": 4, "audit": 0, "keep": tmp_path / "kept"}
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) > CALLS:
+            raise KeyboardInterrupt
+
+    hook, digest = model.network.register_forward_pre_hook(stop), weights_digest(model)
+    with pytest.raises(KeyboardInterrupt):
+        bits_per_dim(model, values, **how)
+    hook.remove()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    resumed = bits_per_dim(model, values, **how)
+    assert resumed.weights == weights_digest(model) != digest
+    assert resumed.per_sample == bits_per_dim(model, values, **how).per_sample
+
+
+def test_a_damaged_protocol_starts_over(tmp_path):
+    score, values = score_and_values(8)
+    keep, how = tmp_path / "kept", {**HOW, "audit": 0}
+    with pytest.raises(KeyboardInterrupt):
+        bits_per_dim(Interrupted(score, stop=CALLS + 1), values, keep=keep, **how)
+    (keep / "protocol.json").write_text("{ broken")
+    again = Interrupted(score)
+    bits_per_dim(again, values, keep=keep, **how)
+    assert again.calls == 2 * CALLS
+
+
+def test_the_protocol_of_a_kept_folder_can_be_read(tmp_path):
+    score, values = score_and_values()
+    with pytest.raises(KeyboardInterrupt):
+        bits_per_dim(Interrupted(score, stop=CALLS + 1), values, keep=tmp_path / "kept", **HOW)
+    protocol = json.loads((tmp_path / "kept" / "protocol.json").read_text())
+    assert protocol["dequantization"] == "uniform"
+    assert protocol["seeds"] == "0 0"
+    assert "VPSDE" in protocol["sde"]
+
+
+def _one_of(rank, ranks, folder, count):
+    store = torch.distributed.FileStore(f"{folder}/store{ranks}", ranks)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    torch.set_num_threads(1)
+    score, values = score_and_values(count)
+    record = bits_per_dim(score, values, keep=f"{folder}/kept{ranks}", **HOW)
+    torch.save((record.per_sample, record.sentence()), f"{folder}/{ranks}_{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "count"), [(2, 11), (3, 6)], ids=["two", "more than batches"])
+def test_several_processes_find_what_one_does(tmp_path, ranks, count):
+    """Each of them returns the whole record, the audit included, though it solved a part of the data only."""
+    torch.multiprocessing.spawn(_one_of, args=(ranks, str(tmp_path), count), nprocs=ranks)
+    score, values = score_and_values(count)
+    expected = bits_per_dim(score, values, **HOW)
+    for rank in range(ranks):
+        per_sample, sentence = torch.load(tmp_path / f"{ranks}_{rank}.pt", weights_only=True)
+        assert per_sample == expected.per_sample
+        assert sentence == expected.sentence()
+    assert not (tmp_path / f"kept{ranks}").exists()
