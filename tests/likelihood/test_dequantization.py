@@ -53,12 +53,18 @@ def test_it_bounds_the_entropy_of_the_discrete_model_from_above():
 
 
 def cell_probabilities(score, spec, t_min):
-    """What the model's density at t_min puts on each level of a one-dimensional grid, by erf; ``(levels,)``."""
+    """What the model's density at t_min puts on each cell of the grid, by erf; ``(levels, ..., levels)``."""
     truth, alpha, sigma = score.mixture, float(score.sde.alpha(t_min)), float(score.sde.sigma(t_min))
     edges = alpha * torch.linspace(-1, 1, spec.levels + 1, dtype=torch.float64)
     std = (alpha**2 * truth.variances + sigma**2).sqrt()
-    normal = torch.distributions.Normal(alpha * truth.means, std)
-    return (truth.weights[:, None] * normal.cdf(edges).diff(dim=-1)).sum(0)
+    cells = torch.distributions.Normal(alpha * truth.means[..., None], std[..., None]).cdf(edges).diff(dim=-1)
+    total = 0
+    for weight, component in zip(truth.weights, cells, strict=True):
+        product = weight
+        for axis in component:  # of each coordinate, its levels
+            product = product[..., None] * axis
+        total = total + product
+    return total
 
 
 EIGHT = DataSpec((1,), levels=8)
