@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from score_sde.data import DataSpec
 from score_sde.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
 from score_sde.exact import GaussianMixture
-from score_sde.likelihood import bits_per_dim, log_likelihood
+from score_sde.likelihood import DualWeighted, bits_per_dim, class_posterior, fit_dequantizer, log_likelihood
 from score_sde.model import Score, ScoreModel
 from score_sde.run import load
 from score_sde.sdes import SDE, VESDE, VPSDE, SubVPSDE, TabulatedSDE
@@ -23,6 +23,7 @@ except PackageNotFoundError:  # used from a source tree that is not installed
 __all__ = [
     "DDIM",
     "DataSpec",
+    "DualWeighted",
     "EulerMaruyama",
     "ExactDivergence",
     "GaussianMixture",
@@ -41,6 +42,8 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "bits_per_dim",
+    "class_posterior",
+    "fit_dequantizer",
     "load",
     "log_likelihood",
 ]

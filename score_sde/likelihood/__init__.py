@@ -1,5 +1,6 @@
 """Likelihoods: log p in nats in model coordinates, and bits/dim of data in its own units, exact or bounded."""
 
+from score_sde.likelihood.bayes import class_posterior
 from score_sde.likelihood.bits import bits_per_dim, prior_mismatch
 from score_sde.likelihood.dequantization import DEQUANTIZATIONS
 from score_sde.likelihood.dual_weighted import DualWeighted
@@ -22,6 +23,7 @@ __all__ = [
     "VariationalBound",
     "VariationalDequantizer",
     "bits_per_dim",
+    "class_posterior",
     "continuous_bound",
     "discrete_bound",
     "fit_dequantizer",
