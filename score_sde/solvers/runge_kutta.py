@@ -50,10 +50,13 @@ def dormand_prince(
     name, sign = "ode (rk45)", 1.0 if t_to > t_from else -1.0
     precise = torch.promote_types(y.dtype, torch.float32)
     done = torch.zeros(len(y), dtype=torch.float64, device=y.device)  # time behind each sample
-    span = abs(t_to - t_from)
+    span, first, last = abs(t_to - t_from), min(t_from, t_to), max(t_from, t_to)
+
+    def time(elapsed: Tensor) -> Tensor:
+        return (t_from + sign * elapsed).clamp(first, last)  # the sum may round to a time beyond the end
 
     def at(elapsed: Tensor, state: Tensor) -> Tensor:
-        return velocity((t_from + sign * elapsed).to(precise), state)
+        return velocity(time(elapsed).to(precise), state)
 
     def size(error: Tensor, *states: Tensor) -> Tensor:
         """Root mean square of ``error`` in units of the tolerance, ``(B,)``; steps are not differentiated."""
@@ -83,8 +86,10 @@ def dormand_prince(
             [torch.where(accepted, reached, done).amin(), error.isfinite().all().double(), if_stuck]
         ).tolist()
         if not finite:
-            bad = error.isfinite().logical_not().nonzero()[0]
-            raise SolverError(non_finite(name, t_from + sign * float(reached[bad]), f"evaluation {calls}"))
+            sample = error.isfinite().logical_not().nonzero()[0]
+            stage = next((i for i, k in enumerate(slopes) if not k[sample].isfinite().all()), len(slopes) - 1)
+            at_stage = time(done + _TIMES[stage] * step)[sample]
+            raise SolverError(non_finite(name, float(at_stage), f"evaluation {calls - 6 + stage}"))
         done = torch.where(accepted, reached, done)
         step = step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 10.0)
         if observe and behind > slowest:

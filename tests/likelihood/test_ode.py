@@ -10,13 +10,14 @@ from tests.conftest import SDE_CASES, BrokenScore, Recorder, mixture
 
 PUBLISHED = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=50.0)}
 TIGHT = ProbabilityFlow(rtol=1e-6, atol=1e-6)
+EACH = ProbabilityFlow(method="rk45", rtol=1e-6, atol=1e-6)
 
 
-def check_closed_form(sde, event, dtype, count):
+def check_closed_form(sde, event, dtype, count, solver=TIGHT):
     """Within 1e-4 nats/dim, the exact marginal at T as the prior: what is left is the solver's error."""
     truth, single = mixture(event).score(sde), mixture(event, dtype).score(sde)
     x = mixture(event).sample(count, seed=1)
-    result = log_likelihood(single, x.to(dtype), solver=TIGHT, prior=lambda z: single.log_prob(z, sde.T))
+    result = log_likelihood(single, x.to(dtype), solver=solver, prior=lambda z: single.log_prob(z, sde.T))
     error = (result.log_prob.double() - truth.log_prob(x, sde.t_min)).abs().max() / x[0].numel()
     assert result.log_prob.dtype == dtype
     assert error < 1e-4
@@ -26,8 +27,9 @@ def check_closed_form(sde, event, dtype, count):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("event", [(2,), (4, 4)], ids=str)
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_log_p_of_a_mixture(name, event, dtype):
-    check_closed_form(PUBLISHED[name], event, dtype, 8)
+@pytest.mark.parametrize("solver", [TIGHT, EACH], ids=["shared", "each"])
+def test_log_p_of_a_mixture(name, event, dtype, solver):
+    check_closed_form(PUBLISHED[name], event, dtype, 8, solver)
 
 
 @pytest.mark.slow
@@ -62,18 +64,30 @@ def test_prior_mismatch_is_the_only_difference_between_the_priors():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_sample_alone_and_in_a_batch_of_64(name):
+@pytest.mark.parametrize("method", ["rk4", "rk45"])
+def test_a_sample_alone_and_in_a_batch_of_64(name, method):
+    """Fixed steps, or steps for each sample: its neighbours do not matter, however far off one of them is."""
     sde = PUBLISHED[name]
     score, x = mixture((4, 4)).score(sde), mixture((4, 4)).sample(64, seed=3)
+    x[5] *= 5
+    solver = ProbabilityFlow(method=method, steps=20, grid="log_snr", rtol=1e-3, atol=1e-3)
     prior = lambda z: score.log_prob(z, sde.T)
-    fixed = ProbabilityFlow(method="rk4", steps=20, grid="log_snr")
-    together = log_likelihood(score, x, solver=fixed, prior=prior).log_prob
-    alone = log_likelihood(score, x[17:18], solver=fixed, prior=prior).log_prob
-    assert (together[17] - alone[0]).abs() / 16 < 1e-6
-    adaptive = ProbabilityFlow(rtol=1e-5, atol=1e-5)
-    together = log_likelihood(score, x, solver=adaptive, prior=prior).log_prob
-    alone = log_likelihood(score, x[17:18], solver=adaptive, prior=prior).log_prob
-    assert (together[17] - alone[0]).abs() / 16 < 10 * 1e-5
+    together = log_likelihood(score, x, solver=solver, prior=prior).log_prob
+    for i in (0, 5, 17):
+        alone = log_likelihood(score, x[i : i + 1], solver=solver, prior=prior).log_prob
+        assert (together[i] - alone[0]).abs() / 16 < 1e-6
+    few = log_likelihood(score, x[10:20], solver=solver, prior=prior).log_prob
+    assert (together[10:20] - few).abs().max() / 16 < 1e-6
+
+
+def test_what_shared_steps_cost():
+    """dopri5 takes the steps that the worst of a batch needs: a sample changes with its neighbours, by about the tolerance."""
+    score, x = mixture((4, 4)).score(VPSDE()), mixture((4, 4)).sample(64, seed=3)
+    solver = ProbabilityFlow(rtol=1e-5, atol=1e-5)
+    prior = lambda z: score.log_prob(z, 1.0)
+    together = log_likelihood(score, x, solver=solver, prior=prior).log_prob
+    alone = log_likelihood(score, x[17:18], solver=solver, prior=prior).log_prob
+    assert 1e-8 < (together[17] - alone[0]).abs() / 16 < 1e-4
 
 
 def test_hutchinson_agrees_with_the_exact_trace_within_its_noise():

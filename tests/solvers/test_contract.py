@@ -14,6 +14,7 @@ from tests.conftest import SDE_CASES, BrokenScore, DoubleWellSDE, Recorder, mixt
 SOLVER_CASES = {
     **{name: build().with_budget(24) for name, build in SOLVERS.items()},
     "ode_dopri5": ProbabilityFlow(rtol=1e-4, atol=1e-4),
+    "ode_rk45": ProbabilityFlow(method="rk45", rtol=1e-4, atol=1e-4),
     "ode_rk4": ProbabilityFlow(method="rk4", steps=24),
     "pc_ddim_norm_ratio": SOLVERS["pc"](steps=12, predictor="ddim", rule="norm_ratio", grid="log_snr"),
     "ddim_eta": SOLVERS["ddim"](steps=24, eta=0.7, grid="quadratic"),
