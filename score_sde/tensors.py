@@ -84,6 +84,8 @@ class SampleNoise:
         batch, *event = shape
         self.event, self.device, self.dtype = tuple(event), device, dtype
         indices = range(first, first + batch) if isinstance(first, int) else first
+        if len(indices) != batch:
+            raise ValueError(f"first must be an index, or one for each of {batch} samples, got {len(indices)}")
         self.generators = [generator(seed, purpose, int(i), device=device) for i in indices]
         self.block = max(1, min(64, 1024 // max(1, math.prod(event))))
         self.drawn: list[Tensor] = []

@@ -29,6 +29,14 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch(event):
     assert torch.equal(together.rademacher()[3:], later.rademacher())
 
 
+def test_samples_may_be_given_by_their_indices():
+    every, some = SampleNoise(3, (6, 2)), SampleNoise(3, (3, 2), first=[4, 0, 5])
+    assert torch.equal(every.normal()[[4, 0, 5]], some.normal())
+    assert torch.equal(every.uniform()[[4, 0, 5]], some.uniform())
+    with pytest.raises(ValueError, match="one for each of 3 samples, got 2"):
+        SampleNoise(3, (3, 2), first=[4, 0])
+
+
 def test_noise_is_standard_normal_and_independent():
     noise = SampleNoise(0, (2000, 3))
     draws = torch.stack([noise.normal() for _ in range(100)])
