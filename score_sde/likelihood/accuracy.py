@@ -1,18 +1,17 @@
 """An accuracy instead of a tolerance: the cheapest solver that reaches it on a pilot batch, and probes until it is reached.
 
-The pilot's samples are solved finely, by twice the steps again and again until nothing changes any more; then ever more steps
-are tried until the root mean square error is small enough. All solve for the same points and probes, so that only the solvers
-differ.
+The pilot's samples are solved finely, by twice the steps again and again until nothing changes any more; of ever more
+steps the cheapest is taken whose root mean square error is small enough. All solve for the same points and probes, so that only
+the solvers differ. Few steps are not cheap where many samples have to be solved again.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from score_sde.divergence import ExactDivergence
+from score_sde.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.evaluation import Estimator, Values
 from score_sde.solvers.base import SolverError
@@ -47,39 +46,49 @@ def choose_solver(estimator: Estimator, pilot: Callable[[Estimator], Values], ta
                 f"an error of {target:g} bits/dim is out of reach: with {fine.steps} steps instead of half as many the pilot "
                 f"still changes by {change:.2g}; ask for a larger target_error, or check the model"
             )
+    best, cost = fine, math.inf
     for steps in STEPS:
+        if steps + 1 >= cost:
+            break
         solver = DualWeighted(steps=steps, tolerance=tolerance)
-        if _rms(solve(solver) - exact) < 0.8 * target:  # the pilot is small: some room for the others
-            return dataclasses.replace(estimator, solver=solver)
-    return dataclasses.replace(estimator, solver=fine)
+        found = pilot(dataclasses.replace(estimator, solver=solver))
+        reached = _rms(found.bits - exact) < 0.8 * target  # the pilot is small: some room for the others
+        if reached and found.nfe.mean().item() < cost:
+            best, cost = solver, found.nfe.mean().item()
+    return dataclasses.replace(estimator, solver=best)
 
 
 def enough_probes(
     estimator: Estimator, found: Values, variance: float, again: Callable[[Estimator], Values], target: float
 ) -> tuple[Estimator, Values, float]:
-    """Average ``found`` with passes of new probes until their standard error of the mean is below ``target``.
+    """Average ``found`` with more probes until their standard error of the mean is below ``target``.
 
-    Where the exact divergence takes less than these passes would, it takes their place.
+    Where the exact divergence takes no more products, it takes their place.
 
     Args:
         variance: of a single value of ``found`` by its probes.
         again: an estimator's values for the same samples.
 
     Returns:
-        The estimator that was used, the averaged values, and the variance that remains.
+        An estimator with all the probes that were used, the averaged values, and the variance that remains.
     """
-    passes, allowed = [found], len(found.bits) * target**2
-    products = float(found.vjps.mean() / found.nfe.mean())
-    if (variance / allowed - 1) * (1 + products) > 1 + estimator.data.dim:
-        exact = dataclasses.replace(estimator, divergence=ExactDivergence())
-        return exact, again(exact), 0.0
+    divergence, allowed = estimator.divergence, len(found.bits) * target**2
     while variance > allowed:
-        passes.append(again(dataclasses.replace(estimator, probe_seed=derive_seed(estimator.seed, "probes", len(passes)))))
-        bits = torch.stack([one.bits for one in passes])
-        spread = bits.var(0) / len(passes)
-        nfe, vjps = (sum(getattr(one, name) for one in passes) for name in ("nfe", "vjps"))
-        found, variance = Values(bits.mean(0), spread, nfe, vjps), spread.mean().item()
-    return estimator, found, variance
+        if not isinstance(divergence, Hutchinson | HutchPlusPlus):
+            raise SolverError(f"{divergence} cannot be given more probes to reach an error of {target:g} bits/dim")
+        used = divergence.probes
+        more = max(3, math.ceil(1.1 * used * (variance / allowed - 1)))
+        if more >= estimator.data.dim:
+            exact = dataclasses.replace(estimator, divergence=ExactDivergence())
+            return exact, again(exact), 0.0
+        fresh = dataclasses.replace(divergence, probes=more)
+        seed = derive_seed(estimator.seed, "probes", used)
+        new = again(dataclasses.replace(estimator, divergence=fresh, probe_seed=seed))
+        share = more / (used + more)
+        spread = share * new.probe_variance  # as that of one probe is seen by the new ones
+        found = Values((1 - share) * found.bits + share * new.bits, spread, found.nfe + new.nfe, found.vjps + new.vjps)
+        divergence, variance = dataclasses.replace(divergence, probes=used + more), spread.mean().item()
+    return dataclasses.replace(estimator, divergence=divergence), found, variance
 
 
 def _rms(difference: Tensor) -> float:

@@ -159,7 +159,7 @@ def bits_per_dim(
     audited = spread(len(values), audit, offset=0.5)
     errors = _audit(estimator, found, audited, lambda changed: at(audited, changed, "audit"))
     if target_error is not None and importance_samples == 1:
-        again = lambda changed: at(everything, changed, "more probes")
+        again = lambda changed: at(everything, changed, str(changed.divergence))
         estimator, found, errors["probe"] = enough_probes(estimator, found, errors["probe"], again, target_error)
     bits, count = found.bits, len(found.bits)
     stderr = (bits.std() / math.sqrt(count)).item() if count > 1 else math.nan

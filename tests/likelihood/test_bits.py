@@ -187,14 +187,33 @@ def _solver_of(record):
     return DualWeighted(steps=int(words[words.index("steps") - 1]), tolerance=float(words[words.index("above") + 1]))
 
 
-def test_a_smaller_target_takes_more_probes_and_steps():
-    score, x = mixture((16,)).score(VPSDE()), mixture((16,)).sample(32, seed=4)
-    records = [bits_per_dim(score, x, data=DataSpec((16,)), target_error=target) for target in (0.1, 0.02)]
-    assert records[1].vjps > 4 * records[0].vjps
-    assert records[1].nfe == records[1].vjps
-    assert records[1].per_sample_probe_stderr is not None
-    mean = sum(error**2 for error in records[1].per_sample_probe_stderr) / 32
-    assert records[1].stderr_probe == pytest.approx(math.sqrt(mean / 32))
+@pytest.mark.parametrize("divergence", ["hutchinson", "hutchinson_orthogonal"])
+def test_a_smaller_target_takes_more_probes(divergence):
+    score, x = mixture((16,)).score(VPSDE()), mixture((16,)).sample(64, seed=4)
+    records = [
+        bits_per_dim(score, x, data=DataSpec((16,)), divergence=divergence, probes=3, target_error=target)
+        for target in (0.1, 0.012)
+    ]
+    assert records[0].divergence.startswith("3 ")
+    probes = int(records[1].divergence.split()[0])
+    assert 3 < probes < 19
+    assert records[1].vjps == pytest.approx(probes * records[1].nfe / 2)  # two passes share the products
+    assert records[1].stderr_probe <= 0.012
+    mean = sum(error**2 for error in records[1].per_sample_probe_stderr) / 64
+    assert records[1].stderr_probe == pytest.approx(math.sqrt(mean / 64))
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth_when_probes_were_added():
+    score, x = mixture((16,)).score(VPSDE()), mixture((16,)).sample(12, seed=1)
+    how = {"data": DataSpec((16,))}
+    expected = bits_per_dim(score, x, divergence="exact", audit=0, **how).mean
+    records = [bits_per_dim(score, x, target_error=0.03, seed=seed, **how) for seed in range(50)]
+    probes = [int(record.divergence.split()[0]) for record in records if record.divergence != "the exact trace"]
+    assert len(probes) > 40
+    assert np.median(probes) > 1
+    errors = [r.mean - expected for r in records]
+    assert covered(errors, [math.hypot(r.stderr_probe, 0.005) for r in records]) >= 45  # the solvers are not the same
 
 
 def test_the_exact_divergence_is_taken_where_it_is_cheaper():
