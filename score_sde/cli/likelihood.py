@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from score_sde.cli.choices import loaded_run, told_class
@@ -109,25 +109,39 @@ def run_likelihood(
 
 def run_dequantizer(run: Run, config: ConfigDict, *, progress: bool) -> VariationalDequantizer:
     """The run's variational dequantizer: of ``dequantizer.safetensors``, or trained now on the training data."""
-    path, digest = run.folder / "dequantizer.safetensors", weights_digest(run.model)
+    path, digest = run.folder / "dequantizer.safetensors", str(weights_digest(run.model))
     rank, ranks = ranks_of_this_run()
-    if rank == 0 and not path.is_file():
-        try:
-            train = build_data(config.to_dict()).train
-        except DataError as error:
-            raise RunError(f"variational dequantization is trained on the training data, and there is none: {error}") from error
-        dequantizer = fit_dequantizer(run.model, train, progress=progress, **config.likelihood.dequantizer.to_dict())
-        content = save({name: value.contiguous() for name, value in dequantizer.state_dict().items()}, {"weights": digest})
-        write_atomically(path, lambda file: file.write(content))
-    if ranks > 1:
-        torch.distributed.barrier()
-    sizes = {name: config.likelihood.dequantizer[name] for name in ("couplings", "width")}
-    dequantizer = VariationalDequantizer(run.model.data, **sizes)
+    dequantizer = VariationalDequantizer(
+        run.model.data, **{name: config.likelihood.dequantizer[name] for name in ("couplings", "width")}
+    )
     try:
+        if rank == 0 and _weights_of(path) != digest:  # it is there, and of this checkpoint
+            _train_dequantizer(run, config, path, digest, progress=progress)
+        if ranks > 1:
+            torch.distributed.barrier()
         dequantizer.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise RunError(f"{path} is damaged or of another model: remove it, and it is trained anew") from error
+        raise RunError(f"{path} is damaged or of another size: remove it, and it is trained anew") from error
     return dequantizer.to(run.model.device).eval().requires_grad_(False)
+
+
+def _weights_of(path: Path) -> str | None:
+    """The digest of the weights that a dequantizer was trained for; None where there is none."""
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("weights")
+
+
+def _train_dequantizer(run: Run, config: ConfigDict, path: Path, digest: str, *, progress: bool) -> None:
+    try:
+        train = build_data(config.to_dict()).train
+    except DataError as error:
+        raise RunError(f"variational dequantization is trained on the training data, and there is none: {error}") from error
+    options = config.likelihood.dequantizer.to_dict()
+    fitted = fit_dequantizer(run.model, train, progress=progress, **options)
+    content = save({name: value.contiguous() for name, value in fitted.state_dict().items()}, {"weights": digest})
+    write_atomically(path, lambda file: file.write(content))
 
 
 def run_bounds(run: Run, config: ConfigDict, values: torch.Tensor, *, score: Score, seed: int, progress: bool) -> dict:

@@ -151,7 +151,9 @@ def bits_per_dim(
 
     if target_error is not None:
         pilot = spread(len(values), 16, offset=0.25)
-        estimator = choose_solver(estimator, lambda changed: at(pilot, changed, "choosing a solver"), target_error)
+        estimator = choose_solver(
+            estimator, lambda changed: at(pilot, changed, f"pilot, {changed.solver.steps} steps"), target_error
+        )
     everything = torch.arange(len(values))
     folder = Path(keep) if keep is not None else None
     named = "likelihood" if progress else ""

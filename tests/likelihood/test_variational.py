@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, ScoreModel
+from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, ScoreModel, SubVPSDE
 from score_sde.data import DataError
+from score_sde.likelihood import DualWeighted
 from score_sde.likelihood.dequantization import uniform
-from score_sde.likelihood.variational import VariationalDequantizer, fit_dequantizer, surrogate
+from score_sde.likelihood.variational import VariationalDequantizer, bound, fit_dequantizer
 from score_sde.networks import MLP
 from score_sde.solvers.base import SolverError
 from score_sde.tensors import SampleNoise
@@ -133,19 +134,23 @@ def test_points_depend_on_the_integers_and_on_each_other(event):
     assert (off_diagonal.abs().amax(1) > 1e-4).all()
 
 
-def test_gradient_of_the_surrogate_is_that_of_the_bound(sde):
-    """Through the exact log-density of a mixture by autograd, against the score held fixed; both have the same draws."""
+@pytest.mark.parametrize(
+    "sde", [VPSDE(beta_max=50.0), SubVPSDE(beta_max=50.0), VESDE(sigma_max=2000.0)], ids=["vp", "subvp", "ve"]
+)
+def test_the_bound_and_its_gradient(sde):
+    """Through the exact log-density of a mixture by autograd, without an ODE; the prior is that of the noised data nearly."""
     score, spec = mixture((1, 2, 2)).score(sde), DataSpec((1, 2, 2), levels=6, model_range=(-2.0, 3.0))
     flow, values = randomized(spec, dtype=torch.float64).requires_grad_(), integers_of(spec, 5)
     draw = torch.rand(values.shape, dtype=torch.float64)
     u, log_q = flow.warp(values, draw)
-    bound = log_q - spec.log_det - score.log_prob(spec.dequantized(values, u), sde.t_min)
-    expected = torch.autograd.grad(bound.sum(), list(flow.parameters()))
-    found = torch.autograd.grad(surrogate(flow, score, values, draw).sum(), list(flow.parameters()))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8 * max(1, other.abs().max().item()))
-    entropy = torch.autograd.grad(flow.warp(values, draw)[1].sum(), list(flow.parameters()))
-    assert any((one - other).norm() > 0.1 * other.norm() for one, other in zip(entropy, expected, strict=True))
+    expected = log_q - spec.log_det - score.log_prob(spec.dequantized(values, u), sde.t_min)
+    found = bound(flow, score, values, draw, solver=DualWeighted(steps=192, tolerance=1e-5), divergence="exact")
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
+    gradients = [torch.autograd.grad(value.sum(), list(flow.parameters()), retain_graph=True) for value in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() < 0.01 * other.norm() + 1e-6
+    entropy = torch.autograd.grad(log_q.sum(), list(flow.parameters()))
+    assert any((one - other).norm() > 0.1 * other.norm() for one, other in zip(entropy, gradients[1], strict=True))
 
 
 def log_mass(score, spec, values):
@@ -168,13 +173,12 @@ def gap(score, spec, values, dequantization):
 
 IN_1D = GaussianMixture(torch.tensor([[-0.35], [0.3]], dtype=torch.float64), [0.004, 0.012], [0.4, 0.6])
 IN_2D = GaussianMixture(torch.tensor([[-0.4, -0.3], [0.3, 0.4]], dtype=torch.float64), [0.02, 0.015])
-NARROW = GaussianMixture(torch.tensor([[-0.4, -0.3], [0.3, 0.4], [-0.3, -0.2]], dtype=torch.float64), [2e-3, 1e-3, 5e-4])
 
 
 def check_that_it_closes(share, truth, sde, **options):
     """The bound of held-out integers stays above the exact code length and leaves at most 1 - ``share`` of uniform's gap."""
     score, spec = truth.score(sde), DataSpec(truth.event, levels=8)
-    train, test = spec.quantized(truth.sample(6000, seed=1)).split(3000)
+    train, test = spec.quantized(truth.sample(9000, seed=1)).split([3000, 6000])
     flow = fit_dequantizer(score, train, data=spec, **options)
     before, before_error = gap(score, spec, test, uniform)
     after, after_error = gap(score, spec, test, flow)
@@ -182,15 +186,12 @@ def check_that_it_closes(share, truth, sde, **options):
     assert after + 4 * after_error < (1 - share) * (before - 4 * before_error)
 
 
-def test_training_closes_half_of_the_gap_of_uniform_dequantization():
-    check_that_it_closes(0.5, IN_1D, VPSDE(), steps=400)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("sde", [VPSDE(), VESDE(sigma_min=1e-3, sigma_max=20.0)], ids=["vp", "ve"])
-@pytest.mark.parametrize("truth", [IN_1D, IN_2D, NARROW], ids=["1d", "2d", "narrow"])
-def test_longer_training_closes_most_of_the_gap(truth, sde):
-    check_that_it_closes(0.75, truth, sde, steps=3000)
+@pytest.mark.parametrize(
+    ("truth", "sde"), [(IN_1D, VPSDE()), (IN_2D, VESDE(sigma_min=1e-3, sigma_max=200.0))], ids=["1d, vp", "2d, ve"]
+)
+def test_short_training_closes_a_part_of_the_gap(truth, sde):
+    check_that_it_closes(0.35, truth, sde, steps=200)
 
 
 @pytest.mark.slow
@@ -211,7 +212,7 @@ def test_correlated_coordinates_of_a_bin_are_followed():
         second = (first @ grid).softmax(0)
     product = first[:, None] * second
     best_product = log_probability - (product * (grid - (400**2 * product).log())).sum()
-    flow = fit_dequantizer(score, values, data=spec, steps=2000)
+    flow = fit_dequantizer(score, values, data=spec, steps=400)
     x, log_q = flow(values.double(), noise_for(values, torch.float64), spec, sde)
     difference = log_probability - (score.log_prob(x, sde.t_min) - log_q)
     assert best_product > 0.5
@@ -227,12 +228,13 @@ def small_model(event=(2,), levels=4):
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_the_model_is_evaluated_once_a_step_at_t_min_and_stays_as_it_is(event):
+def test_the_model_stays_as_it_is(event):
     model, times = small_model(event), []
     before, mode = copy.deepcopy(model.state_dict()), model.training
     values = integers_of(model.data, 20).to(torch.uint8)
     flow = fit_dequantizer(Recorder(model, times), values, data=model.data, steps=3, batch_size=4)
-    assert times == [pytest.approx(1e-5)] * 3
+    assert len(times) == 3 * 25
+    assert (min(times), max(times)) == (pytest.approx(1e-5), pytest.approx(1.0))
     assert model.training == mode
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
@@ -275,18 +277,19 @@ def test_each_sample_is_told_its_own_condition():
 
         def __call__(self, x, t, cond=None):
             self.calls += 1
-            assert torch.equal(spec.quantized(x)[:, 0], cond)
+            if t[0] < 1e-4:
+                assert torch.equal(spec.quantized(x)[:, 0], cond)
             return -x
 
     spec, told = DataSpec((2,), levels=4), Told()
     values = integers_of(spec, 64)
     fit_dequantizer(told, values, data=spec, cond=values[:, 0], steps=3, batch_size=32)
-    assert told.calls == 3
+    assert told.calls == 3 * 25
 
 
 def test_a_score_that_is_not_finite_stops_the_training():
     score = BrokenScore(IN_2D.score(VPSDE()), lambda t: t < 1e-4)
-    with pytest.raises(SolverError, match=r"loss is nan .* at step 1: check the score at t_min = 1e-05, or lower"):
+    with pytest.raises(SolverError, match=r"not finite at t = 1e-05"):
         fit_dequantizer(score, torch.zeros(4, 2), data=DataSpec((2,), levels=8), steps=3)
 
 
