@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,8 +53,10 @@ def told_class(run: Run, class_: int | None) -> Score:
 
 
 def chosen_device(name: str | None) -> torch.device:
+    gpus = torch.cuda.device_count()
+    own = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % gpus}" if gpus else "cpu"  # each process of torchrun its own
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or own)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error

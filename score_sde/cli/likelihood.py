@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from score_sde.cli.choices import loaded_run, told_class
+from score_sde.config import ConfigError
 from score_sde.data import DataError, load_array
 from score_sde.files import write_atomically
 from score_sde.likelihood import (
@@ -90,6 +91,9 @@ def run_likelihood(
     settings = config.likelihood.to_dict()
     solver = chosen(LIKELIHOOD_SOLVERS, settings.pop("solver"), kind="likelihood.solver")
     del settings["dequantizer"]
+    known = (*DEQUANTIZATIONS, "variational")
+    if settings["dequantization"] not in known:
+        raise ConfigError(f"unknown likelihood.dequantization {settings['dequantization']!r}; choose one of {', '.join(known)}")
     if settings["dequantization"] == "variational":
         settings["dequantization"] = run_dequantizer(run, config, progress=progress)
     if run.model.data.levels is None:
@@ -115,10 +119,14 @@ def run_dequantizer(run: Run, config: ConfigDict, *, progress: bool) -> Variatio
         run.model.data, **{name: config.likelihood.dequantizer[name] for name in ("couplings", "width")}
     )
     try:
-        if rank == 0 and _weights_of(path) != digest:  # it is there, and of this checkpoint
-            _train_dequantizer(run, config, path, digest, progress=progress)
-        if ranks > 1:
-            torch.distributed.barrier()
+        stale = _weights_of(path) != digest  # it is not there, or of another checkpoint
+    except SafetensorError as error:
+        raise RunError(f"{path} is damaged: remove it, and it is trained anew") from error
+    if stale and rank == 0:
+        _train_dequantizer(run, config, path, digest, progress=progress)
+    if ranks > 1:
+        torch.distributed.barrier()
+    try:
         dequantizer.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise RunError(f"{path} is damaged or of another size: remove it, and it is trained anew") from error
