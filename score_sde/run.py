@@ -5,7 +5,9 @@ checkpoints/         numbered checkpoints of a training run
 model.safetensors    the weights alone, of a model that was imported or exported
 metrics.jsonl        a line per ``log_every`` steps
 moments.safetensors  mean and covariance (or spectrum) of the training data in model coordinates
-samples/  likelihood_*.json  compare/   what was made from it
+samples/  compare/   what was made from it
+likelihood_*.json  likelihood_*.npz   records of likelihoods, and the values of single samples
+bounds/  dequantizer.safetensors      records of all bounds, and the learned dequantization
 """
 
 import dataclasses

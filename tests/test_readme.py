@@ -30,6 +30,8 @@ def test_python_runs_as_written(capsys):
 
 def test_every_name_in_the_table_exists():
     from score_sde.data import DATASETS
+    from score_sde.divergence import DIVERGENCES
+    from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS
     from score_sde.loss import WEIGHTINGS
     from score_sde.networks import NETWORKS
     from score_sde.parameterization import PARAMETERIZATIONS
@@ -37,7 +39,9 @@ def test_every_name_in_the_table_exists():
     from score_sde.solvers import SOLVERS
 
     rows = dict(
-        re.findall(r"^\| (SDEs|parameterizations|networks|losses|solvers|data) \| (.*) \|$", README, flags=re.MULTILINE)
+        re.findall(
+            r"^\| (SDEs|parameterizations|networks|losses|solvers|likelihood|data) \| (.*) \|$", README, flags=re.MULTILINE
+        )
     )
     tables = {
         "SDEs": SDES,
@@ -45,10 +49,11 @@ def test_every_name_in_the_table_exists():
         "networks": NETWORKS,
         "losses": WEIGHTINGS,
         "solvers": SOLVERS,
+        "likelihood": {*DIVERGENCES, *DEQUANTIZATIONS, *LIKELIHOOD_SOLVERS},
         "data": set(DATASETS) - {"file", "folder"},
     }
     for kind, table in tables.items():
-        assert set(table) <= set(re.findall(r"`(\w+)`", rows[kind])), kind
+        assert set(table) <= set(re.findall(r"`([\w+]+)`", rows[kind])), kind
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def choose_solver(estimator: Estimator, pilot: Callable[[Estimator], Values], ta
     tolerance = 2.5 * target * math.log(2)  # the error is about a quarter of the residual's part
     fine = DualWeighted(steps=48, tolerance=tolerance / 8, doublings=2)
     exact, change = solve(fine), math.inf
-    while change > target / 3:
+    while change > target / 2:
         before, fine = change, dataclasses.replace(fine.finer(), tolerance=fine.tolerance)
         better = solve(fine)
         exact, change = better, _rms(better - exact)

@@ -150,7 +150,7 @@ def bits_per_dim(
         return evaluate(changed, values[places], places.tolist(), told, batch_size=batch_size, progress=named)
 
     if target_error is not None:
-        pilot = spread(len(values), 16, offset=0.25)
+        pilot = spread(len(values), min(16, max(8, len(values) // 16)), offset=0.25)
         estimator = choose_solver(
             estimator, lambda changed: at(pilot, changed, f"pilot, {changed.solver.steps} steps"), target_error
         )
