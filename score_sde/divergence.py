@@ -273,14 +273,14 @@ def _variance_of_mean(estimates: Tensor, factor: float = 1.0) -> Tensor | None:
 
 def _products(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
     """v^T J for each of ``vectors`` ``(k, B, *D)``: by one batched backward pass, or one by one where batches fail."""
+    twice = torch.is_grad_enabled()
     try:
-        twice = torch.is_grad_enabled()
         (products,) = torch.autograd.grad(value, x, vectors, retain_graph=True, create_graph=twice, is_grads_batched=True)
         return products
-    except RuntimeError as error:
-        if "vmap" not in str(error):
-            raise
-    return _one_by_one(value, x, vectors)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # an operation without a batching rule says so in many ways; any other error comes again
+        return _one_by_one(value, x, vectors)
 
 
 def _one_by_one(value: Tensor, x: Tensor, vectors: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def choose_solver(estimator: Estimator, pilot: Callable[[Estimator], Values], ta
         SolverError: no solver reaches the target.
     """
     solve = lambda solver: pilot(dataclasses.replace(estimator, solver=solver)).bits
-    tolerance = 2.5 * target * math.log(2)  # the error is about a quarter of the residual's part
+    tolerance = 2 * target * math.log(2)  # the error is a quarter of the residual's part or so
     fine = DualWeighted(steps=48, tolerance=tolerance / 8, doublings=2)
     exact, change = solve(fine), math.inf
     while change > target / 2:
@@ -52,7 +52,7 @@ def choose_solver(estimator: Estimator, pilot: Callable[[Estimator], Values], ta
             break
         solver = DualWeighted(steps=steps, tolerance=tolerance)
         found = pilot(dataclasses.replace(estimator, solver=solver))
-        reached = _rms(found.bits - exact) < 0.8 * target  # the pilot is small: some room for the others
+        reached = _rms(found.bits - exact) < 0.7 * target  # the pilot is small: some room for the others
         if reached and found.nfe.mean().item() < cost:
             best, cost = solver, found.nfe.mean().item()
     return dataclasses.replace(estimator, solver=best)
