@@ -5,6 +5,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 2
+# tests of small tensors: a process for each core, and each with one thread
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .PHONY: demo test test-all slow lint clean
 .DEFAULT_GOAL := test
@@ -21,10 +24,10 @@ demo: .venv/installed
 	$(BIN)/score-sde demo --workdir=runs/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-all: test slow
 

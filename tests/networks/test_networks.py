@@ -332,7 +332,7 @@ def test_the_exact_divergence_goes_through_every_network(name):
     _, divergence, _ = ExactDivergence()(lambda point: network(point, noise), x)
     for i in range(2):
         jacobian = torch.autograd.functional.jacobian(lambda point: network(point[None], noise[i : i + 1])[0], x[i])  # noqa: B023
-        torch.testing.assert_close(divergence[i], jacobian.reshape(128, 128).trace())
+        torch.testing.assert_close(divergence[0, i], jacobian.reshape(128, 128).trace())
 
 
 # resampling
