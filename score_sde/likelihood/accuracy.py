@@ -1,8 +1,8 @@
 """An accuracy instead of a tolerance: the cheapest solver that reaches it on a pilot batch, and probes until it is reached.
 
-The pilot's samples are solved finely, by twice the steps again and again until nothing changes any more; of ever more
-steps the cheapest is taken whose root mean square error is small enough. All solve for the same points and probes, so that only
-the solvers differ. Few steps are not cheap where many samples have to be solved again.
+The pilot's samples are solved finely, by twice the steps again and again until nothing changes any more; of ever more steps the
+cheapest is taken whose root mean square error is small enough. All solve for the same points and probes, so that only the
+solvers differ. Few steps are not cheap where many samples have to be solved again.
 """
 
 import dataclasses
@@ -36,12 +36,13 @@ def choose_solver(estimator: Estimator, pilot: Callable[[Estimator], Values], ta
     solve = lambda solver: pilot(dataclasses.replace(estimator, solver=solver)).bits
     tolerance = 2 * target * math.log(2)  # the error is a quarter of the residual's part or so
     fine = DualWeighted(steps=48, tolerance=tolerance / 8, doublings=2)
-    exact, change = solve(fine), math.inf
+    exact, change, stalled = solve(fine), math.inf, 0
     while change > target / 2:
         before, fine = change, dataclasses.replace(fine.finer(), tolerance=fine.tolerance)
         better = solve(fine)
         exact, change = better, _rms(better - exact)
-        if change > before or fine.steps >= FINEST:
+        stalled = stalled + 1 if change > before / 2 else 0
+        if stalled == 2 or fine.steps >= FINEST:
             raise SolverError(
                 f"an error of {target:g} bits/dim is out of reach: with {fine.steps} steps instead of half as many the pilot "
                 f"still changes by {change:.2g}; ask for a larger target_error, or check the model"
