@@ -40,7 +40,11 @@ def default_config() -> ConfigDict:
     model["sigma_data"] = config_dict.placeholder(float)
     not_configured = ("solver", "target_error", "levels", "data", "cond", "seed", "moments", "name", "keep", "progress")
     likelihood = _options(bits_per_dim, *not_configured)
-    likelihood |= {"target_error": config_dict.placeholder(float), "solver": _section(LIKELIHOOD_SOLVERS, "dual_weighted")}
+    likelihood |= {
+        "target_error": config_dict.placeholder(float),
+        "probes": config_dict.placeholder(int),
+        "solver": _section(LIKELIHOOD_SOLVERS, "dual_weighted"),
+    }
     likelihood["dequantizer"] = _options(fit_dequantizer, "data", "cond", "seed", "progress")
     config = {
         "seed": 0,

@@ -96,7 +96,7 @@ class ExactDivergence:
             index = torch.arange(start, min(start + chunk, dim), device=x.device)
             basis = torch.nn.functional.one_hot(index, dim).to(x).reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
             rows = _products(value, x, basis)
-            trace = trace + rows.reshape(len(index), batch, dim)[torch.arange(len(index)), :, index].sum(0)
+            trace = trace + rows.reshape(len(index), batch, dim)[torch.arange(len(index), device=x.device), :, index].sum(0)
         return _result(value), trace, dim
 
     def variance(self, estimates: Tensor, dim: int) -> Tensor:

@@ -35,6 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"score-sde: out of memory; use a smaller batch_size: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "; the same command goes on from here" if options.command == "likelihood" else ""
+        again = "; the same command goes on from here" if options.command == "likelihood" and not options.bounds else ""
         print(f"score-sde: stopped{again}", file=sys.stderr)
         return 130

@@ -1,7 +1,9 @@
 """The command ``likelihood``: bits/dim with their protocol, the table of all bounds, over several processes if there are."""
 
 import argparse
+import json
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -32,7 +34,7 @@ from score_sde.run import Run, RunError, build_data, chosen
 def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
     if processes > 1:
-        torch.distributed.init_process_group("gloo")  # what is exchanged are results, on the CPU
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))  # what is exchanged are results, on the CPU
     try:
         return _likelihood(options, overrides)
     finally:
@@ -91,13 +93,13 @@ def run_likelihood(
     settings = config.likelihood.to_dict()
     solver = chosen(LIKELIHOOD_SOLVERS, settings.pop("solver"), kind="likelihood.solver")
     del settings["dequantizer"]
+    if run.model.data.levels is None:
+        settings["dequantization"] = "uniform"  # continuous data has none
     known = (*DEQUANTIZATIONS, "variational")
     if settings["dequantization"] not in known:
         raise ConfigError(f"unknown likelihood.dequantization {settings['dequantization']!r}; choose one of {', '.join(known)}")
     if settings["dequantization"] == "variational":
         settings["dequantization"] = run_dequantizer(run, config, progress=progress)
-    if run.model.data.levels is None:
-        settings["dequantization"] = "uniform"  # continuous data has none
     return bits_per_dim(
         score or run.model,
         values,
@@ -113,42 +115,40 @@ def run_likelihood(
 
 def run_dequantizer(run: Run, config: ConfigDict, *, progress: bool) -> VariationalDequantizer:
     """The run's variational dequantizer: of ``dequantizer.safetensors``, or trained now on the training data."""
-    path, digest = run.folder / "dequantizer.safetensors", str(weights_digest(run.model))
+    path, options = run.folder / "dequantizer.safetensors", config.likelihood.dequantizer.to_dict()
+    made = {"weights": str(weights_digest(run.model)), "options": json.dumps(options)}
     rank, ranks = ranks_of_this_run()
-    dequantizer = VariationalDequantizer(
-        run.model.data, **{name: config.likelihood.dequantizer[name] for name in ("couplings", "width")}
-    )
+    dequantizer = VariationalDequantizer(run.model.data, **{name: options[name] for name in ("couplings", "width")})
     try:
-        stale = _weights_of(path) != digest  # it is not there, or of another checkpoint
+        stale = _made(path) != made  # it is not there, of another checkpoint, or trained otherwise
     except SafetensorError as error:
         raise RunError(f"{path} is damaged: remove it, and it is trained anew") from error
     if stale and rank == 0:
-        _train_dequantizer(run, config, path, digest, progress=progress)
+        _train_dequantizer(run, config, path, made, progress=progress)
     if ranks > 1:
         torch.distributed.barrier()
     try:
         dequantizer.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise RunError(f"{path} is damaged or of another size: remove it, and it is trained anew") from error
+        raise RunError(f"{path} is damaged: remove it, and it is trained anew") from error
     return dequantizer.to(run.model.device).eval().requires_grad_(False)
 
 
-def _weights_of(path: Path) -> str | None:
-    """The digest of the weights that a dequantizer was trained for; None where there is none."""
+def _made(path: Path) -> dict[str, str] | None:
+    """For which weights a dequantizer was trained, and how; None where there is none."""
     if not path.is_file():
         return None
     with safe_open(path, "pt") as file:
-        return (file.metadata() or {}).get("weights")
+        return file.metadata()
 
 
-def _train_dequantizer(run: Run, config: ConfigDict, path: Path, digest: str, *, progress: bool) -> None:
+def _train_dequantizer(run: Run, config: ConfigDict, path: Path, made: dict[str, str], *, progress: bool) -> None:
     try:
         train = build_data(config.to_dict()).train
     except DataError as error:
         raise RunError(f"variational dequantization is trained on the training data, and there is none: {error}") from error
-    options = config.likelihood.dequantizer.to_dict()
-    fitted = fit_dequantizer(run.model, train, progress=progress, **options)
-    content = save({name: value.contiguous() for name, value in fitted.state_dict().items()}, {"weights": digest})
+    fitted = fit_dequantizer(run.model, train, progress=progress, **json.loads(made["options"]))
+    content = save({name: value.contiguous() for name, value in fitted.state_dict().items()}, made)
     write_atomically(path, lambda file: file.write(content))
 
 

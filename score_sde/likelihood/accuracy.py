@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from score_sde.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
@@ -42,7 +43,7 @@ def choose_solver(estimator: Estimator, pilot: Callable[[Estimator], Values], ta
         better = solve(fine)
         exact, change = better, _rms(better - exact)
         stalled = stalled + 1 if change > before / 2 else 0
-        if stalled == 2 or fine.steps >= FINEST:
+        if change > target / 2 and (stalled == 2 or fine.steps >= FINEST):
             raise SolverError(
                 f"an error of {target:g} bits/dim is out of reach: with {fine.steps} steps instead of half as many the pilot "
                 f"still changes by {change:.2g}; ask for a larger target_error, or check the model"
@@ -78,15 +79,16 @@ def enough_probes(
         if not isinstance(divergence, Hutchinson | HutchPlusPlus):
             raise SolverError(f"{divergence} cannot be given more probes to reach an error of {target:g} bits/dim")
         used = divergence.probes
-        more = max(3, math.ceil(1.1 * used * (variance / allowed - 1)))
-        if more >= estimator.data.dim:
+        more = max(4, math.ceil(1.1 * used * (variance / allowed - 1)))
+        if used + more > estimator.data.dim:
             exact = dataclasses.replace(estimator, divergence=ExactDivergence())
             return exact, again(exact), 0.0
         fresh = dataclasses.replace(divergence, probes=more)
         seed = derive_seed(estimator.seed, "probes", used)
         new = again(dataclasses.replace(estimator, divergence=fresh, probe_seed=seed))
         share = more / (used + more)
-        spread = share * new.probe_variance  # as that of one probe is seen by the new ones
+        known = torch.full_like(new.bits, variance) if found.probe_variance is None else found.probe_variance
+        spread = (1 - share) ** 2 * known + share**2 * new.probe_variance
         found = Values((1 - share) * found.bits + share * new.bits, spread, found.nfe + new.nfe, found.vjps + new.vjps)
         divergence, variance = dataclasses.replace(divergence, probes=used + more), spread.mean().item()
     return dataclasses.replace(estimator, divergence=divergence), found, variance

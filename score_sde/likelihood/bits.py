@@ -28,7 +28,7 @@ from score_sde.divergence import Divergence, ExactDivergence, as_divergence
 from score_sde.likelihood.accuracy import choose_solver, enough_probes
 from score_sde.likelihood.dequantization import DEQUANTIZATIONS, Dequantization
 from score_sde.likelihood.dual_weighted import DualWeighted
-from score_sde.likelihood.evaluation import Estimator, Values, evaluate, weights_digest
+from score_sde.likelihood.evaluation import Estimator, Values, evaluate, forget, ranks_of_this_run, weights_digest
 from score_sde.likelihood.ode import LikelihoodSolver
 from score_sde.likelihood.record import BitsPerDim
 from score_sde.model import Score
@@ -47,7 +47,7 @@ def bits_per_dim(
     importance_samples: int = 1,
     truncation: bool = False,
     divergence: str | Divergence = "hutchinson",
-    probes: int = 1,
+    probes: int | None = None,
     target_error: float | None = None,
     solver: LikelihoodSolver | None = None,
     cond: Tensor | None = None,
@@ -75,10 +75,10 @@ def bits_per_dim(
         truncation: bound the density at 0 instead of taking that at t_min for it; for points without the noise of t_min.
         divergence: a key of ``DIVERGENCES``, ``hutchinson`` or ``exact`` for example, or an object such as
             ``Hutchinson(probes=4)``.
-        probes: number of probes where the divergence is given by its name.
+        probes: number of probes where the divergence is given by its name; by default 1, and 3 of ``hutch++``.
         target_error: in bits per dimension. The solver is then chosen on a few samples so that its error is smaller in the root
-            mean square, and new probes are added until their standard error of the mean is smaller, or the exact divergence
-            cheaper.
+            mean square, and new probes are added until their standard error of the mean is smaller, or until the exact
+            divergence would be cheaper; with several importance samples the probes stay as they are.
         solver: how the ODE is solved; by default ``DualWeighted()``.
         cond: what each sample is conditioned on, ``(N, ...)``.
         batch_size: samples at a time.
@@ -161,8 +161,15 @@ def bits_per_dim(
     audited = spread(len(values), audit, offset=0.5)
     errors = _audit(estimator, found, audited, lambda changed: at(audited, changed, "audit"))
     if target_error is not None and importance_samples == 1:
-        again = lambda changed: at(everything, changed, str(changed.divergence))
+
+        def again(changed: Estimator) -> Values:
+            kept = folder / f"probes_{changed.divergence.estimates}" if folder else None
+            named = str(changed.divergence) if progress else ""
+            return evaluate(changed, values, everything.tolist(), cond, batch_size=batch_size, keep=kept, progress=named)
+
         estimator, found, errors["probe"] = enough_probes(estimator, found, errors["probe"], again, target_error)
+    if folder is not None and ranks_of_this_run()[0] == 0:
+        forget(folder)
     bits, count = found.bits, len(found.bits)
     stderr = (bits.std() / math.sqrt(count)).item() if count > 1 else math.nan
     return BitsPerDim(

@@ -50,7 +50,7 @@ def truncated_normal(integers: Tensor, noise: SampleNoise, spec: DataSpec, sde: 
     t = torch.tensor(sde.t_min, dtype=torch.float64)
     alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
     inside = math.erf(alpha * spec.slope / (2 * sigma) / math.sqrt(2))  # the share of the noise that stays in the bin
-    draw = noise.uniform().double() + 2**-25  # away from 0, where the inverse is infinite
+    draw = noise.uniform().double().clamp(2**-25, 1 - 2**-25)  # away from the ends, where the inverse is infinite
     signed = (2 * draw - 1) * inside
     z = math.sqrt(2) * torch.erfinv(signed)
     log_q = sum_event(-(z**2) / 2 - math.log(math.sqrt(2 * math.pi) * sigma * inside))

@@ -106,7 +106,7 @@ class DualWeighted:
             gradients.append(scale[i] * score)
             forces.append(tangent[i] * (z + gradients[i]))
             densities.append(tangent[i] * slope[i] * (dim + scale[i] ** 2 * traces))
-            guard.watch(t, forces[i])
+            guard.watch(t, sum_event(forces[i]) + densities[i])
             observe(float(t), z)
             if i:
                 corrected = corrected - weights.step(forces, i, new=True)
@@ -114,10 +114,9 @@ class DualWeighted:
                 z = corrected - weights.step(forces, i + 1, new=False)
         guard.check()
         velocities = torch.stack([-s * force for s, force in zip(slope, forces, strict=True)])
-        missed = x.new_zeros(len(x))
+        missed, spline = x.new_zeros(len(x)), torch.as_tensor(weights.spline, dtype=x.dtype, device=x.device)
         for i in range(self.steps):
-            weight = torch.as_tensor(weights.spline[i], dtype=x.dtype, device=x.device)
-            residual = states[i + 1] - states[i] - torch.tensordot(weight, velocities, 1)
+            residual = states[i + 1] - states[i] - torch.tensordot(spline[i], velocities, 1)
             missed = missed + sum_event(residual * (gradients[i] + gradients[i + 1]) / 2)
         gained = sum(weight * density for weight, density in zip(weights.spline.sum(0), densities, strict=True))
         return scale[-1] * z, -gained - missed - dim * float((scale[0] / scale[-1]).log()), missed

@@ -5,11 +5,12 @@ random numbers are those of its place. So batches can be kept in files and dealt
 result is that of a single process.
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import io
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,11 @@ def evaluate(
         cond: condition of each, ``(N, ...)``.
         batch_size: samples at a time.
         keep: folder for finished batches; those that are there already are not computed again, provided that they belong to
-            the same model, data and protocol. It is removed at the end.
+            the same model, data and protocol. ``forget`` removes them.
         progress: name of a progress bar; none if empty.
+
+    Raises:
+        ValueError: ``keep`` is a folder of other things.
     """
     rank, ranks = ranks_of_this_run()
     device = getattr(innermost(estimator.model), "device", "cpu")
@@ -130,8 +134,6 @@ def evaluate(
         gathered: list = [None] * ranks
         torch.distributed.all_gather_object(gathered, done)
         done = {start: arrays for part in gathered for start, arrays in part.items()}
-    if keep is not None and rank == 0:
-        shutil.rmtree(keep, ignore_errors=True)
     whole = {name: torch.from_numpy(np.concatenate([done[start][name] for start in starts])) for name in done[0]}
     return Values(whole["bits"], whole.get("probe_variance"), whole["nfe"], whole["vjps"])
 
@@ -160,22 +162,39 @@ def fingerprint(
 ) -> dict[str, str]:
     """What a batch that was kept must agree with: the model, the data and the protocol."""
     data = hashlib.sha256(_bytes(values) + (b"" if cond is None else _bytes(cond)) + np.asarray(places).tobytes())
-    dequantize = estimator.dequantization
-    learned = weights_digest(dequantize) if isinstance(dequantize, nn.Module) else None
+    inner = innermost(estimator.model)
     return {
-        "weights": str(weights_digest(estimator.model)),
-        "score": type(estimator.model).__name__,
+        "score": _described(estimator.model),
         "sde": repr(estimator.model.sde),
+        "place": f"{torch.device(getattr(inner, 'device', 'cpu')).type} {getattr(inner, 'dtype', None)}",
         "data": data.hexdigest(),
-        "dequantization": learned or getattr(dequantize, "__name__", str(dequantize)),
+        "dequantization": _described(estimator.dequantization),
         "spec": repr(estimator.data),
         "solver": repr(estimator.solver),
-        "divergence": str(estimator.divergence),
+        "divergence": _described(estimator.divergence),
         "importance_samples": str(estimator.importance_samples),
         "truncation": str(estimator.truncation),
         "seeds": f"{estimator.seed} {estimator.probe_seed}",
         "batch_size": str(batch_size),
     }
+
+
+def _described(value: object) -> str:
+    """Whatever tells a score, a divergence or a dequantization from another: its classes, options and tensors."""
+    if isinstance(value, Tensor):
+        return hashlib.sha256(_bytes(value)).hexdigest()[:16]
+    if isinstance(value, nn.Module):
+        plain = {name: v for name, v in vars(value).items() if isinstance(v, str | int | float | tuple) and name != "training"}
+        return f"{type(value).__name__} {weights_digest(value)} {plain}"
+    if dataclasses.is_dataclass(value):
+        parts = {field.name: _described(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return f"{type(value).__name__} {parts}"
+    if hasattr(value, "__name__"):  # a function
+        return value.__name__
+    if hasattr(value, "__dict__"):
+        known = {name: v for name, v in vars(value).items() if isinstance(v, Tensor | nn.Module) or dataclasses.is_dataclass(v)}
+        return f"{type(value).__name__} { {name: _described(v) for name, v in known.items()} }"
+    return repr(value)
 
 
 def _bytes(value: Tensor) -> bytes:
@@ -185,16 +204,27 @@ def _bytes(value: Tensor) -> bytes:
 def _prepare(keep: Path, protocol: dict[str, str], rank: int) -> None:
     """An empty folder, or one with batches of the same protocol."""
     file = keep / "protocol.json"
+    if keep.is_dir() and any(keep.iterdir()) and not file.is_file():
+        raise ValueError(f"{keep} holds other files, and is not a folder of finished batches: keep takes a new one")
     if rank == 0:
         try:
             same = json.loads(file.read_text()) == protocol
         except (OSError, ValueError):
             same = False
         if not same:
-            shutil.rmtree(keep, ignore_errors=True)
+            forget(keep)
             write_text(file, json.dumps(protocol, indent=2) + "\n")
     if ranks_of_this_run()[1] > 1:
         torch.distributed.barrier()
+
+
+def forget(keep: Path) -> None:
+    """Remove what ``evaluate`` kept in a folder and in those within it, and nothing else."""
+    for folder in (*(path for path in keep.glob("*") if path.is_dir()), keep):
+        for file in (*folder.glob("[0-9]*.npz"), folder / "protocol.json"):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there, or holds other files
+            folder.rmdir()
 
 
 def _arrays(values: Values) -> dict[str, np.ndarray]:

@@ -82,7 +82,7 @@ def log_likelihood(
 
     Raises:
         SolverError: the state stopped being finite.
-        TypeError: ``DualWeighted`` and an SDE that is not linear.
+        TypeError: the SDE is not linear.
         ValueError: the divergence is unknown, x holds NaN, or t_min is outside (0, T).
     """
     divergence = as_divergence(divergence)

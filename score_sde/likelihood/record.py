@@ -92,7 +92,7 @@ class BitsPerDim:
         of += f"{self.dequantization.replace('_', ' ')} dequantization" if self.levels else ""
         of += f" with {self.importance_samples} importance samples" if self.importance_samples > 1 else ""
         of += ", truncation bound" if self.truncation else ""
-        target = f" (chosen for an error of {self.target_error:g})" if self.target_error is not None else ""
+        target = f" (chosen for an error of {self.target_error:g} bits/dim)" if self.target_error is not None else ""
         how = f"probability-flow ODE of the {self.sde} by {self.solver}{target}, t_min = {self.t_min:g}, {self.divergence}"
         cost = f"{self.nfe:.4g} network evaluations and {self.vjps:.4g} vector-Jacobian products per sample"
         whose = [self.model] if self.model else []

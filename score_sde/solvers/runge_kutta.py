@@ -88,7 +88,7 @@ def dormand_prince(
         if not finite:
             sample = error.isfinite().logical_not().nonzero()[0]
             stage = next((i for i, k in enumerate(slopes) if not k[sample].isfinite().all()), len(slopes) - 1)
-            at_stage = time(done + _TIMES[stage] * step)[sample]
+            at_stage = time(done + _TIMES[stage] * step.nan_to_num(0.0))[sample]
             raise SolverError(non_finite(name, float(at_stage), f"evaluation {calls - 6 + stage}"))
         done = torch.where(accepted, reached, done)
         step = step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 10.0)

@@ -10,6 +10,8 @@ import torch
 from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, Hutchinson, ProbabilityFlow, SolverError, bits_per_dim
 from score_sde.data import DataError
 from score_sde.likelihood import DualWeighted
+from score_sde.likelihood.accuracy import choose_solver
+from score_sde.likelihood.evaluation import Estimator, Values
 from score_sde.tensors import SampleNoise
 from tests.conftest import DoubleWellSDE, mixture
 
@@ -178,7 +180,7 @@ def test_a_target_error_is_reached(target):
     error = torch.tensor(solved.per_sample, dtype=torch.float64) - unit_bits(score, x)
     assert error.square().mean().sqrt() <= target
     assert abs(record.mean - unit_bits(score, x).mean().item()) < target + 3 * record.stderr_probe
-    assert f"(chosen for an error of {target:g})" in record.sentence()
+    assert f"(chosen for an error of {target:g} bits/dim)" in record.sentence()
 
 
 def _solver_of(record):
@@ -230,6 +232,31 @@ def test_a_target_out_of_reach_is_a_named_error():
     single, x = mixture((8,), torch.float32).score(VPSDE()), mixture((8,)).sample(8, seed=4)
     with pytest.raises(SolverError, match=r"1e-09 bits/dim is out of reach: with [0-9]+ steps"):
         bits_per_dim(single, x.float(), data=DataSpec((8,)), divergence="exact", target_error=1e-9)
+
+
+def test_a_pilot_that_converges_slowly_is_not_given_up():
+    """Changes of 1, 0.6 and 0.4: each more than half of the one before, but the last is small enough."""
+    score = mixture().score(VPSDE())
+    estimator = Estimator(score, DataSpec((2,)), None, 1, False, Hutchinson(), DualWeighted(), 0, 0)
+    biases = {48: 2.0, 96: 1.0, 192: 0.4, 384: 0.0}
+
+    def pilot(changed):
+        numbers = torch.full((8,), 1.0, dtype=torch.float64)
+        return Values(biases.get(changed.solver.steps, 0.5) * numbers, None, changed.solver.steps * numbers, numbers)
+
+    assert choose_solver(estimator, pilot, 0.9).solver.steps == 12
+    with pytest.raises(SolverError, match="out of reach: with 384 steps"):
+        choose_solver(estimator, pilot, 0.7)
+
+
+def test_probes_are_added_to_hutch_plus_plus_as_well():
+    score, x = mixture((16,)).score(VPSDE()), mixture((16,)).sample(24, seed=4)
+    how = {"data": DataSpec((16,)), "divergence": "hutch++"}
+    first = bits_per_dim(score, x, audit=24, **how)
+    assert first.divergence == "3 probes (Hutch++)"
+    record = bits_per_dim(score, x, target_error=first.stderr_probe / 1.2, **how)
+    assert record.divergence == "7 probes (Hutch++)"
+    assert record.stderr_probe <= first.stderr_probe / 1.2
 
 
 def test_the_truncation_bound_is_one_and_no_more_than_the_noise_away():

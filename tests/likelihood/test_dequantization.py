@@ -146,6 +146,18 @@ def test_points_lie_in_their_bins_and_q_is_a_density_there(name, event, dtype):
     assert abs(volume.mean() - 1) < 5 * volume.std() / 4000**0.5 + 1e-6
 
 
+def test_the_ends_of_the_uniform_numbers_are_safe():
+    class Ends:
+        dtype = torch.float64
+
+        def uniform(self):
+            return torch.tensor([[0.0, 1 - 2**-53]], dtype=torch.float64)
+
+    x, log_q = DEQUANTIZATIONS["truncated_normal"](torch.zeros(1, 2), Ends(), SPEC, VPSDE())
+    assert x.isfinite().all()
+    assert log_q.isfinite().all()
+
+
 def test_importance_samples_of_an_estimate_are_warned_of():
     score, values = smooth_model().score(VPSDE()), integers(3)
     how = {"data": SPEC, "importance_samples": 2, "solver": ProbabilityFlow(method="midpoint", steps=6, grid="log_snr")}

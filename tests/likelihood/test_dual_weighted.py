@@ -126,6 +126,20 @@ def test_nan_is_a_named_error():
         log_likelihood(score, torch.zeros(2, 2, dtype=torch.float64), solver=DualWeighted())
 
 
+@pytest.mark.parametrize("solver", [DualWeighted(), ProbabilityFlow(method="rk45")], ids=["dual_weighted", "rk45"])
+def test_a_divergence_that_is_nan_is_a_named_error(solver):
+    """The score itself is finite, its derivative at 0 is not."""
+
+    class Score:
+        sde = VPSDE()
+
+        def __call__(self, x, t, cond=None):
+            return -x.abs().sqrt()
+
+    with pytest.raises(SolverError, match="not finite at t = 1e-05"):
+        log_likelihood(Score(), torch.zeros(2, 3), solver=solver)
+
+
 def test_a_drift_that_is_not_linear_is_refused():
     class Score:
         sde = DoubleWellSDE()

@@ -1,12 +1,15 @@
 """Every sample once: across batches, interruptions and processes."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
 from score_sde import VPSDE, DataSpec, ProbabilityFlow, ScoreModel, bits_per_dim
-from score_sde.likelihood.evaluation import weights_digest
+from score_sde.divergence import GivenProbes
+from score_sde.likelihood.evaluation import Estimator, fingerprint, weights_digest
+from score_sde.model import ForClass
 from score_sde.networks import MLP
 from tests.conftest import mixture
 
@@ -112,6 +115,80 @@ def test_the_protocol_of_a_kept_folder_can_be_read(tmp_path):
     assert protocol["dequantization"] == "uniform"
     assert protocol["seeds"] == "0 0"
     assert "VPSDE" in protocol["sde"]
+
+
+def test_an_interruption_among_added_probes_goes_on_there(tmp_path):
+    """All passes over the data are kept until the end, not the first alone."""
+    model = ScoreModel(MLP((6,), width=16, depth=2), VPSDE(), DataSpec((6,), levels=16))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    values = torch.randint(16, (12, 6), generator=torch.Generator().manual_seed(0))
+    how, calls = {"batch_size": 4, "audit": 4, "keep": tmp_path / "kept", "probes": 1}, []
+    target = 0.7 * bits_per_dim(model, values, **{**how, "audit": 12}).stderr_probe
+    hook = model.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    whole = bits_per_dim(model, values, target_error=target, **how)
+    hook.remove()
+    assert whole.divergence.startswith(("4 ", "5 ", "6 "))
+    spent = len(calls)
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) == 2 * spent - 3:
+            raise KeyboardInterrupt
+
+    hook = model.network.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        bits_per_dim(model, values, target_error=target, **how)
+    assert len(list((tmp_path / "kept").glob("*.npz"))) == 3
+    before = len(calls)
+    resumed = bits_per_dim(model, values, target_error=target, **how)
+    hook.remove()
+    assert resumed.per_sample == whole.per_sample
+    assert len(calls) - before < spent
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path):
+    score, values = score_and_values(8)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds other files"):
+        bits_per_dim(score, values, keep=tmp_path, **HOW)
+    keep = tmp_path / "kept"
+    with pytest.raises(KeyboardInterrupt):
+        bits_per_dim(Interrupted(score, stop=CALLS + 1), values, keep=keep, **HOW)
+    (keep / "mine.txt").write_text("note")
+    bits_per_dim(score, values, keep=keep, **HOW)
+    assert [file.name for file in keep.iterdir()] == ["mine.txt"]
+    assert (tmp_path / "thesis.tex").is_file()
+
+
+def test_a_protocol_tells_models_and_probes_apart():
+    values, network = torch.zeros(2, 2), MLP((2,), width=8, depth=1)
+    estimator = Estimator(
+        model=mixture().score(VPSDE()),
+        data=SPEC,
+        dequantization=None,
+        importance_samples=1,
+        truncation=False,
+        divergence=GivenProbes(torch.ones(1, 2, 2)),
+        solver=SOLVER,
+        seed=0,
+        probe_seed=0,
+    )
+    others = [
+        {"model": mixture(seed=1).score(VPSDE())},
+        {"model": mixture(dtype=torch.float32).score(VPSDE())},
+        {"model": ScoreModel(network, VPSDE(), SPEC)},
+        {"model": ScoreModel(network, VPSDE(), SPEC, parameterization="v")},
+        {"model": ForClass(mixture().score(VPSDE()), 0)},
+        {"model": ForClass(mixture().score(VPSDE()), 1)},
+        {"divergence": GivenProbes(-torch.ones(1, 2, 2))},
+    ]
+    changed = [estimator, *(dataclasses.replace(estimator, **other) for other in others)]
+    protocols = [json.dumps(fingerprint(one, values, [0, 1], None, 4)) for one in changed]
+    assert len(set(protocols)) == len(protocols)
+    same = dataclasses.replace(estimator, model=mixture().score(VPSDE()))
+    assert json.dumps(fingerprint(same, values, [0, 1], None, 4)) == protocols[0]
 
 
 def _one_of(rank, ranks, folder, count):
