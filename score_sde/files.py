@@ -3,9 +3,11 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 
 def write_atomically(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
@@ -28,6 +30,11 @@ def write_atomically(path: Path | str, write: Callable[[BinaryIO], Any]) -> None
 def write_text(path: Path | str, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_npz(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as ``.npz``, atomically."""
+    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -157,13 +157,10 @@ def run_bounds(run: Run, config: ConfigDict, values: torch.Tensor, *, score: Sco
     if run.model.data.levels is None:
         raise RunError("the bounds are on probabilities of integers, and the data of this run is continuous")
     records: dict = {}
-    for name in (*DEQUANTIZATIONS, "variational"):
-        for truncation in (False, True):
-            if truncation and name != "uniform":
-                continue
-            config.likelihood.dequantization, config.likelihood.truncation = name, truncation
-            how = f"ODE, {name.replace('_', ' ')}" + (", truncation" if truncation else "")
-            records[how] = run_likelihood(run, config, values, score=score, seed=seed, progress=progress)
+    for name, truncation in (("uniform", False), ("uniform", True), ("truncated_normal", False), ("variational", False)):
+        config.likelihood.dequantization, config.likelihood.truncation = name, truncation
+        how = f"ODE, {name.replace('_', ' ')}" + (", truncation" if truncation else "")
+        records[how] = run_likelihood(run, config, values, score=score, seed=seed, progress=progress)
     shared = {"seed": seed, "batch_size": config.likelihood.batch_size, "progress": progress}
     steps = len(getattr(run.model.sde, "betas", range(1000)))
     variances = [name for name in VARIANCES if name != "learned" or run.model.learned_variance]

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from score_sde.cli.choices import chosen_solver, likelihood_of_a_file, loaded_run, told_class
 from score_sde.comparison import compare
 from score_sde.config import ConfigError
-from score_sde.files import write_atomically
+from score_sde.files import write_npz
 from score_sde.images import picture, save_png
 from score_sde.model import Score
 from score_sde.report import comparison_table, image, paragraph, quality_curve, row, write_page
@@ -45,7 +45,7 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     about = {"solver": repr(solver), "nfe": nfe, "seed": options.seed, "denoised": options.denoise}
     about |= {"class": options.class_, "step": run.step}
     values = spec.decode(x).cpu().numpy()
-    write_atomically(stem.with_suffix(".npz"), lambda file: np.savez(file, samples=values, about=np.array(json.dumps(about))))
+    write_npz(stem.with_suffix(".npz"), {"samples": values, "about": np.array(json.dumps(about))})
     shown = x[: 400 if len(spec.shape) > 1 else 5000]
     save_png(picture(spec.displayed(shown)), stem.with_suffix(".png"))
     print(f"{options.n} samples by {solver}: {nfe} evaluations each, {seconds:.1f} s")

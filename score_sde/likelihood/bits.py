@@ -144,29 +144,24 @@ def bits_per_dim(
         probe_seed=seed,
     )
 
-    def at(places: Tensor, changed: Estimator, doing: str) -> Values:
+    folder = Path(keep) if keep is not None else None
+
+    def at(places: Tensor, changed: Estimator, doing: str, kept: Path | None = None) -> Values:
         told = None if cond is None else cond[places.to(cond.device)]
-        named = doing if progress else ""
-        return evaluate(changed, values[places], places.tolist(), told, batch_size=batch_size, progress=named)
+        how = {"batch_size": batch_size, "keep": kept, "progress": doing if progress else ""}
+        return evaluate(changed, values[places.to(values.device)], places.tolist(), told, **how)
 
     if target_error is not None:
         pilot = spread(len(values), min(16, max(8, len(values) // 16)), offset=0.25)
-        estimator = choose_solver(
-            estimator, lambda changed: at(pilot, changed, f"pilot, {changed.solver.steps} steps"), target_error
-        )
+        tried = lambda changed: at(pilot, changed, f"pilot, {changed.solver.steps} steps")
+        estimator = choose_solver(estimator, tried, target_error)
     everything = torch.arange(len(values))
-    folder = Path(keep) if keep is not None else None
-    named = "likelihood" if progress else ""
-    found = evaluate(estimator, values, everything.tolist(), cond, batch_size=batch_size, keep=folder, progress=named)
+    found = at(everything, estimator, "likelihood", folder)
     audited = spread(len(values), audit, offset=0.5)
     errors = _audit(estimator, found, audited, lambda changed: at(audited, changed, "audit"))
     if target_error is not None and importance_samples == 1:
-
-        def again(changed: Estimator) -> Values:
-            kept = folder / f"probes_{changed.divergence.estimates}" if folder else None
-            named = str(changed.divergence) if progress else ""
-            return evaluate(changed, values, everything.tolist(), cond, batch_size=batch_size, keep=kept, progress=named)
-
+        within = lambda changed: folder and folder / f"probes_{changed.divergence.estimates}"
+        again = lambda changed: at(everything, changed, str(changed.divergence), within(changed))
         estimator, found, errors["probe"] = enough_probes(estimator, found, errors["probe"], again, target_error)
     if folder is not None and ranks_of_this_run()[0] == 0:
         forget(folder)

@@ -6,7 +6,7 @@ points x_1 ... x_K of that bin from any density q(x | k) on it (Burda et al. 201
     log P(k) >= E log (1/K) sum_j p(x_j) / q(x_j | k),
 
 and the bound rises with K. What is known is the density at t_min, of alpha times the data plus noise of standard deviation
-sigma. There are two choices of q for it:
+sigma. The choices of q for it:
 
     uniform            on the bin as the data has it (Theis et al. 2016, Section 3.1), log q = -D log(width). The factor alpha
                        is left out: at t_min it is 1 to many digits.

@@ -8,7 +8,6 @@ result is that of a single process.
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from score_sde.data import DataSpec
 from score_sde.divergence import Divergence
-from score_sde.files import write_atomically, write_text
+from score_sde.files import write_npz, write_text
 from score_sde.likelihood.dequantization import Dequantization, truncation
 from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
 from score_sde.model import Score
@@ -128,7 +127,7 @@ def evaluate(
                 told = None if cond is None else cond[start:end].to(device)
                 done[start] = _arrays(estimator(chunk, places[start:end], told))
                 if file is not None:
-                    _save(file, done[start])
+                    write_npz(file, done[start])
             bar.update(min(ranks * len(chunk), len(values) - bar.n))
     if ranks > 1:
         gathered: list = [None] * ranks
@@ -204,9 +203,10 @@ def _bytes(value: Tensor) -> bytes:
 def _prepare(keep: Path, protocol: dict[str, str], rank: int) -> None:
     """An empty folder, or one with batches of the same protocol."""
     file = keep / "protocol.json"
-    if keep.is_dir() and any(keep.iterdir()) and not file.is_file():
-        raise ValueError(f"{keep} holds other files, and is not a folder of finished batches: keep takes a new one")
     if rank == 0:
+        foreign = [path for path in keep.glob("*") if not path.name.startswith(".")]  # as those of an interrupted write do
+        if foreign and not file.is_file():
+            raise ValueError(f"{keep} holds other files, and is not a folder of finished batches: keep takes a new one")
         try:
             same = json.loads(file.read_text()) == protocol
         except (OSError, ValueError):
@@ -221,8 +221,9 @@ def _prepare(keep: Path, protocol: dict[str, str], rank: int) -> None:
 def forget(keep: Path) -> None:
     """Remove what ``evaluate`` kept in a folder and in those within it, and nothing else."""
     for folder in (*(path for path in keep.glob("*") if path.is_dir()), keep):
-        for file in (*folder.glob("[0-9]*.npz"), folder / "protocol.json"):
-            file.unlink(missing_ok=True)
+        for pattern in ("[0-9]*.npz", ".[0-9]*.npz.*", ".protocol.json.*", "protocol.json"):  # with those half written
+            for file in folder.glob(pattern):
+                file.unlink()
         with contextlib.suppress(OSError):  # it is not there, or holds other files
             folder.rmdir()
 
@@ -230,9 +231,3 @@ def forget(keep: Path) -> None:
 def _arrays(values: Values) -> dict[str, np.ndarray]:
     arrays = {"bits": values.bits, "probe_variance": values.probe_variance, "nfe": values.nfe, "vjps": values.vjps}
     return {name: value.numpy() for name, value in arrays.items() if value is not None}
-
-
-def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    write_atomically(file, lambda out: out.write(content.getvalue()))

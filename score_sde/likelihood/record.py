@@ -1,6 +1,5 @@
 """The record of a likelihood: the number, where its error comes from, and all that is needed to compute it again."""
 
-import io
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from score_sde.files import write_atomically, write_text
+from score_sde.files import write_npz, write_text
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,7 @@ class BitsPerDim:
         if not self.levels:
             record |= {"nats_per_dim": self.nats_per_dim, "nats": self.nats}
             values["nats_per_dim"] = values["bits_per_dim"] * math.log(2)
-        content = io.BytesIO()
-        np.savez(content, **values)
-        write_atomically(path.with_suffix(".npz"), lambda file: file.write(content.getvalue()))
+        write_npz(path.with_suffix(".npz"), values)
         record = {**about, "sentence": self.sentence(), **record, "values": path.with_suffix(".npz").name}
         write_text(path, json.dumps({k: _plain(v) for k, v in record.items()}, indent=2) + "\n")
 

@@ -140,6 +140,7 @@ def test_an_interruption_among_added_probes_goes_on_there(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         bits_per_dim(model, values, target_error=target, **how)
     assert len(list((tmp_path / "kept").glob("*.npz"))) == 3
+    assert len(list((tmp_path / "kept").glob("*/*.npz"))) == 2
     before = len(calls)
     resumed = bits_per_dim(model, values, target_error=target, **how)
     hook.remove()
@@ -157,9 +158,19 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         bits_per_dim(Interrupted(score, stop=CALLS + 1), values, keep=keep, **HOW)
     (keep / "mine.txt").write_text("note")
+    (keep / ".000000004.npz.half").write_text("left by a process that was killed")
     bits_per_dim(score, values, keep=keep, **HOW)
     assert [file.name for file in keep.iterdir()] == ["mine.txt"]
     assert (tmp_path / "thesis.tex").is_file()
+
+
+def test_a_process_that_was_killed_at_its_first_write_does_not_stand_in_the_way(tmp_path):
+    score, values = score_and_values(8)
+    keep = tmp_path / "kept"
+    keep.mkdir()
+    (keep / ".protocol.json.half").write_text("{")
+    bits_per_dim(score, values, keep=keep, **HOW)
+    assert not keep.exists()
 
 
 def test_a_protocol_tells_models_and_probes_apart():
