@@ -20,8 +20,8 @@ from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
 from score_sde.run import load_config
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS
-from score_sde.solvers.base import TIME_GRIDS
 from score_sde.solvers.probability_flow import METHODS
+from score_sde.solvers.time_grids import TIME_GRIDS
 from score_sde.time_sampling import TIMES
 
 

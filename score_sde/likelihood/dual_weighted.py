@@ -36,7 +36,8 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from score_sde.likelihood.flow import Flow
-from score_sde.solvers.base import FiniteGuard, check_grid, time_grid
+from score_sde.solvers.base import FiniteGuard
+from score_sde.solvers.time_grids import check_grid, time_grid
 from score_sde.tensors import sum_event
 
 ORDER = 3

@@ -15,8 +15,8 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from score_sde.model import Score
 from score_sde.sdes import SDE
+from score_sde.solvers.time_grids import TimeGrid, as_grid, time_grid
 from score_sde.tensors import SampleNoise, batch_time, expand
 
 Observer = Callable[[float, Tensor], None]
@@ -79,10 +80,14 @@ def innermost(score: Score) -> Score:
 
 @dataclass(frozen=True, eq=False)
 class BoundScore:
-    """A score with its condition: called with a state and one time for all samples."""
+    """A score with its condition: called with a state and one time for all samples.
+
+    ``memory`` is empty at the start of a solution; a multistep method keeps in it what it needs of earlier steps.
+    """
 
     score: Score
     cond: Tensor | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sde(self) -> SDE:
@@ -114,41 +119,6 @@ def posterior_mean(score: BoundScore, x: Tensor, t: Tensor | float) -> Tensor:
     """E[x0 | x_t = x] by Tweedie's formula: one evaluation."""
     sde = score.sde
     return (x + sde.sigma(t) ** 2 * score(x, t)) / sde.alpha(t)
-
-
-# time grids
-
-
-def _uniform(sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
-    return torch.linspace(t_from, t_to, steps + 1, dtype=torch.float64)
-
-
-def _quadratic(sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
-    return torch.linspace(t_from**0.5, t_to**0.5, steps + 1, dtype=torch.float64) ** 2
-
-
-def _log_snr(sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
-    ends = [float(sde.log_snr(t)) for t in (t_from, t_to)]
-    return sde.inverse_log_snr(torch.linspace(*ends, steps + 1, dtype=torch.float64))
-
-
-TIME_GRIDS = {"uniform": _uniform, "quadratic": _quadratic, "log_snr": _log_snr}
-"""Name -> ``steps + 1`` times between two times: equal steps in t, in sqrt(t), or in log-SNR."""
-
-
-def time_grid(name: str, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
-    """The grid ``name`` in float64, its ends exactly ``t_from`` and ``t_to``."""
-    grid = TIME_GRIDS[name](sde, t_from, t_to, steps)
-    grid[0], grid[-1] = t_from, t_to
-    return grid
-
-
-def check_grid(grid: str, steps: int) -> None:
-    """Raise a ``ValueError`` for an unknown grid or a number of steps below 1."""
-    if grid not in TIME_GRIDS:
-        raise ValueError(f"unknown time grid {grid!r}; choose one of {', '.join(TIME_GRIDS)}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
 
 
 # solvers
@@ -322,24 +292,48 @@ class StepSolver(Solver):
 
 @dataclass(frozen=True)
 class GridSolver(StepSolver):
-    """A ``StepSolver`` whose grid is a number of steps and a name: one evaluation a step.
+    """A ``StepSolver`` whose grid is a number of steps and a way to space them.
 
     Args:
         steps: number of steps.
-        grid: ``uniform`` in t, ``quadratic`` (uniform in sqrt t) or ``log_snr``.
+        grid: a name in ``TIME_GRIDS``, times separated by commas, or a ``TimeGrid``. An explicit list of times sets ``steps``.
     """
 
     steps: int = 500
-    grid: str = "uniform"
+    grid: str | TimeGrid = "uniform"
+
+    evaluations: ClassVar[int] = 1
+    """Evaluations of a step."""
+
+    @property
+    def startup(self) -> int:
+        """Evaluations beyond those, made once."""
+        return 0
 
     def __post_init__(self):
-        check_grid(self.grid, self.steps)
+        if (count := as_grid(self.grid).count) is not None:
+            object.__setattr__(self, "steps", count)
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
 
     def times(self, sde: SDE, t_from: float, t_to: float) -> Tensor:
         return time_grid(self.grid, sde, t_from, t_to, self.steps)
 
     def with_budget(self, nfe: int) -> Self:
-        return dataclasses.replace(self, steps=nfe)
+        return self.with_cost(nfe, self.evaluations)
+
+    def with_cost(self, nfe: int, per_step: int) -> Self:
+        """As many steps as ``nfe`` evaluations allow when a step takes ``per_step``.
+
+        Raises:
+            ValueError: that is not one step, or the grid is an explicit list, which has its own number of steps.
+        """
+        least, steps = per_step + self.startup, (nfe - self.startup) // per_step
+        if steps < 1:
+            raise ValueError(f"a first step of {type(self).__name__} takes {least} evaluations, got {nfe}")
+        if as_grid(self.grid).count not in (None, steps):
+            raise ValueError(f"the grid is an explicit list of {self.steps} steps, and {nfe} evaluations are not theirs")
+        return dataclasses.replace(self, steps=steps)
 
 
 class FiniteGuard:

@@ -27,7 +27,7 @@ from typing import ClassVar, Protocol, Self
 
 from torch import Tensor
 
-from score_sde.solvers.base import BoundScore, StepSolver
+from score_sde.solvers.base import BoundScore, GridSolver, StepSolver
 from score_sde.solvers.ddim import DDIM
 from score_sde.solvers.euler_maruyama import EulerMaruyama
 from score_sde.tensors import SampleNoise, expand, sum_event
@@ -77,22 +77,24 @@ class Langevin:
 
 @dataclass(frozen=True)
 class PredictorCorrector(StepSolver):
-    """A predictor, and corrector steps after each of its own.
+    """A predictor, and corrector steps after (or before) each of its own.
 
     Args:
         predictor: a fixed-step solver, whose grid is used.
         corrector: for example ``Langevin(snr=0.16)``.
         corrections: corrector steps per predictor step, one evaluation each.
+        first: take them before the predictor's step, at the time from which it starts, in place of after it.
     """
 
-    predictor: StepSolver = EulerMaruyama(steps=500)
+    predictor: GridSolver = EulerMaruyama(steps=500)
     corrector: Corrector = Langevin()
     corrections: int = 1
+    first: bool = False
 
     stochastic: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not isinstance(self.predictor, StepSolver):
+        if not isinstance(self.predictor, GridSolver):
             raise ValueError(f"the predictor must be a fixed-step solver, got {self.predictor}")
         if self.corrections < 1:
             raise ValueError(f"corrections must be at least 1, got {self.corrections}")
@@ -101,15 +103,18 @@ class PredictorCorrector(StepSolver):
         return self.predictor.times(sde, t_from, t_to)
 
     def step(self, score, x, t, s, noise):
-        x = self.predictor.step(score, x, t, s, noise)
+        if self.first:
+            return self.predictor.step(score, self._correct(score, x, t, noise), t, s, noise)
+        return self._correct(score, self.predictor.step(score, x, t, s, noise), s, noise)
+
+    def _correct(self, score, x, t, noise):
         for _ in range(self.corrections):
-            x = self.corrector.correct(score, x, s, noise)
+            x = self.corrector.correct(score, x, t, noise)
         return x
 
     def with_budget(self, nfe: int) -> Self:
-        if nfe <= self.corrections:
-            raise ValueError(f"a step with its corrections takes {1 + self.corrections} evaluations, got {nfe}")
-        return dataclasses.replace(self, predictor=self.predictor.with_budget(nfe // (1 + self.corrections)))
+        per_step = self.predictor.evaluations + self.corrections
+        return dataclasses.replace(self, predictor=self.predictor.with_cost(nfe, per_step))
 
 
 PREDICTORS = {"euler_maruyama": EulerMaruyama, "ddim": DDIM}

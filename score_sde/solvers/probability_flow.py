@@ -22,8 +22,9 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from score_sde.sdes import SDE
-from score_sde.solvers.base import BoundScore, FiniteGuard, Observer, Solver, SolverError, check_grid, non_finite, time_grid
+from score_sde.solvers.base import BoundScore, FiniteGuard, Observer, Solver, SolverError, non_finite
 from score_sde.solvers.runge_kutta import dormand_prince
+from score_sde.solvers.time_grids import check_grid, time_grid
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 # method: (order, evaluations per step); the Adams methods of torchdiffeq raise their order as they go, so have none to declare

@@ -7,8 +7,9 @@ import torch
 
 from score_sde import EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFlow, SolverError
 from score_sde.solvers import SOLVERS
-from score_sde.solvers.base import TIME_GRIDS, CountedScore, Counter, counted, time_grid
+from score_sde.solvers.base import CountedScore, Counter, counted
 from score_sde.solvers.probability_flow import METHODS
+from score_sde.solvers.time_grids import TIME_GRIDS, time_grid
 from tests.conftest import SDE_CASES, BrokenScore, DoubleWellSDE, Recorder, mixture
 
 SOLVER_CASES = {

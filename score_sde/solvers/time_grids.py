@@ -1,0 +1,163 @@
+r"""Time grids: where a fixed-step solver puts its steps.
+
+Noise levels are told by s = sigma / alpha, the standard deviation of the noise beside data of unit scale, and by the log-SNR
+-2 log s, in which most of the literature's grids are simple:
+
+    uniform     equal steps in t                    DDPM, Song et al. 2021
+    quadratic   equal steps in sqrt(t)              DDIM (Song, Meng and Ermon 2021, Appendix D.2)
+    log_snr     equal steps in log-SNR              DPM-Solver (Lu et al. 2022a, Section 3.3)
+    edm         equal steps in s^(1 / rho)          EDM (Karras et al. 2022, Eq. 5), rho = 7
+    cosine      equal steps of the angle arctan s   the cosine schedule (Nichol and Dhariwal 2021, Eq. 17), on any SDE
+"""
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from score_sde.sdes import SDE
+
+
+def _line(start: float, end: float, steps: int) -> Tensor:
+    return torch.linspace(start, end, steps + 1, dtype=torch.float64)
+
+
+def _in_terms_of(value: Callable, inverse: Callable, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
+    """Equal steps in ``value(log_snr)``, whose inverse is ``inverse``."""
+    ends = [float(value(sde.log_snr(torch.tensor(t, dtype=torch.float64)))) for t in (t_from, t_to)]
+    return sde.inverse_log_snr(inverse(_line(*ends, steps)))
+
+
+def _positive(name: str, number: float) -> None:
+    if not number > 0:
+        raise ValueError(f"{name} must be positive, got {number}")
+
+
+class TimeGrid(ABC):
+    """A rule that puts ``steps + 1`` times between two."""
+
+    @property
+    def count(self) -> int | None:
+        """The number of steps, where the grid has its own."""
+        return None
+
+    @abstractmethod
+    def times(self, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
+        """Times ``(steps + 1,)`` in float64 from ``t_from`` to ``t_to``."""
+
+
+@dataclass(frozen=True)
+class PowerGrid(TimeGrid):
+    """Equal steps in t^(1 / power)."""
+
+    power: float = 1.0
+
+    def __post_init__(self):
+        _positive("power", self.power)
+
+    def times(self, sde, t_from, t_to, steps):
+        return _line(t_from ** (1 / self.power), t_to ** (1 / self.power), steps) ** self.power
+
+
+@dataclass(frozen=True)
+class LogSNRGrid(TimeGrid):
+    """Equal steps in log-SNR."""
+
+    def times(self, sde, t_from, t_to, steps):
+        return _in_terms_of(lambda log_snr: log_snr, lambda value: value, sde, t_from, t_to, steps)
+
+
+@dataclass(frozen=True)
+class EDMGrid(TimeGrid):
+    """Equal steps in (sigma / alpha)^(1 / rho)."""
+
+    rho: float = 7.0
+
+    def __post_init__(self):
+        _positive("rho", self.rho)
+
+    def times(self, sde, t_from, t_to, steps):
+        root = lambda log_snr: (-log_snr / (2 * self.rho)).exp()
+        return _in_terms_of(root, lambda value: -2 * self.rho * value.log(), sde, t_from, t_to, steps)
+
+
+@dataclass(frozen=True)
+class CosineGrid(TimeGrid):
+    """Equal steps in arctan(sigma / alpha)."""
+
+    def times(self, sde, t_from, t_to, steps):
+        angle = lambda log_snr: torch.atan((-log_snr / 2).exp())
+        return _in_terms_of(angle, lambda value: -2 * value.tan().log(), sde, t_from, t_to, steps)
+
+
+@dataclass(frozen=True)
+class ExplicitGrid(TimeGrid):
+    """These times, in falling order. Between ends that lie inside the list, those of its times that lie between them.
+
+    Raises:
+        ValueError: there are fewer than two times, or they do not fall.
+    """
+
+    nodes: tuple[float, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "nodes", tuple(float(t) for t in self.nodes))
+        if len(self.nodes) < 2 or any(not s < t for t, s in zip(self.nodes[:-1], self.nodes[1:], strict=True)):
+            raise ValueError(f"an explicit grid needs at least two times in falling order, got {list(self.nodes)}")
+
+    @property
+    def count(self) -> int:
+        return len(self.nodes) - 1
+
+    def times(self, sde, t_from, t_to, steps):
+        low, high = min(t_from, t_to), max(t_from, t_to)
+        margin = 1e-9 * (high - low)
+        inner = [t for t in self.nodes if low + margin < t < high - margin]
+        return torch.tensor([t_from, *(inner if t_from > t_to else reversed(inner)), t_to], dtype=torch.float64)
+
+
+TIME_GRIDS: dict[str, TimeGrid] = {
+    "uniform": PowerGrid(1.0),
+    "quadratic": PowerGrid(2.0),
+    "log_snr": LogSNRGrid(),
+    "edm": EDMGrid(),
+    "cosine": CosineGrid(),
+}
+"""Name -> grid."""
+
+
+def as_grid(grid: str | TimeGrid) -> TimeGrid:
+    """The grid of that name, an explicit one from times separated by commas, or ``grid`` itself.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if isinstance(grid, TimeGrid):
+        return grid
+    if grid in TIME_GRIDS:
+        return TIME_GRIDS[grid]
+    if "," in grid:
+        try:
+            return ExplicitGrid(tuple(float(part) for part in grid.split(",")))
+        except ValueError as error:
+            raise ValueError(f"a list of times is numbers separated by commas, in falling order: {error}") from None
+    close = difflib.get_close_matches(grid, TIME_GRIDS, n=1)
+    hint = f", did you mean {close[0]}?" if close else ""
+    raise ValueError(f"unknown time grid {grid!r}{hint}; choose one of {', '.join(TIME_GRIDS)}, or give times: '1,0.5,0.1'")
+
+
+def time_grid(grid: str | TimeGrid, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
+    """Times of ``grid`` in float64, the ends exactly ``t_from`` and ``t_to``."""
+    times = as_grid(grid).times(sde, t_from, t_to, steps)
+    times[0], times[-1] = t_from, t_to
+    return times
+
+
+def check_grid(grid: str | TimeGrid, steps: int) -> None:
+    """Raise a ``ValueError`` for an unknown grid or a number of steps below 1."""
+    as_grid(grid)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
