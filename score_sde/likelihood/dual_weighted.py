@@ -37,6 +37,7 @@ from torch import Tensor
 
 from score_sde.likelihood.flow import Flow
 from score_sde.solvers.base import FiniteGuard
+from score_sde.solvers.interpolation import lagrange_weights
 from score_sde.solvers.time_grids import check_grid, time_grid
 from score_sde.tensors import sum_event
 
@@ -138,17 +139,5 @@ class _Weights:
         """Integral of F dtheta over interval i, which ends at node i: through the last nodes before i, or ``new``, with it."""
         last = i + 1 if new else i
         first = max(0, last - ORDER)
-        weights = _integrals(self.u[first:last], self.u[i - 1], self.u[i])
-        return sum(w * force for w, force in zip(weights, forces[first:last], strict=True))
-
-
-_NODES, _GAUSS = np.polynomial.legendre.leggauss(12)
-
-
-def _integrals(nodes: np.ndarray, start: float, end: float) -> list[float]:
-    """Integrals from ``start`` to ``end`` of each Lagrange polynomial on ``nodes`` times dtheta/du = 1 / (2 cosh u)."""
-    u = (start + end) / 2 + (end - start) / 2 * _NODES
-    kernel = _GAUSS * (end - start) / 2 / (2 * np.cosh(u))
-    others = [[other for other in nodes if other != node] for node in nodes]
-    factors = [[(u - q) / (p - q) for q in rest] for p, rest in zip(nodes, others, strict=True)]
-    return [float((kernel * np.prod(factor, axis=0)).sum()) for factor in factors]
+        weights = lagrange_weights(self.u[first:last], self.u[i - 1], self.u[i], lambda u: 1 / (2 * np.cosh(u)))
+        return sum(float(w) * force for w, force in zip(weights, forces[first:last], strict=True))

@@ -1,0 +1,77 @@
+r"""DPM-Solver++ (Lu et al. 2022b), multistep: x0 interpolated in lambda, for any alpha and sigma.
+
+With h = lambda_s - lambda_t, h_0 the step before, c = alpha_s (1 - e^-h) the integral of the kernel, order 2 (2M, Algorithm 2) is
+
+    x_s = sigma_s / sigma_t x_t + c [x0_t + h / (2 h_0) (x0_t - x0_before)],
+
+which takes the slope of x0 at the middle of the step. Order 3 (3M) integrates the parabola through the last three values
+exactly. (Widespread implementations of 3M give its quadratic term half of its weight, and are of order 2.)
+
+The stochastic one (SDE-DPM-Solver++ 2M, Appendix A of the same) solves the reverse-time SDE, whose noise at a step is that of
+the forward process: with e^-2h in place of e^-h, the state shrinks by sigma_s / sigma_t e^-h and sigma_s sqrt(1 - e^-2h) z is added.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from score_sde.solvers.interpolation import lagrange_weights
+from score_sde.solvers.multistep import Level, Multistep
+
+
+@dataclass(frozen=True)
+class DPMSolverPP(Multistep):
+    """DPM-Solver++ 2M or 3M, one evaluation a step (one more at the start of 3M).
+
+    Args:
+        steps, grid: as in ``GridSolver``.
+        order: 2 or 3; 1 is DDIM.
+    """
+
+    order: int = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"order must be 1, 2 or 3, got {self.order}")
+
+    @property
+    def nodes(self) -> int:
+        return self.order
+
+    def weights(self, levels, start, end, sde):
+        if len(levels) < 3:
+            return _second_order(levels, start, end, end.half_log_snr - start.half_log_snr)
+        kernel = lambda u: end.sigma * math.e**u
+        return lagrange_weights([level.half_log_snr for level in levels], start.half_log_snr, end.half_log_snr, kernel)
+
+
+def _second_order(levels, start, end, decay: float) -> tuple[float, ...]:
+    """Weights of the last one or two values of x0, the integral of the kernel being alpha_s (1 - e^-decay)."""
+    whole = -end.alpha * math.expm1(-decay)
+    if len(levels) == 1:
+        return (whole,)
+    other = levels[0] if levels[1] is start else levels[1]
+    slope = whole * (end.half_log_snr - start.half_log_snr) / 2 / (start.half_log_snr - other.half_log_snr)
+    return (-slope, whole + slope) if other is levels[0] else (whole + slope, -slope)
+
+
+@dataclass(frozen=True)
+class SDEDPMSolverPP(Multistep):
+    """SDE-DPM-Solver++ 2M on the reverse-time SDE, one evaluation a step."""
+
+    stochastic: ClassVar[bool] = True
+    nodes: ClassVar[int] = 2
+
+    def weights(self, levels, start, end, sde):
+        return _second_order(levels, start, end, 2 * (end.half_log_snr - start.half_log_snr))
+
+    def carry(self, start, end):
+        return end.sigma / start.sigma * math.exp(start.half_log_snr - end.half_log_snr)
+
+    def step(self, score, x, t, s, noise):
+        mean = super().step(score, x, t, s, noise)
+        start = score.memory["start"]
+        end = Level.at(score.sde, s)
+        decay = 2 * (end.half_log_snr - start.half_log_snr)
+        return mean + end.sigma * math.sqrt(-math.expm1(-decay)) * noise.normal()

@@ -1,0 +1,80 @@
+r"""EDM's samplers (Karras et al. 2022): Heun's method in rho = sigma / alpha, and noise added before each of its steps.
+
+In y = x / alpha the probability-flow ODE of any linear SDE is dy / drho = epsilon, and Heun's method takes the mean of the noise
+at both ends of a step (Algorithm 1): order 2, two evaluations. The stochastic sampler (Algorithm 2) first raises the noise level
+to rho' = (1 + gamma) rho by adding sqrt(rho'^2 - rho^2) S_noise z to y, with gamma = min(S_churn / N, sqrt(2) - 1) for the N steps
+where rho lies between S_min and S_max, and then takes Heun's step from rho'. rho' goes no further than rho(T). EDM's last step is
+one of Euler's to rho = 0; here the last time is not 0, and ``denoise=True`` is that step.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from score_sde.solvers.base import GridSolver
+
+
+@dataclass(frozen=True)
+class Heun(GridSolver):
+    """EDM's deterministic sampler, of order 2, two evaluations a step."""
+
+    steps: int = 18
+    grid: str = "edm"
+
+    evaluations: ClassVar[int] = 2
+
+    @property
+    def order(self) -> int | None:
+        return 2
+
+    def step(self, score, x, t, s, noise):
+        sde = score.sde
+        rho_t, rho_s = sde.sigma(t) / sde.alpha(t), sde.sigma(s) / sde.alpha(s)
+        first = -sde.sigma(t) * score(x, t)
+        y = x / sde.alpha(t)
+        second = -sde.sigma(s) * score(sde.alpha(s) * (y + (rho_s - rho_t) * first), s)
+        return sde.alpha(s) * (y + (rho_s - rho_t) / 2 * (first + second))
+
+
+@dataclass(frozen=True)
+class EDM(Heun):
+    """EDM's stochastic sampler, two evaluations a step. The defaults are those for CIFAR-10 (Karras et al. 2022, Table 5).
+
+    Args:
+        steps, grid: as in ``GridSolver``.
+        s_churn: noise to be added over all steps.
+        s_min, s_max: values of sigma / alpha between which it is added.
+        s_noise: factor of its standard deviation.
+    """
+
+    s_churn: float = 30.0
+    s_min: float = 0.01
+    s_max: float = 1.0
+    s_noise: float = 1.007
+
+    stochastic: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.s_churn < 0 or self.s_noise < 0 or not 0 <= self.s_min <= self.s_max:
+            raise ValueError(
+                f"s_churn and s_noise must not be negative, and 0 <= s_min <= s_max, got {self.s_churn}, {self.s_noise}, "
+                f"{self.s_min} and {self.s_max}"
+            )
+
+    @property
+    def order(self) -> int | None:
+        return None
+
+    def step(self, score, x, t, s, noise):
+        sde = score.sde
+        rho = float(sde.sigma(t) / sde.alpha(t))
+        z = noise.normal()
+        if self.s_churn and self.s_min <= rho <= self.s_max:
+            gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1)
+            raised = sde.inverse_log_snr(torch.tensor(-2 * math.log((1 + gamma) * rho), dtype=torch.float64)).clamp_max(sde.T)
+            alpha, up = sde.alpha(raised), sde.sigma(raised) / sde.alpha(raised)
+            x, t = alpha * (x / sde.alpha(t) + self.s_noise * (up**2 - rho**2).clamp_min(0).sqrt() * z), raised
+        return super().step(score, x, t, s, noise)

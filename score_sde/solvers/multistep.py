@@ -1,0 +1,136 @@
+r"""Exponential multistep methods, of which each solver is a choice of weights.
+
+Write lambda = log(alpha / sigma), half of the log-SNR. What the network says can be turned into the data x0 = E[x0 | x] or into
+the noise epsilon that it implies, and in either the probability-flow ODE of *any* linear SDE has its linear part solved exactly
+(Lu et al. 2022b, Proposition 4.1; Zhang and Chen 2023, Proposition 1):
+
+    x_s / sigma_s = x_t / sigma_t + \int e^lambda x0 dlambda,       x_s / alpha_s = x_t / alpha_t - \int e^-lambda epsilon dlambda,
+
+both from lambda_t to lambda_s. A multistep method replaces x0 (or epsilon) under the integral by a combination of its values at
+this and earlier times, so a step costs one evaluation:
+
+    x_s = carry x_t + sum_i w_i output_i,      carry = sigma_s / sigma_t for x0, alpha_s / alpha_t for epsilon.
+
+A corrector does that step again when the evaluation at its end has been made, which the next step needs anyway, with that value
+among the nodes. What it changes is a combination of the same outputs, and is added to the state from which the next step starts.
+
+p nodes give order p, with the corrector p + 1. At the start there are no earlier nodes. One step of order 1 among many leaves a
+method of order 2 as it is, and so does, with a corrector, a method of order 3. Beyond, nodes are made within the first step
+(``startup``): at its middle, for order 3; for order 4 at a quarter first, so that the value at the middle is good enough.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_sde.sdes import SDE
+from score_sde.solvers.base import BoundScore, GridSolver
+
+
+class Level(NamedTuple):
+    """A time with alpha, sigma and lambda there, as numbers."""
+
+    t: Tensor
+    alpha: float
+    sigma: float
+    half_log_snr: float
+
+    @classmethod
+    def at(cls, sde: SDE, t: Tensor) -> Self:
+        """The level of ``sde`` at the 0-dimensional time ``t``."""
+        return cls(t, float(sde.alpha(t)), float(sde.sigma(t)), float(sde.log_snr(t)) / 2)
+
+    @classmethod
+    def between(cls, sde: SDE, start: "Level", end: "Level", fraction: float) -> Self:
+        """The level at ``fraction`` of the way from one to another in log-SNR."""
+        log_snr = 2 * (start.half_log_snr + fraction * (end.half_log_snr - start.half_log_snr))
+        return cls.at(sde, sde.inverse_log_snr(torch.tensor(log_snr, dtype=torch.float64)))
+
+
+class Node(NamedTuple):
+    """What the network said at a level."""
+
+    level: Level
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Multistep(GridSolver):
+    """A multistep method: subclasses say of what, with how many nodes, and with which weights."""
+
+    steps: int = 20
+    grid: str = "log_snr"
+
+    noise_prediction: ClassVar[bool] = False
+    corrected: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def nodes(self) -> int:
+        """Nodes of the predictor, this and earlier ones; the corrector has one more."""
+
+    @property
+    def startup(self) -> int:
+        if self.nodes < 3:
+            return 0
+        return 2 if self.corrected else 1
+
+    @abstractmethod
+    def weights(self, levels: Sequence[Level], start: Level, end: Level, sde: SDE) -> Sequence[float | np.ndarray]:
+        """The weights w_i of the outputs at ``levels`` in a step from ``start`` to ``end``.
+
+        ``end`` is among the levels, as the last, where the step is corrected.
+        """
+
+    def step(self, score, x, t, s, noise):
+        here, there = Level.at(score.sde, t), Level.at(score.sde, s)
+        nodes, start = score.memory.get("nodes", []), score.memory.get("start")
+        z, output = self.read(score, x, here)
+        if self.corrected and nodes:
+            z = z + self._correction(nodes, Node(here, output), start, score.sde)
+        nodes = [*nodes, Node(here, output)][-self.nodes :]
+        if start is None and self.startup:
+            nodes += self._first_nodes(score, z, nodes[0], there)
+        score.memory.update(nodes=nodes, start=here)
+        return self.advance(z, nodes, here, there, score.sde)
+
+    def read(self, score: BoundScore, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """The state and the network's output in the form in which they are combined: one evaluation."""
+        gradient = score(x, level.t)
+        if self.noise_prediction:
+            return x, -level.sigma * gradient
+        return x, (x + level.sigma**2 * gradient) / level.alpha
+
+    def carry(self, start: Level, end: Level) -> float:
+        """By what the state is multiplied in a step."""
+        return end.alpha / start.alpha if self.noise_prediction else end.sigma / start.sigma
+
+    def advance(self, z: Tensor, nodes: Sequence[Node], start: Level, end: Level, sde: SDE) -> Tensor:
+        """The state at ``end`` in x."""
+        return self.carry(start, end) * z + combine(self.weights([node.level for node in nodes], start, end, sde), nodes)
+
+    def _correction(self, nodes: Sequence[Node], new: Node, start: Level, sde: SDE) -> Tensor:
+        """What the output at the end of a step adds to that step."""
+        levels = [node.level for node in nodes]
+        without, with_ = (np.stack(self.weights(some, start, new.level, sde)) for some in (levels, [*levels, new.level]))
+        with_[:-1] -= without
+        return combine(with_, [*nodes, new])
+
+    def _first_nodes(self, score: BoundScore, z: Tensor, first: Node, end: Level) -> list[Node]:
+        """The node in the middle of the first step."""
+        found: list[Node] = []
+        for fraction in (0.25, 0.5)[-self.startup :]:
+            level = Level.between(score.sde, first.level, end, fraction)
+            x = self.advance(z, [first, *found], first.level, level, score.sde)
+            found = [Node(level, self.read(score, x, level)[1])]
+        return found
+
+
+def combine(weights: Sequence[float | np.ndarray], nodes: Sequence[Node]) -> Tensor:
+    """sum_i w_i output_i."""
+    return sum(float(weight) * node.output for weight, node in zip(weights, nodes, strict=True))

@@ -1,0 +1,87 @@
+r"""UniPC (Zhao et al. 2023): a predictor of order p and a corrector that raises it to p + 1, at one evaluation a step.
+
+With h = lambda_s - lambda_t, and the differences D_k = (x0_k - x0_t) / r_k of the values at earlier times from the one at hand,
+r_k = (lambda_k - lambda_t) / h, Algorithms 5 and 6 write a step for x0 as
+
+    x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h) x0_t - alpha_s B(h) sum_k a_k D_k,
+
+where the coefficients make it exact to as many powers of h as there are differences (Eq. 5 and 7, for x0 with -h in place of h):
+
+    sum_k r_k^(n-1) a_k = n! phi_{n+1}(-h) (-h) / B,   n = 1, 2, ...        phi_{n+1}(z) = (phi_n(z) - 1 / n!) / z,  phi_0 = exp.
+
+B is -h (``bh1``) or e^-h - 1 (``bh2``). The corrector has the value at the end of the step, r = 1, among its differences. With a
+single difference the condition is met by a = 1/2 to the order that is needed, and that is what is taken.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from score_sde.solvers.multistep import Multistep
+
+VARIANTS = ("bh1", "bh2")
+
+
+@dataclass(frozen=True)
+class UniPC(Multistep):
+    """UniPC-p, of order p + 1; one evaluation a step, two more at the start of p = 3.
+
+    Args:
+        steps, grid: as in ``GridSolver``.
+        p: order of the predictor, 1 to 3.
+        variant: ``bh1`` or ``bh2``; the second is meant for guided sampling and pixels.
+    """
+
+    p: int = 2
+    variant: str = "bh2"
+
+    corrected: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.p not in (1, 2, 3):
+            raise ValueError(f"p must be 1, 2 or 3, got {self.p}")
+        if self.variant not in VARIANTS:
+            raise ValueError(f"unknown variant {self.variant!r}; choose one of {', '.join(VARIANTS)}")
+
+    @property
+    def order(self) -> int:
+        return self.p + 1
+
+    @property
+    def nodes(self) -> int:
+        return self.p
+
+    def weights(self, levels, start, end, sde):
+        h = end.half_log_snr - start.half_log_snr
+        here = next(i for i, level in enumerate(levels) if level is start)
+        others = [i for i in range(len(levels)) if i != here]
+        weights = np.zeros(len(levels))
+        weights[here] = -end.alpha * math.expm1(-h)
+        if others:
+            ratios = np.array([(levels[i].half_log_snr - start.half_log_snr) / h for i in others])
+            of_differences = -end.alpha * self._coefficients(ratios, h) / ratios
+            weights[others] = of_differences
+            weights[here] -= of_differences.sum()
+        return weights
+
+    def _coefficients(self, ratios: np.ndarray, h: float) -> np.ndarray:
+        """B(h) a_k of the differences at ``ratios``."""
+        scale = -h if self.variant == "bh1" else math.expm1(-h)
+        if len(ratios) == 1:
+            return np.array([scale / 2])
+        powers = np.arange(len(ratios))
+        moments = np.array([math.factorial(n + 1) * _phi(n + 2, -h) * -h for n in powers])
+        return np.linalg.solve(ratios[None, :] ** powers[:, None], moments)
+
+
+def _phi(n: int, z: float) -> float:
+    """phi_n(z): its power series where the recursion would cancel."""
+    if abs(z) < 1:
+        return sum(z**k / math.factorial(k + n) for k in range(20))
+    value = math.exp(z)
+    for k in range(n):
+        value = (value - 1 / math.factorial(k)) / z
+    return value
