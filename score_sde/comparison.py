@@ -1,63 +1,236 @@
-"""Solvers side by side: the same latents, counted evaluations, one table."""
+"""Solvers side by side: the same latents, counted evaluations, time in and outside the network, distances to data, one table.
+
+Every solver starts from the same x_T, and is judged by the same held-out data. What no sampler can be expected to beat is in
+the table too: other data, as much of it as there are samples, judged in the same way. Deterministic solvers approximate one
+solution, that of the probability-flow ODE from these latents, so their error is measured as well.
+
+The samples are of p at t_min: data plus noise of standard deviation sigma(t_min), which no solver is to blame for.
+"""
 
 import csv
+import dataclasses
 import io
 import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from score_sde.exact import MixtureScore
 from score_sde.files import write_text
-from score_sde.metrics import sliced_wasserstein
+from score_sde.metrics import EnergyDistance, Features, precision_recall, principal_components, sliced_wasserstein
 from score_sde.model import Score
-from score_sde.solvers import ProbabilityFlow, Solver
+from score_sde.sdes import SDE
+from score_sde.solvers import ProbabilityFlow, Solver, SolverError
+from score_sde.solvers.base import innermost
+from score_sde.tensors import SampleNoise
+
+CONVERGED, DATA = "converged ODE", "data against data"
+"""The names of the two rows that are not solvers."""
+
+FEWEST = 20
+"""Fewer points in a set than this have no precision and recall: their standard errors would be above 0.1."""
+
+NEIGHBOUR = 3
+"""The k of precision and recall."""
+
+AUDITED = 32
+"""The number of samples on which the converged solution is solved again, to a tenth of the tolerance."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One solver at one budget.
+    """One solver at one budget; NaN is what does not apply.
 
-    ``nfe`` evaluations were counted, in ``seconds``. ``distance`` is the sliced Wasserstein distance to the data in model
-    coordinates; ``error`` the root mean square difference from the converged ODE solution at the same latents, for
-    deterministic solvers, else NaN.
+    ``nfe`` evaluations were counted, in ``seconds`` of which ``overhead`` were not spent in the network: what the solver itself
+    takes, its random numbers included. All distances are in model coordinates. ``distance`` is the sliced Wasserstein
+    distance to the data; ``energy`` the energy distance, ``energy_low`` and ``energy_high`` the ends of its 95 % interval;
+    ``precision`` and ``recall`` are shares. ``error`` is the root mean square difference from the converged ODE solution
+    from the same latents, of a deterministic solver. ``nll`` is the mean negative log-density in nats per dimension under the
+    exact mixture noised to the end time, where the score (below all that wraps it) is that of a mixture. It is no distance:
+    samples that crowd into the modes have a lower one than the mixture itself.
     """
 
     solver: str
     budget: int
     nfe: int
     seconds: float
+    overhead: float
     distance: float
+    energy: float
+    energy_low: float
+    energy_high: float
+    precision: float
+    recall: float
     error: float
+    nll: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All measurements, the distance between data and data that no sampler can be expected to beat, and the samples drawn."""
+    """All measurements, the two that they are to be compared with, and the samples drawn.
+
+    ``floor`` is the measurement of other data; ``converged`` that of the converged ODE, whose own ``error`` is its difference
+    from a solution to a tenth of the tolerance. ``samples`` holds the samples by solver and budget, on the CPU, first those of
+    the converged ODE; ``data`` is what they were judged by; ``protocol`` says in a few sentences how.
+    """
 
     measurements: tuple[Measurement, ...]
-    floor: float
+    converged: Measurement
+    floor: Measurement
     samples: Mapping[tuple[str, int], Tensor]
+    data: Tensor
+    protocol: str
+
+    @property
+    def rows(self) -> tuple[Measurement, ...]:
+        """All measurements, the solvers' first."""
+        return (*self.measurements, self.converged, self.floor)
+
+    def columns(self) -> dict[str, list[str]]:
+        """What a table shows of ``rows``, by its headings: columns in which nothing applies are left out."""
+        rows = self.rows
+        columns = {
+            "solver": [m.solver for m in rows],
+            "evaluations": [str(m.nfe) if m.nfe else "" for m in rows],
+            "seconds": [_number(m.seconds, 3) for m in rows],
+            "overhead": [_number(m.overhead, 3) for m in rows],
+            "sliced W2": [_number(m.distance, 4) for m in rows],
+            "energy": [_number(m.energy, 4) for m in rows],
+            "95 % interval": [_interval(m.energy_low, m.energy_high) for m in rows],
+            "precision": [_number(m.precision, 2) for m in rows],
+            "recall": [_number(m.recall, 2) for m in rows],
+            "ODE error": [_number(m.error, 4, small=True) for m in rows],
+            "NLL/dim": [_number(m.nll, 3) for m in rows],
+        }
+        return {heading: cells for heading, cells in columns.items() if any(cells)}
 
     def table(self) -> str:
         """The measurements as text for a terminal."""
-        lines = [f"{'solver':<18}{'evaluations':>12}{'seconds':>10}{'distance':>11}{'ODE error':>11}"]
-        for m in self.measurements:
-            error = "" if math.isnan(m.error) else f"{m.error:.4f}"
-            lines.append(f"{m.solver:<18}{m.nfe:>12}{m.seconds:>10.2f}{m.distance:>11.4f}{error:>11}")
-        lines.append(f"{'data against data':<18}{'':>22}{self.floor:>11.4f}")
-        return "\n".join(lines)
+        columns = self.columns()
+        widths = [max(map(len, (heading, *cells))) for heading, cells in columns.items()]
+        lines = [list(columns), *zip(*columns.values(), strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        )
 
     def save_csv(self, path: Path) -> None:
-        """Write the measurements as CSV."""
+        """Write ``rows`` as CSV."""
         text = io.StringIO()
         writer = csv.DictWriter(text, [field.name for field in fields(Measurement)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(m) for m in self.measurements)
+        writer.writerows(asdict(m) for m in self.rows)
         write_text(path, text.getvalue())
+
+
+def _number(value: float, digits: int, *, small: bool = False) -> str:
+    """A number of a table: "" for NaN; a diverged one, and with ``small`` one that would be shown as 0, by powers of ten."""
+    if math.isnan(value):
+        return ""
+    tiny = small and 0 < abs(value) < 10.0 ** (1 - digits)
+    return f"{value:.1e}" if tiny or abs(value) >= 1e4 else f"{value:.{digits}f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{_number(low, 4)} to {_number(high, 4)}"
+
+
+# measuring
+
+
+@dataclass
+class Clock:
+    """Seconds spent in a score."""
+
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class TimedScore:
+    """A score whose calls are timed; on a GPU each call is waited for, which costs the overlap with what follows."""
+
+    score: Score
+    clock: Clock
+
+    @property
+    def sde(self) -> SDE:
+        return self.score.sde
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        _wait(x.device)
+        start = time.perf_counter()
+        score = self.score(x, t, cond)
+        _wait(x.device)
+        self.clock.seconds += time.perf_counter() - start
+        return score
+
+
+def timed(score: Score, clock: Clock) -> Score:
+    """``score`` with the calls of its innermost score timed: what wraps that is the solver's or the guidance's overhead."""
+    if dataclasses.is_dataclass(score) and hasattr(score, "score"):
+        return dataclasses.replace(score, score=timed(score.score, clock))
+    return TimedScore(score, clock)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _Judge:
+    """Distances of samples to data; what concerns the data alone is computed once."""
+
+    def __init__(self, data: Tensor, mixture: MixtureScore | None, features: Features, seed: int):
+        self.data, self.mixture, self.features, self.seed = data, mixture, features, seed
+        self.energy = EnergyDistance(data, seed=seed)
+
+    def __call__(self, x: Tensor) -> dict[str, float]:
+        energy = self.energy(x)
+        count = min(len(x), len(self.data))  # precision and recall depend on the sizes of the sets: take equal ones
+        precision = recall = math.nan
+        if count >= FEWEST:
+            precision, recall = precision_recall(x[:count], self.data[:count], k=NEIGHBOUR, features=self.features)
+        return {
+            "distance": sliced_wasserstein(x, self.data),
+            "energy": energy.value,
+            "energy_low": energy.low,
+            "energy_high": energy.high,
+            "precision": precision,
+            "recall": recall,
+            "nll": _nll(self.mixture, x) if self.mixture else math.nan,
+        }
+
+    def floor(self, other: Tensor | None, samples: int) -> Measurement:
+        """Other data judged as samples are; where there is none, a part of the data is judged by the rest."""
+        judge = _Judge(self.data[_split(samples, self.data) :], None, self.features, self.seed) if other is None else self
+        found = judge(self.data[: _split(samples, self.data)] if other is None else other)
+        found["nll"] = _entropy(self.mixture, self.seed) if self.mixture else math.nan  # data is not noised to the end time
+        unknown = dict.fromkeys(("seconds", "overhead", "error"), math.nan)
+        return Measurement(solver=DATA, budget=0, nfe=0, **unknown, **found)
+
+
+def _split(samples: int, data: Tensor) -> int:
+    """How much of the data is judged by the rest of it."""
+    return min(samples, len(data) // 2)
+
+
+def _nll(score: MixtureScore, x: Tensor) -> float:
+    return -score.log_prob(x, score.sde.t_min).double().mean().item() / math.prod(x.shape[1:])
+
+
+def _entropy(score: MixtureScore, seed: int, draws: int = 4096) -> float:
+    """The negative log-density of exact draws, noised to the end time."""
+    sde, clean = score.sde, score.mixture.sample(draws, seed=seed)
+    noise = SampleNoise(seed, clean.shape, purpose="entropy", device=clean.device, dtype=clean.dtype).normal()
+    return _nll(score, sde.alpha(sde.t_min) * clean + sde.sigma(sde.t_min) * noise)
 
 
 def compare(
@@ -66,46 +239,111 @@ def compare(
     budgets: Sequence[int],
     data: Tensor,
     *,
+    other: Tensor | None = None,
     samples: int = 256,
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
     """Sample with each solver at each budget of evaluations, from the same latents.
 
+    A solver that cannot take a step within a budget, or whose state stops being finite, is left out there with a warning.
+
     Args:
         score: the score.
         solvers: by the names under which they are reported.
-        budgets: evaluations; one that is too small for a solver is left out for it.
-        data: held-out data in model coordinates, ``(N, *D)``, N at least 2.
-        samples: samples per solver and budget.
-        seed: of latents and noise.
+        budgets: evaluations.
+        data: held-out data in model coordinates, ``(N, *D)``, N at least 4.
+        other: more data, ``(M, *D)``, of which as much as there are samples is judged as they are, for what a perfect
+            sampler would have; by default a part of ``data`` is judged against the rest of it.
+        samples: samples per solver and budget; with fewer than ``FEWEST``, precision and recall are NaN.
+        seed: of latents, noise and resamples.
         progress: show a progress bar.
 
     Raises:
-        ValueError: there are fewer than two samples or data points, or a budget is below 1 or too small for every solver.
+        ValueError: there are fewer than 2 samples or 4 data points, or a budget is below 1 or too small for every solver.
+        SolverError: the ODE could not be solved.
     """
-    if samples < 2 or len(data) < 2:
-        raise ValueError(f"a comparison needs at least 2 samples and 2 data points, got {samples} and {len(data)}")
+    if samples < 2 or len(data) < 4 or (other is not None and len(other) < 2):
+        raise ValueError(f"a comparison needs at least 2 samples and 4 data points, got {samples} and {len(data)}")
     if min(budgets, default=0) < 1:
         raise ValueError(f"budgets must be positive numbers of evaluations, got {list(budgets)}")
-    shape = (samples, *data.shape[1:])
-    converged = ProbabilityFlow(rtol=1e-5, atol=1e-5).sample(score, shape, seed=seed, progress=progress)
-    measured, drawn, left_out = [], {}, []
+    x_T, clock = _latents(score, (samples, *data.shape[1:]), seed), Clock()
+    inner, timed_score = innermost(score), timed(score, clock)
+    judge = _Judge(data, inner if isinstance(inner, MixtureScore) else None, principal_components(data), seed)
+    other = None if other is None else other[:samples]
+
+    def measured(name: str, solver: Solver, budget: int, bar: bool = False) -> tuple[Measurement, Tensor]:
+        _wait(x_T.device)
+        clock.seconds, start = 0.0, time.perf_counter()
+        result = solver.sample(timed_score, x_T=x_T, seed=seed, progress=bar)
+        _wait(x_T.device)
+        seconds = time.perf_counter() - start
+        cost = {"nfe": result.nfe, "seconds": seconds, "overhead": seconds - clock.seconds}
+        return Measurement(name, budget, **cost, error=math.nan, **judge(result.x)), result.x
+
+    exact = ProbabilityFlow(method="rk45", rtol=1e-5, atol=1e-5)  # steps for each sample: some may be solved again alone
+    converged, solution = measured(CONVERGED, exact, 0, bar=progress)
+    converged = dataclasses.replace(converged, budget=converged.nfe, error=_audit(exact, score, x_T, solution))
+    found, drawn, left_out, last = [], {(CONVERGED, converged.nfe): solution.cpu()}, [], None
     pairs = [(name, budget) for name in solvers for budget in budgets]
     for name, budget in tqdm(pairs, desc="comparing", unit="run", disable=not progress):
         try:
             solver = solvers[name].with_budget(budget)
-        except ValueError as error:
-            left_out.append(f"{name} is left out at {budget} evaluations: {error}")
+        except ValueError as reason:
+            left_out.append(f"{name} is left out at {budget} evaluations: {reason}")
             continue
-        result = solver.sample(score, shape, seed=seed)
-        error = math.nan if solver.stochastic else (result.x - converged.x).square().mean().sqrt().item()
-        measured.append(Measurement(name, budget, result.nfe, result.seconds, sliced_wasserstein(result.x, data), error))
-        drawn[name, budget] = result.x
-    if not measured:
-        raise ValueError(f"none of {', '.join(solvers)} can take a step within {max(budgets)} evaluations")
+        if last and last[0] == (name, solver):  # no more steps than at the budget before
+            found.append(dataclasses.replace(found[-1], budget=budget))
+            drawn[name, budget] = drawn[name, last[1]]
+            continue
+        try:
+            measurement, x = measured(name, solver, budget)
+        except SolverError as reason:
+            left_out.append(f"{name} is left out at {budget} evaluations: {reason}")
+            continue
+        error = math.nan if solver.stochastic else _rms(x - solution)
+        found.append(dataclasses.replace(measurement, error=error))
+        drawn[name, budget], last = x.cpu(), ((name, solver), budget)
+    if not found:
+        raise ValueError(f"none of {', '.join(solvers)} got through within {max(budgets)} evaluations: {left_out[0]}")
     for reason in left_out:
         warnings.warn(reason, stacklevel=2)
-    half = len(data) // 2
-    floor = sliced_wasserstein(data[:half], data[half:])
-    return Comparison(tuple(measured), floor, {("converged ODE", converged.nfe): converged.x, **drawn})
+    floor = judge.floor(other, samples)
+    protocol = _protocol(samples, seed, data, other, exact, x_T)
+    return Comparison(tuple(found), converged, floor, drawn, data, protocol)
+
+
+def _latents(score: Score, shape: Sequence[int], seed: int) -> Tensor:
+    """The x_T that ``Solver.sample`` draws from this seed."""
+    inner = innermost(score)
+    place = {"device": getattr(inner, "device", "cpu"), "dtype": getattr(inner, "dtype", torch.get_default_dtype())}
+    return score.sde.prior_noise(SampleNoise(seed, shape, purpose="prior", **place).normal())
+
+
+def _audit(solver: ProbabilityFlow, score: Score, x_T: Tensor, solution: Tensor) -> float:
+    """How far the first samples are from a solution to a tenth of the tolerance; NaN where precision does not reach it."""
+    try:
+        return _rms(solver.finer().sample(score, x_T=x_T[:AUDITED]).x - solution[:AUDITED])
+    except SolverError:
+        return math.nan
+
+
+def _rms(difference: Tensor) -> float:
+    return difference.double().square().mean().sqrt().item()
+
+
+def _protocol(samples: int, seed: int, data: Tensor, other: Tensor | None, solver: ProbabilityFlow, x_T: Tensor) -> str:
+    """What a reader must know to repeat the comparison."""
+    split = _split(samples, data)
+    floor = (
+        f"{len(other)} other data points, judged like samples"
+        if other is not None
+        else f"{split} of the held-out data points, judged by the other {len(data) - split}"
+    )
+    return (
+        f"{samples} samples per setting, seed {seed}, from the same latents, against {len(data)} held-out data points; "
+        f"{DATA}: {floor}. Evaluations are counted calls of the network with the whole batch; overhead is the time outside "
+        f"of it, on {x_T.device.type}. Distances are in model coordinates. Precision and recall: k = {NEIGHBOUR}, "
+        f"{min(samples, len(data))} points of each. {CONVERGED}: {solver.describe()}; its error is the difference from a tenth "
+        f"of the tolerance, on {min(AUDITED, samples)} samples."
+    )

@@ -10,11 +10,13 @@ decomposed once, the density and the score at any t need only the variances alph
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from score_sde.data import Moments
 from score_sde.sdes import SDE
 from score_sde.tensors import SampleNoise, as_time
 
@@ -110,6 +112,11 @@ class GaussianMixture:
         deviation = self.means - self.weights @ self.means
         return torch.einsum("k,kij->ij", self.weights, scaled + deviation[:, :, None] * deviation[:, None, :])
 
+    @cached_property
+    def moments(self) -> Moments:
+        """Mean and covariance, as solvers take them."""
+        return Moments(self.mean(), self.covariance(), None)
+
     def _terms(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log(w_k N_k(x)) ``(B, K)``, and y and v of the module's derivation ``(B, K, d)``."""
         if tuple(x.shape[1:]) != self.event:
@@ -132,6 +139,11 @@ class MixtureScore:
 
     mixture: GaussianMixture
     sde: SDE
+
+    @property
+    def moments(self) -> Moments:
+        """Mean and covariance of the data."""
+        return self.mixture.moments
 
     @property
     def device(self) -> torch.device:

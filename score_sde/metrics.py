@@ -14,17 +14,18 @@ whatever their sizes, and sometimes negative. With pairs of a point and itself (
 would be too large by about (E|X - X'|)/n + (E|Y - Y'|)/m.
 
 Its interval is that of the percentile bootstrap: both sets are drawn again with replacement, which only gives each point a
-count. A resample holds some points twice, and such a pair has distance 0; a mean over all pairs of the resample would therefore be
-lower than the estimate by the share 1/n of the coincident pairs, and D higher by just that bias. So pairs of copies of one point
-are left out here too: with counts c,
+count. A resample holds some points twice, and the distance of such a pair is 0; a mean over all pairs of the resample would
+therefore be lower than the estimate by the share 1/n of these pairs, and D higher by just the bias that the U-statistic avoids.
+So pairs of copies of one point are left out here too: with counts c,
 
     E|X - X'|  ~  sum_{i != j} c_i c_j |x_i - x_j| / (n^2 - sum_i c_i^2),
 
 and the resamples scatter around the estimate. Where the two distributions are equal the leading term of the error vanishes and
 the bootstrap is not exact; the interval is then too wide rather than too narrow.
 
-Precision and recall (Kynkäänniemi et al. 2019, Eq. 1-2): a set is taken to cover the balls around its points that reach to their
-k-th nearest neighbours. Precision is the share of samples that the data covers, recall the share of the data that the samples cover.
+Precision and recall (Kynkäänniemi et al. 2019, Eq. 1-2): a set is taken to cover the balls around its points that reach to
+their k-th nearest neighbours. Precision is the share of samples that the data covers, recall the share of the data that the
+samples cover. Samples that are spread far apart have large balls: their recall means nothing where their precision is near 0.
 """
 
 from collections.abc import Callable, Iterator
@@ -93,7 +94,7 @@ class EnergyDistance:
         ValueError: events differ in shape, or there are fewer than 2 in a set; ``resamples`` or ``level`` is out of range.
     """
 
-    def __init__(self, data: Tensor, *, resamples: int = 200, level: float = 0.95, seed: int = 0):
+    def __init__(self, data: Tensor, *, resamples: int = 400, level: float = 0.95, seed: int = 0):
         if resamples < 1 or not 0 < level < 1:
             raise ValueError(f"resamples must be positive and level between 0 and 1, got {resamples} and {level}")
         self.data, self.resamples, self.level, self.seed = data, resamples, level, seed
@@ -120,7 +121,7 @@ class EnergyDistance:
         return torch.cat([torch.ones(1, count, dtype=torch.float64), counts]).to(points.device)
 
 
-def energy_distance(a: Tensor, b: Tensor, *, resamples: int = 200, level: float = 0.95, seed: int = 0) -> Estimate:
+def energy_distance(a: Tensor, b: Tensor, *, resamples: int = 400, level: float = 0.95, seed: int = 0) -> Estimate:
     """The energy distance between two sets ``(N, *D)`` and ``(M, *D)`` and its bootstrap interval, in their own units.
 
     It is 2 E|X - Y| - E|X - X'| - E|Y - Y'| itself, not its root (scipy's ``energy_distance`` is the root), estimated without
@@ -164,7 +165,7 @@ def precision_recall(samples: Tensor, data: Tensor, *, k: int = 3, features: Fea
         data: more than ``k`` events.
         k: whose nearest neighbour the balls reach, 3 in the paper.
         features: events to feature vectors ``(N, F)``, such as the last hidden layer of a classifier; by default
-            ``principal_components(data)``, which needs no network to be downloaded, but knows no more of images than their pixels.
+            ``principal_components(data)``, which needs no network to be downloaded but knows no more of images than pixels.
 
     Raises:
         ValueError: events differ in shape, there are not more than ``k`` in a set, ``k`` is below 1, or ``features`` does not

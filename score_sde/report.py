@@ -4,15 +4,20 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
+from torch import Tensor
 
-from score_sde.comparison import Comparison
+from score_sde.comparison import Comparison, Measurement
 from score_sde.files import write_text
-from score_sde.images import figure_image
+from score_sde.images import figure_image, image_grid
 from score_sde.likelihood import BitsPerDim
 
 _STYLE = """
@@ -24,6 +29,8 @@ table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align:
 td:first-child, th:first-child { text-align: left; }
 code, pre { background: #f4f4f4; padding: .1rem .3rem; font-size: .88rem; } pre { padding: .6rem; overflow-x: auto; }
 .figure { font-size: 1.4rem; }
+.wide { overflow-x: auto; font-size: .85rem; } .wide td, .wide th { padding: .15rem .5rem; white-space: nowrap; }
+dt { font-weight: 600; } dd { margin: 0 0 .4rem 1.2rem; }
 """
 
 
@@ -46,10 +53,13 @@ def row(blocks: Sequence[str]) -> str:
     return f'<div class="row">{"".join(blocks)}</div>'
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of text."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, bold: Collection[tuple[int, int]] = ()) -> str:
+    """A table of text, its cells at (row, column) in ``bold`` in bold."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>" for cells in rows)
+    lines = [
+        [f"<b>{html.escape(c)}</b>" if (i, j) in bold else html.escape(c) for j, c in enumerate(r)] for i, r in enumerate(rows)
+    ]
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in lines)
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
@@ -80,24 +90,6 @@ def loss_curve(metrics: Path) -> Image.Image:
     return figure_image(figure)
 
 
-def quality_curve(comparison: Comparison) -> Image.Image:
-    """Distance to the data, and error of the deterministic solvers, against evaluations."""
-    figure = Figure(figsize=(8, 3.4), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name in dict.fromkeys(m.solver for m in comparison.measurements):
-        mine = [m for m in comparison.measurements if m.solver == name]
-        (line,) = left.plot([m.nfe for m in mine], [m.distance for m in mine], "o-", markersize=4, label=name)
-        if any(m.error == m.error for m in mine):
-            right.plot([m.nfe for m in mine], [m.error for m in mine], "o-", markersize=4, label=name, color=line.get_color())
-    left.axhline(comparison.floor, color="grey", linestyle=":", label="data against data")
-    left.set(xlabel="network evaluations", ylabel="sliced Wasserstein distance", xscale="log", yscale="log")
-    right.set(xlabel="network evaluations", ylabel="RMS error to the converged ODE", xscale="log", yscale="log")
-    left.legend(frameon=False, fontsize=8)
-    if right.lines:
-        right.legend(frameon=False, fontsize=8)
-    return figure_image(figure)
-
-
 def likelihood_histogram(record: BitsPerDim) -> Image.Image:
     """How the single samples' bits/dim are spread around their mean."""
     figure = Figure(figsize=(7, 3), dpi=110, layout="constrained")
@@ -109,11 +101,222 @@ def likelihood_histogram(record: BitsPerDim) -> Image.Image:
     return figure_image(figure)
 
 
+# solvers compared
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One of the small pictures of ``quality_curve``; ``value`` takes a measurement and that of other data."""
+
+    title: str
+    value: Callable[[Measurement, Measurement], float]
+    scale: str = "log"
+    floor: bool = True
+
+
+_PANELS = (
+    _Panel("sliced Wasserstein distance", lambda m, _: m.distance),
+    _Panel("energy distance, 95 % interval", lambda m, _: m.energy, scale="symlog"),
+    _Panel("RMS error to the converged ODE", lambda m, _: m.error, floor=False),
+    _Panel("precision", lambda m, _: m.precision, scale="linear"),
+    _Panel("recall", lambda m, _: m.recall, scale="linear"),
+    _Panel("overhead, ms per evaluation", lambda m, _: 1e3 * m.overhead / max(1, m.nfe), floor=False),
+    _Panel("NLL/dim above that of exact draws", lambda m, floor: m.nll - floor.nll, scale="symlog"),
+)
+_MARKERS = "osD^vP*X<>"
+
+
+def quality_curve(comparison: Comparison) -> Image.Image:
+    """All that was measured against evaluations, each in a panel; what does not apply to any solver is left out.
+
+    Stochastic solvers are dashed. The dotted line is what other data has in the place of samples, the grey band its interval.
+    """
+    found, floor = comparison.measurements, comparison.floor
+    names = list(dict.fromkeys(m.solver for m in found))
+    panels = [panel for panel in _PANELS if any(math.isfinite(panel.value(m, floor)) for m in found)]
+    columns = min(len(panels), 4 if len(panels) > 6 else 3)
+    rows = math.ceil(len(panels) / columns)
+    legend_rows = math.ceil((len(names) + 1) / 5)
+    figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.25 * legend_rows), dpi=110, layout="constrained")
+    labelled = {}
+    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
+        if panel.floor and math.isfinite(panel.value(floor, floor)):
+            labelled[floor.solver] = axes.axhline(panel.value(floor, floor), color="grey", linestyle=":", linewidth=1.5)
+        for i, name in enumerate(names):
+            by_cost = sorted({m.nfe: m for m in found if m.solver == name}.items())
+            if not any(math.isfinite(panel.value(m, floor)) for _, m in by_cost):
+                continue
+            colour = f"C{i % 10}"
+            (labelled[name],) = axes.plot(
+                [nfe for nfe, _ in by_cost],
+                [panel.value(m, floor) for _, m in by_cost],
+                color=colour,
+                linestyle="--" if all(math.isnan(m.error) for _, m in by_cost) else "-",
+                marker=_MARKERS[(i + i // 10) % len(_MARKERS)],
+                markerfacecolor=colour if i < 10 else "white",
+                markersize=4,
+                linewidth=1.1,
+            )
+            if panel.title.startswith("energy"):
+                places = [nfe * 1.012 ** (i - (len(names) - 1) / 2) for nfe, _ in by_cost]  # beside each other
+                ends = [m.energy_low for _, m in by_cost], [m.energy_high for _, m in by_cost]
+                axes.vlines(places, *ends, color=colour, linewidth=0.8, alpha=1.0 if len(names) < 7 else 0.4)
+        _scale(axes, panel, comparison)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_axis_off()
+    order = [name for name in (*names, floor.solver) if name in labelled]
+    figure.legend([labelled[name] for name in order], order, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure_image(figure)
+
+
+def _scale(axes: Axes, panel: _Panel, comparison: Comparison) -> None:
+    """Axes that suit the panel: logarithmic where values are positive, linear within the noise where they need not be."""
+    floor, found = comparison.floor, comparison.measurements
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xscale("log")
+    ticks = sorted({m.budget for m in found})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=8)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("network evaluations", fontsize=9)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.grid(axis="y", alpha=0.25, linewidth=0.6)
+    if panel.scale == "linear":
+        axes.set_ylim(-0.03, 1.03)
+        return
+    if panel.scale == "symlog":
+        noise = 0.1
+        if panel.title.startswith("energy"):
+            noise = max(abs(floor.energy_low), abs(floor.energy_high), 1e-12)
+            axes.axhspan(floor.energy_low, floor.energy_high, color="grey", alpha=0.15, linewidth=0)
+        axes.set_yscale("symlog", linthresh=noise)
+        axes.autoscale_view(scalex=False)  # margins on the new scale
+        low, high = axes.get_ylim()
+        decades = [10.0**power for power in range(math.ceil(math.log10(noise)), 1 + math.ceil(math.log10(max(high, noise))))]
+        decades = decades[:: 1 + len(decades) // 6]
+        axes.set_yticks([-decade for decade in decades if -decade > low] + [0.0] + decades)
+        axes.set_ylim(low, high)
+    else:
+        axes.set_yscale("log")
+        axes.autoscale_view(scalex=False)
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def sample_matrix(comparison: Comparison, display: Callable[[Tensor], Tensor], *, shown: int = 16) -> Image.Image:
+    """Samples side by side, solvers in rows and budgets in columns; above them data, and the converged ODE.
+
+    Args:
+        comparison: what was drawn.
+        display: model coordinates to what is drawn, such as ``DataSpec.displayed``.
+        shown: images, or curves, in a cell; points are all drawn, in the limits of the data, and those outside are counted.
+    """
+    names = list(dict.fromkeys(m.solver for m in comparison.measurements))
+    budgets = sorted({m.budget for m in comparison.measurements})
+    rows, columns, side = len(names) + 1, max(2, len(budgets)), 1.5
+    data = display(comparison.data[: len(next(iter(comparison.samples.values())))].cpu())
+    low, high = data.min().item(), data.max().item()
+    limits = (low - 0.15 * (high - low), high + 0.15 * (high - low))
+    figure = Figure(figsize=(side * columns + 1.2, (side + 0.12) * rows + 0.2), dpi=110, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    _draw(grid[0, 0], data, limits, shown)
+    grid[0, 0].set_title("held-out data", fontsize=9)
+    converged = comparison.converged
+    _draw(grid[0, 1], display(comparison.samples[converged.solver, converged.budget]), limits, shown)
+    grid[0, 1].set_title(f"{converged.solver} ({converged.nfe})", fontsize=9)
+    for i, name in enumerate(names, 1):
+        grid[i, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        for j, budget in enumerate(budgets):
+            if i == 1:
+                grid[i, j].set_title(f"{budget} evaluations", fontsize=9)
+            if (name, budget) in comparison.samples:
+                _draw(grid[i, j], display(comparison.samples[name, budget]), limits, shown)
+            else:
+                grid[i, j].text(0.5, 0.5, "left out", ha="center", va="center", color="grey", fontsize=8)
+    return figure_image(figure)
+
+
+def _draw(axes: Axes, x: Tensor, limits: tuple[float, float], shown: int) -> None:
+    """Samples ``(B, *D)`` in one small cell."""
+    if x.ndim == 5:
+        x = x[:, :, x.shape[2] // 2]
+    if x.ndim == 4:
+        axes.imshow(image_grid(x[:shown], tile=32), cmap="gray", interpolation="antialiased", vmin=0, vmax=255)
+        return
+    axes.spines[:].set(visible=True, color="#ccc")
+    values = x.detach().float().cpu().numpy()
+    if values.shape[1:] == (2,):
+        axes.scatter(values[:, 0], values[:, 1], s=3, alpha=0.5, linewidths=0)
+        axes.set(xlim=limits, ylim=limits, aspect="equal")
+    elif math.prod(values.shape[1:]) == 1:
+        axes.hist(values.ravel(), bins=40, range=limits)
+    else:
+        axes.plot(values[:shown].reshape(-1, values.shape[-1]).T, linewidth=0.6)
+        axes.set_ylim(limits)
+        values = values[:shown]
+    outside = ((values < limits[0]) | (values > limits[1])).reshape(len(values), -1).any(1).sum()
+    if outside:
+        axes.text(0.97, 0.03, f"{outside} outside", ha="right", va="bottom", fontsize=7, color="#b33", transform=axes.transAxes)
+
+
 def comparison_table(comparison: Comparison) -> str:
-    """The measurements as an HTML table."""
-    rows = [
-        (m.solver, str(m.nfe), f"{m.seconds:.2f}", f"{m.distance:.4f}", "" if m.error != m.error else f"{m.error:.4f}")
-        for m in comparison.measurements
+    """The measurements as an HTML table, the best of each budget in bold."""
+    columns, found = comparison.columns(), comparison.measurements
+    bold = set()
+    for j, heading in enumerate(columns):
+        better, value = _BETTER.get(heading, (None, None))
+        for budget in {m.budget for m in found} if better else ():
+            rivals = [i for i, m in enumerate(found) if m.budget == budget and not math.isnan(value(m))]
+            if len(rivals) > 1:
+                best = columns[heading][better(rivals, key=lambda i: value(found[i]))]
+                bold |= {(i, j) for i in rivals if columns[heading][i] == best}
+    return f'<div class="wide">{table(list(columns), list(zip(*columns.values(), strict=True)), bold=bold)}</div>'
+
+
+_BETTER = {
+    "sliced W2": (min, lambda m: m.distance),
+    "energy": (min, lambda m: m.energy),
+    "precision": (max, lambda m: m.precision),
+    "recall": (max, lambda m: m.recall),
+    "ODE error": (min, lambda m: m.error),
+}
+
+
+def write_comparison_page(path: Path, comparison: Comparison, curves: Image.Image, matrix: Image.Image, *, source: str) -> None:
+    """Write everything as one HTML file; ``source`` says of what, as HTML."""
+    explained = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _EXPLAINED.items() if name in comparison.columns())
+    blocks = [
+        paragraph(f"{source}. {html.escape(comparison.protocol)}"),
+        image(curves, "Against evaluations. Dashed: stochastic solvers; dotted: data against data, grey its interval"),
+        comparison_table(comparison),
+        paragraph("In bold: the best of each budget. Where intervals overlap, so may the order of the solvers change."),
+        image(matrix, "The same latents in every cell: deterministic solvers show the same sample in the same place"),
+        f"<h2>What was measured</h2><dl>{explained}</dl>",
     ]
-    rows.append(("data against data", "", "", f"{comparison.floor:.4f}", ""))
-    return table(("solver", "evaluations", "seconds", "distance to data", "error to ODE"), rows)
+    write_page(path, "Solvers compared", blocks)
+
+
+_EXPLAINED = {
+    "evaluations": "Calls of the network, counted; what sampling costs.",
+    "seconds": "Wall time for all samples of a row.",
+    "overhead": "Seconds of it that were not spent in the network: the solver's own arithmetic and its random numbers.",
+    "sliced W2": "Sliced Wasserstein distance to the held-out data, the root of the mean squared distance of quantiles over "
+    "512 random directions. It is not 0 for a perfect sampler: see <em>data against data</em>.",
+    "energy": "Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| to the held-out data, estimated without bias: 0 on average "
+    "for a perfect sampler, so that single values may be negative.",
+    "95 % interval": "Of the energy distance: percentile bootstrap over samples and data. All rows share the data and its "
+    "resamples, so differences between rows are surer than the intervals say.",
+    "precision": "Share of the samples that lie within the data: in a ball around a data point that reaches to its third "
+    "nearest neighbour (Kynkäänniemi et al. 2019). Of data with more than 32 coordinates the first 32 principal components are "
+    "taken, and the norm of the rest. How good samples are.",
+    "recall": "Share of the data that lies within the samples, by the same rule: how varied samples are. Samples that are "
+    "scattered far apart have large balls, so recall means nothing where precision is near 0.",
+    "ODE error": "Root mean square difference from the converged solution of the probability-flow ODE from the same latents, "
+    "for deterministic solvers; for the converged ODE, from a solution to a tenth of its tolerance.",
+    "NLL/dim": "Mean negative log-density of the samples in nats per dimension under the exact mixture. No distance: samples "
+    "that crowd into the modes have less than data.",
+}

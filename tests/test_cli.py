@@ -265,25 +265,34 @@ def test_likelihood_of_images_stored_without_a_channel(capsys, digits, tmp_path)
 
 
 def test_compare_writes_a_table_and_a_page_that_needs_nothing_else(capsys, moons):
-    said = run(capsys, "compare", f"--workdir={moons}", "--solvers=euler_maruyama,ode,ddim", "--nfe=8,4", "--n=16", "--quiet")
+    said = run(capsys, "compare", f"--workdir={moons}", "--solvers=euler_maruyama,ode,ddim", "--nfe=8,2", "--n=24", "--quiet")
     with (moons / "compare" / "compare.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [(line["solver"], line["budget"]) for line in table] == [
-        (solver, nfe) for solver in ("euler_maruyama", "ode", "ddim") for nfe in ("4", "8")
+    *measured, converged, floor = table
+    assert [(line["solver"], line["budget"]) for line in measured] == [
+        (solver, nfe) for solver in ("euler_maruyama", "ode", "ddim") for nfe in ("2", "8")
     ]
+    assert [converged["solver"], floor["solver"]] == ["converged ODE", "data against data"]
     assert all(int(line["nfe"]) <= int(line["budget"]) for line in table)
-    assert all(float(line["distance"]) > 0 for line in table)
-    assert [line["error"] == "nan" for line in table] == [True, True, False, False, False, False]
-    with Image.open(moons / "compare" / "compare.png") as picture:
-        assert picture.convert("L").getextrema()[0] < 128
+    assert all(0 < float(line["overhead"]) < float(line["seconds"]) for line in table[:-1])
+    assert all(float(line["energy_low"]) < float(line["energy"]) < float(line["energy_high"]) for line in table)
+    assert all(0 <= float(line[share]) <= 1 for line in table for share in ("precision", "recall"))
+    assert [line["error"] == "nan" for line in measured] == [True, True, False, False, False, False]
+    for name in ("compare.png", "samples.png"):
+        with Image.open(moons / "compare" / name) as picture:
+            assert picture.convert("L").getextrema()[0] < 128
     page = (moons / "compare" / "compare.html").read_text()
     sources = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'>]{0,30})", page)
-    assert len(sources) >= 8
+    assert len(sources) == 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"https?://|<link|<script|@import|url\(", page)
     for line in table:
-        assert f"{float(line['distance']):.4f}" in page
-        assert f"{float(line['distance']):.4f}" in said
+        for text in (page, said):
+            assert f"{float(line['distance']):.4f}" in text
+            assert f"{float(line['energy_low']):.4f} to {float(line['energy_high']):.4f}" in text
+    protocol = "24 samples per setting, seed 0, from the same latents, against 40 held-out data points"
+    assert protocol in said
+    assert protocol in page
 
 
 def test_list_names_everything(capsys):
@@ -321,6 +330,10 @@ def test_a_model_with_classes_draws_from_one(tmp_path, capsys):
     values = [likelihoods(tmp_path / f"likelihood_test_first4{mark}.json") for mark in ("_class0", "")]
     assert (values[0] != values[1]).any()
     run(capsys, "compare", f"--workdir={tmp_path}", "--solvers=ddim", "--nfe=4", "--n=8", "--quiet", "--class=1")
+    page = (tmp_path / "compare" / "compare.html").read_text()
+    held_out = int((two_moons(samples=200).test_classes == 1).sum())
+    assert f"against {held_out} held-out data points" in page  # of that class, not of both
+    assert "class 1 alone" in page
 
 
 def test_all_bounds_in_one_table(digits, moons, capsys):
@@ -516,7 +529,7 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample", "--solver=em"], "unknown solver 'em'; choose one of euler_maruyama"),
+        (["sample", "--solver=em"], "unknown solver 'em', did you mean edm?; choose one of euler_maruyama"),
         (["sample", "--solver=dddim"], "unknown solver 'dddim', did you mean ddim?"),
         (["sample", "--nfee=5"], "unknown option --nfee, did you mean --nfe?"),
         (["sample", "--nfe=abc"], "argument --nfe: a positive integer is needed, got 'abc'"),

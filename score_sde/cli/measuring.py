@@ -1,20 +1,23 @@
 """The commands that draw from a run: ``sample`` and ``compare``."""
 
 import argparse
+import html
 import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from score_sde.cli.choices import chosen_solver, likelihood_of_a_file, loaded_run, told_class
-from score_sde.comparison import compare
+from score_sde.comparison import Comparison, compare
 from score_sde.config import ConfigError
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
-from score_sde.model import Score
-from score_sde.report import comparison_table, image, paragraph, quality_curve, row, write_page
+from score_sde.report import quality_curve, sample_matrix, write_comparison_page
 from score_sde.run import Run, build_data
+from score_sde.solvers import Solver
 
 
 def sample(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -63,41 +66,43 @@ def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
     except ValueError:
         raise ConfigError(f"--nfe takes numbers of evaluations separated by commas, got {options.nfe!r}") from None
     how = {"samples": options.n, "seed": options.seed, "progress": not options.quiet}
-    result = run_comparison(run, config, solvers, budgets, score=told_class(run, options.class_), **how)
+    result = run_comparison(run, config, solvers, budgets, class_=options.class_, **how)
     folder = run.folder / "compare"
+    curves, matrix = quality_curve(result), sample_matrix(result, run.model.data.displayed)
     result.save_csv(folder / "compare.csv")
-    save_png(quality_curve(result), folder / "compare.png")
-    spec = run.model.data
-    shown = {case: spec.displayed(x[:64] if len(spec.shape) > 1 else x) for case, x in result.samples.items()}
-    converged = next(iter(shown.values()))
-    low, high = converged.min().item(), converged.max().item()
-    limits = (low - 0.1 * (high - low), high + 0.1 * (high - low))  # the same axes for all
-    pictures = [image(picture(x, limits=limits), f"{name}, {nfe} evaluations") for (name, nfe), x in shown.items()]
-    intro = (
-        f"Samples of <code>{run.folder}</code> (step {run.step}) from the same latents, {options.n} per setting, seed "
-        f"{options.seed}. The distance is the sliced Wasserstein distance to held-out data; the dotted line is that "
-        "between two halves of the held-out data. The error is the root mean square difference from the converged "
-        "probability-flow solution."
-    )
-    page = folder / "compare.html"
-    blocks = [
-        paragraph(intro),
-        image(quality_curve(result), "Quality against evaluations"),
-        comparison_table(result),
-        row(pictures),
-    ]
-    write_page(page, "Solvers compared", blocks)
+    save_png(curves, folder / "compare.png")
+    save_png(matrix, folder / "samples.png")
+    of_class = "" if options.class_ is None else f", class {options.class_} alone"
+    source = f"Samples of <code>{html.escape(str(run.folder))}</code> (step {run.step}{of_class})"
+    write_comparison_page(folder / "compare.html", result, curves, matrix, source=source)
     print(result.table())
-    print(f"table: {folder / 'compare.csv'}\npage:  {page}")
+    print(f"{result.protocol}\ntable:    {folder / 'compare.csv'}")
+    print(f"pictures: {folder / 'compare.png'}, {folder / 'samples.png'}\npage:     {folder / 'compare.html'}")
     return 0
 
 
 def run_comparison(
-    run: Run, config: ConfigDict, solvers, budgets, *, samples: int, seed: int, progress: bool, score: Score | None = None
-):
-    """``compare`` against the held-out data of the run; ``score`` is the run's model unless another is given."""
-    data, spec = build_data(config.to_dict()), run.model.data
+    run: Run,
+    config: ConfigDict,
+    solvers: Mapping[str, Solver],
+    budgets: Sequence[int],
+    *,
+    samples: int,
+    seed: int,
+    progress: bool,
+    class_: int | None = None,
+) -> Comparison:
+    """``compare`` against the held-out data of the run, of one class where one is given; the floor is training data's."""
+    score, spec = told_class(run, class_), run.model.data
+    data = build_data(config.to_dict())
     random = torch.Generator().manual_seed(seed)
-    values = data.test[:2000].float()
-    held_out = spec.encode(values, torch.rand(values.shape, generator=random)).to(run.model.device)
-    return compare(score or run.model, solvers, budgets, held_out, samples=samples, seed=seed, progress=progress)
+
+    def encoded(values: Tensor, classes: Tensor | None, count: int) -> Tensor:
+        if class_ is not None and classes is not None:
+            values = values[classes == class_]
+        values = values[:count]
+        return spec.encode(values, torch.rand(values.shape, generator=random)).to(run.model.device)
+
+    held_out = encoded(data.test, data.test_classes, 2000)
+    other = encoded(data.train, data.train_classes, samples)
+    return compare(score, solvers, budgets, held_out, other=other, samples=samples, seed=seed, progress=progress)

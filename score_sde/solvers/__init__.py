@@ -6,6 +6,7 @@ from score_sde.solvers.deis import DEIS
 from score_sde.solvers.dpm_solver import DPMSolver
 from score_sde.solvers.dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
 from score_sde.solvers.euler_maruyama import EulerMaruyama
+from score_sde.solvers.gaussian import GaussianReference
 from score_sde.solvers.heun import EDM, Heun
 from score_sde.solvers.predictor_corrector import Langevin, PredictorCorrector, predictor_corrector
 from score_sde.solvers.probability_flow import ProbabilityFlow
@@ -23,6 +24,7 @@ SOLVERS = {
     "sde_dpm_solver_pp": SDEDPMSolverPP,
     "deis": DEIS,
     "unipc": UniPC,
+    "gaussian": GaussianReference,
 }
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "DPMSolverPP",
     "EDM",
     "EulerMaruyama",
+    "GaussianReference",
     "Heun",
     "Langevin",
     "PredictorCorrector",

@@ -51,17 +51,17 @@ class Counter:
 class CountedScore:
     """A score that counts its calls."""
 
-    inner: Score
+    score: Score
     counter: Counter
 
     @property
     def sde(self) -> SDE:
-        return self.inner.sde
+        return self.score.sde
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         self.counter.nfe += 1
         self.counter.samples += len(x)
-        return self.inner(x, t, cond)
+        return self.score(x, t, cond)
 
 
 def counted(score: Score, counter: Counter) -> Score:
@@ -82,7 +82,7 @@ def innermost(score: Score) -> Score:
 class BoundScore:
     """A score with its condition: called with a state and one time for all samples.
 
-    ``memory`` is empty at the start of a solution; a multistep method keeps in it what it needs of earlier steps.
+    ``memory`` holds the steps that are ``left``, this one included, and what a multistep method keeps of earlier ones.
     """
 
     score: Score
@@ -281,7 +281,8 @@ class StepSolver(Solver):
             noise = SampleNoise(0, x.shape, purpose="steps", device=x.device, dtype=x.dtype)
         bound, guard = BoundScore(score, cond), FiniteGuard(type(self).__name__)
         grid = self.times(score.sde, t_from, t_to)
-        for t, s in itertools.pairwise(grid):
+        for left, (t, s) in zip(range(len(grid) - 1, 0, -1), itertools.pairwise(grid), strict=True):
+            bound.memory["left"] = left
             x = self.step(bound, x, t, s, noise)
             guard.watch(float(s), x)
             if observe:

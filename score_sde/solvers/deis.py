@@ -4,8 +4,8 @@ With rho = sigma / alpha, the noise epsilon implied by the score at this and ear
 
     x_s = alpha_s / alpha_t x_t + alpha_s sum_i epsilon_i \int l_i drho       from rho_t to rho_s        (Eq. 15 and 16).
 
-The polynomials are taken in t (tAB-DEIS, the paper's choice for image models) or in rho (rhoAB-DEIS, Adams-Bashforth's method in
-rho). One node is DDIM.
+The polynomials are taken in t (tAB-DEIS, the paper's choice for image models) or in rho (rhoAB-DEIS, Adams-Bashforth's method
+in rho). One node is DDIM.
 """
 
 import math
@@ -16,41 +16,35 @@ import torch
 
 from score_sde.solvers.interpolation import lagrange_weights
 from score_sde.solvers.multistep import Multistep
+from score_sde.solvers.time_grids import TimeGrid
 
 VARIABLES = ("t", "rho")
 
 
 @dataclass(frozen=True)
 class DEIS(Multistep):
-    """tAB- or rhoAB-DEIS, one evaluation a step, one more at the start of order 3.
+    """tAB- or rhoAB-DEIS, one evaluation a step, one more at the start of p = 3.
 
     Args:
-        steps, grid: as in ``GridSolver``.
-        order: 1 to 3.
+        steps, grid, p, lower_order_first, lower_order_final: as in ``Multistep``.
         variable: ``t`` or ``rho``, that of the polynomials.
     """
 
-    grid: str = "quadratic"
-    order: int = 3
+    grid: str | TimeGrid = "quadratic"
+    p: int = 3
     variable: str = "t"
 
     noise_prediction: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"order must be 1, 2 or 3, got {self.order}")
         if self.variable not in VARIABLES:
             raise ValueError(f"unknown variable {self.variable!r}; choose one of {', '.join(VARIABLES)}")
 
-    @property
-    def nodes(self) -> int:
-        return self.order
-
-    def weights(self, levels, start, end, sde):
+    def weights(self, levels, start, end, score):
         kernel = lambda u: -end.alpha * math.e**-u
         ends = start.half_log_snr, end.half_log_snr
         if self.variable == "rho":
             return lagrange_weights([level.sigma / level.alpha for level in levels], *ends, kernel, lambda u: math.e**-u)
-        time = lambda u: sde.inverse_log_snr(torch.from_numpy(2 * u)).numpy()
+        time = lambda u: score.sde.inverse_log_snr(torch.from_numpy(2 * u)).numpy()
         return lagrange_weights([float(level.t) for level in levels], *ends, kernel, time)

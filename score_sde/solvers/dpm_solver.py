@@ -3,20 +3,20 @@ r"""DPM-Solver (Lu et al. 2022a), single step: Runge-Kutta methods for the noise
 With h = lambda_s - lambda_t, and stages at the fractions r of h, the integral of e^-lambda times a noise that changes linearly
 with lambda, at the rate told by one stage, gives the step
 
-    u(r) = alpha_r / alpha_t x_t - sigma_r (e^(r h) - 1) epsilon_t - sigma_r [(e^(r h) - 1) / (r h) - 1] r / q (epsilon_q - epsilon_t)
+    u(r) = alpha_r / alpha_t x_t - sigma_r (e^(r h) - 1) epsilon_t
+           - sigma_r [(e^(r h) - 1) / (r h) - 1] r / q (epsilon_q - epsilon_t)
 
-to the fraction r, q being the fraction of the latest stage (no second bracket where there is none yet). Two stages with q = 1/2
-are of order 2, where the bracket is replaced by (e^h - 1) / 2 (Algorithm 1); the stages 1/3 and 2/3 of order 3 (Algorithm 2). A
-step of order k costs k evaluations.
+to the fraction r, q being the fraction of the latest stage (no second bracket where there is none yet). Two stages with q =
+1/2 are of order 2, where the bracket is replaced by (e^h - 1) / 2 (Algorithm 1); the stages 1/3 and 2/3 of order 3 (Algorithm
+2). A step of order k costs k evaluations.
 """
 
 import math
 from dataclasses import dataclass
 
-
-
 from score_sde.solvers.base import GridSolver
 from score_sde.solvers.multistep import Level
+from score_sde.solvers.time_grids import TimeGrid
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DPMSolver(GridSolver):
     """
 
     steps: int = 10
-    grid: str = "log_snr"
+    grid: str | TimeGrid = "log_snr"
     order: int = 3
 
     def __post_init__(self):

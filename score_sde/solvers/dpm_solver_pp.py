@@ -1,6 +1,7 @@
 r"""DPM-Solver++ (Lu et al. 2022b), multistep: x0 interpolated in lambda, for any alpha and sigma.
 
-With h = lambda_s - lambda_t, h_0 the step before, c = alpha_s (1 - e^-h) the integral of the kernel, order 2 (2M, Algorithm 2) is
+With h = lambda_s - lambda_t, h_0 the step before, c = alpha_s (1 - e^-h) the integral of the kernel, order 2 (2M, Algorithm 2)
+is
 
     x_s = sigma_s / sigma_t x_t + c [x0_t + h / (2 h_0) (x0_t - x0_before)],
 
@@ -8,7 +9,8 @@ which takes the slope of x0 at the middle of the step. Order 3 (3M) integrates t
 exactly. (Widespread implementations of 3M give its quadratic term half of its weight, and are of order 2.)
 
 The stochastic one (SDE-DPM-Solver++ 2M, Appendix A of the same) solves the reverse-time SDE, whose noise at a step is that of
-the forward process: with e^-2h in place of e^-h, the state shrinks by sigma_s / sigma_t e^-h and sigma_s sqrt(1 - e^-2h) z is added.
+the forward process: with e^-2h in place of e^-h, the state shrinks by sigma_s / sigma_t e^-h and sigma_s sqrt(1 - e^-2h) z is
+added.
 """
 
 import math
@@ -21,25 +23,9 @@ from score_sde.solvers.multistep import Level, Multistep
 
 @dataclass(frozen=True)
 class DPMSolverPP(Multistep):
-    """DPM-Solver++ 2M or 3M, one evaluation a step (one more at the start of 3M).
+    """DPM-Solver++ 2M (p = 2) or 3M (p = 3), one evaluation a step, one more at the start of 3M. p = 1 is DDIM."""
 
-    Args:
-        steps, grid: as in ``GridSolver``.
-        order: 2 or 3; 1 is DDIM.
-    """
-
-    order: int = 2
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"order must be 1, 2 or 3, got {self.order}")
-
-    @property
-    def nodes(self) -> int:
-        return self.order
-
-    def weights(self, levels, start, end, sde):
+    def weights(self, levels, start, end, score):
         if len(levels) < 3:
             return _second_order(levels, start, end, end.half_log_snr - start.half_log_snr)
         kernel = lambda u: end.sigma * math.e**u
@@ -61,9 +47,17 @@ class SDEDPMSolverPP(Multistep):
     """SDE-DPM-Solver++ 2M on the reverse-time SDE, one evaluation a step."""
 
     stochastic: ClassVar[bool] = True
-    nodes: ClassVar[int] = 2
 
-    def weights(self, levels, start, end, sde):
+    def __post_init__(self):
+        super().__post_init__()
+        if self.p > 2:
+            raise ValueError(f"p must be 1 or 2, got {self.p}")
+
+    @property
+    def order(self) -> int | None:
+        return None
+
+    def weights(self, levels, start, end, score):
         return _second_order(levels, start, end, 2 * (end.half_log_snr - start.half_log_snr))
 
     def carry(self, start, end):

@@ -1,10 +1,10 @@
 r"""EDM's samplers (Karras et al. 2022): Heun's method in rho = sigma / alpha, and noise added before each of its steps.
 
-In y = x / alpha the probability-flow ODE of any linear SDE is dy / drho = epsilon, and Heun's method takes the mean of the noise
-at both ends of a step (Algorithm 1): order 2, two evaluations. The stochastic sampler (Algorithm 2) first raises the noise level
-to rho' = (1 + gamma) rho by adding sqrt(rho'^2 - rho^2) S_noise z to y, with gamma = min(S_churn / N, sqrt(2) - 1) for the N steps
-where rho lies between S_min and S_max, and then takes Heun's step from rho'. rho' goes no further than rho(T). EDM's last step is
-one of Euler's to rho = 0; here the last time is not 0, and ``denoise=True`` is that step.
+In y = x / alpha the probability-flow ODE of any linear SDE is dy / drho = epsilon, and Heun's method takes the mean of the
+noise at both ends of a step (Algorithm 1): order 2, two evaluations. The stochastic sampler (Algorithm 2) first raises the
+noise level to rho' = (1 + gamma) rho by adding sqrt(rho'^2 - rho^2) S_noise z to y, with gamma = min(S_churn / N, sqrt(2) - 1)
+for the N steps where rho lies between S_min and S_max, and then takes Heun's step from rho'. rho' goes no further than rho(T).
+EDM's last step is one of Euler's to rho = 0; here the last time is not 0, and ``denoise=True`` is that step.
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 
 from score_sde.solvers.base import GridSolver
+from score_sde.solvers.time_grids import TimeGrid
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Heun(GridSolver):
     """EDM's deterministic sampler, of order 2, two evaluations a step."""
 
     steps: int = 18
-    grid: str = "edm"
+    grid: str | TimeGrid = "edm"
 
     evaluations: ClassVar[int] = 2
 

@@ -1,22 +1,27 @@
 r"""Exponential multistep methods, of which each solver is a choice of weights.
 
-Write lambda = log(alpha / sigma), half of the log-SNR. What the network says can be turned into the data x0 = E[x0 | x] or into
-the noise epsilon that it implies, and in either the probability-flow ODE of *any* linear SDE has its linear part solved exactly
-(Lu et al. 2022b, Proposition 4.1; Zhang and Chen 2023, Proposition 1):
+Write lambda = log(alpha / sigma), half of the log-SNR. What the network says can be turned into the data x0 = E[x0 | x] or
+into the noise epsilon that it implies, and in either the probability-flow ODE of *any* linear SDE has its linear part solved
+exactly (Lu et al. 2022b, Proposition 4.1; Zhang and Chen 2023, Proposition 1):
 
-    x_s / sigma_s = x_t / sigma_t + \int e^lambda x0 dlambda,       x_s / alpha_s = x_t / alpha_t - \int e^-lambda epsilon dlambda,
+    x_s / sigma_s = x_t / sigma_t + \int e^lambda x0 dlambda,    x_s / alpha_s = x_t / alpha_t - \int e^-lambda epsilon dlambda,
 
-both from lambda_t to lambda_s. A multistep method replaces x0 (or epsilon) under the integral by a combination of its values at
-this and earlier times, so a step costs one evaluation:
+both from lambda_t to lambda_s. A multistep method replaces x0 (or epsilon) under the integral by a combination of its values
+at this and earlier times, so a step costs one evaluation:
 
     x_s = carry x_t + sum_i w_i output_i,      carry = sigma_s / sigma_t for x0, alpha_s / alpha_t for epsilon.
 
-A corrector does that step again when the evaluation at its end has been made, which the next step needs anyway, with that value
-among the nodes. What it changes is a combination of the same outputs, and is added to the state from which the next step starts.
+A corrector does that step again when the evaluation at its end has been made, which the next step needs anyway, with that
+value among the nodes. What it changes is a combination of the same outputs, and is added to the state from which the next step
+starts.
 
-p nodes give order p, with the corrector p + 1. At the start there are no earlier nodes. One step of order 1 among many leaves a
-method of order 2 as it is, and so does, with a corrector, a method of order 3. Beyond, nodes are made within the first step
+p nodes give order p, with the corrector p + 1. At the start there are no earlier nodes. One step of order 1 among many leaves
+a method of order 2 as it is, and so does, with a corrector, a method of order 3. Beyond, nodes are made within the first step
 (``startup``): at its middle, for order 3; for order 4 at a quarter first, so that the value at the middle is good enough.
+
+Both ends can be had cheaper. With ``lower_order_first`` no evaluations are spent on starting; with ``lower_order_final`` the
+last step has one node and that before it at most two, which avoids extrapolation over a large last step in lambda, as many
+grids of few steps have it. Either lowers the order that is declared, and is often the better choice below twenty evaluations.
 """
 
 from abc import abstractmethod
@@ -30,6 +35,7 @@ from torch import Tensor
 
 from score_sde.sdes import SDE
 from score_sde.solvers.base import BoundScore, GridSolver
+from score_sde.solvers.time_grids import TimeGrid
 
 
 class Level(NamedTuple):
@@ -61,27 +67,43 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Multistep(GridSolver):
-    """A multistep method: subclasses say of what, with how many nodes, and with which weights."""
+    """A multistep method: subclasses say of what, and with which weights.
+
+    Args:
+        steps, grid: as in ``GridSolver``.
+        p: nodes of the predictor, 1 to 3; the corrector, where there is one, has one more.
+        lower_order_first: begin with fewer nodes instead of further evaluations (which p = 3 makes).
+        lower_order_final: end with fewer nodes.
+    """
 
     steps: int = 20
-    grid: str = "log_snr"
+    grid: str | TimeGrid = "log_snr"
+    p: int = 2
+    lower_order_first: bool = False
+    lower_order_final: bool = False
 
     noise_prediction: ClassVar[bool] = False
     corrected: ClassVar[bool] = False
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.p not in (1, 2, 3):
+            raise ValueError(f"p must be 1, 2 or 3, got {self.p}")
+
     @property
-    @abstractmethod
-    def nodes(self) -> int:
-        """Nodes of the predictor, this and earlier ones; the corrector has one more."""
+    def order(self) -> int | None:
+        order = self.p + self.corrected
+        order = min(order, 2 + self.corrected) if self.lower_order_first else order
+        return min(order, 2) if self.lower_order_final else order
 
     @property
     def startup(self) -> int:
-        if self.nodes < 3:
+        if self.p < 3 or self.lower_order_first:
             return 0
         return 2 if self.corrected else 1
 
     @abstractmethod
-    def weights(self, levels: Sequence[Level], start: Level, end: Level, sde: SDE) -> Sequence[float | np.ndarray]:
+    def weights(self, levels: Sequence[Level], start: Level, end: Level, score: BoundScore) -> Sequence[float] | np.ndarray:
         """The weights w_i of the outputs at ``levels`` in a step from ``start`` to ``end``.
 
         ``end`` is among the levels, as the last, where the step is corrected.
@@ -92,12 +114,13 @@ class Multistep(GridSolver):
         nodes, start = score.memory.get("nodes", []), score.memory.get("start")
         z, output = self.read(score, x, here)
         if self.corrected and nodes:
-            z = z + self._correction(nodes, Node(here, output), start, score.sde)
-        nodes = [*nodes, Node(here, output)][-self.nodes :]
+            z = z + self._correction(nodes, Node(here, output), start, score)
+        most = min(self.p, score.memory.get("left", self.p)) if self.lower_order_final else self.p
+        nodes = [*nodes, Node(here, output)][-most:]
         if start is None and self.startup:
             nodes += self._first_nodes(score, z, nodes[0], there)
         score.memory.update(nodes=nodes, start=here)
-        return self.advance(z, nodes, here, there, score.sde)
+        return self.advance(z, nodes, here, there, score)
 
     def read(self, score: BoundScore, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """The state and the network's output in the form in which they are combined: one evaluation."""
@@ -110,14 +133,14 @@ class Multistep(GridSolver):
         """By what the state is multiplied in a step."""
         return end.alpha / start.alpha if self.noise_prediction else end.sigma / start.sigma
 
-    def advance(self, z: Tensor, nodes: Sequence[Node], start: Level, end: Level, sde: SDE) -> Tensor:
+    def advance(self, z: Tensor, nodes: Sequence[Node], start: Level, end: Level, score: BoundScore) -> Tensor:
         """The state at ``end`` in x."""
-        return self.carry(start, end) * z + combine(self.weights([node.level for node in nodes], start, end, sde), nodes)
+        return self.carry(start, end) * z + combine(self.weights([node.level for node in nodes], start, end, score), nodes)
 
-    def _correction(self, nodes: Sequence[Node], new: Node, start: Level, sde: SDE) -> Tensor:
+    def _correction(self, nodes: Sequence[Node], new: Node, start: Level, score: BoundScore) -> Tensor:
         """What the output at the end of a step adds to that step."""
         levels = [node.level for node in nodes]
-        without, with_ = (np.stack(self.weights(some, start, new.level, sde)) for some in (levels, [*levels, new.level]))
+        without, with_ = (np.array(self.weights(some, start, new.level, score)) for some in (levels, [*levels, new.level]))
         with_[:-1] -= without
         return combine(with_, [*nodes, new])
 
@@ -126,11 +149,16 @@ class Multistep(GridSolver):
         found: list[Node] = []
         for fraction in (0.25, 0.5)[-self.startup :]:
             level = Level.between(score.sde, first.level, end, fraction)
-            x = self.advance(z, [first, *found], first.level, level, score.sde)
+            x = self.advance(z, [first, *found], first.level, level, score)
             found = [Node(level, self.read(score, x, level)[1])]
         return found
 
 
-def combine(weights: Sequence[float | np.ndarray], nodes: Sequence[Node]) -> Tensor:
-    """sum_i w_i output_i."""
-    return sum(float(weight) * node.output for weight, node in zip(weights, nodes, strict=True))
+def combine(weights: Sequence[float] | np.ndarray, nodes: Sequence[Node]) -> Tensor:
+    """sum_i w_i output_i, the weights ``(n,)`` or, one for each coordinate of outputs ``(B, d)``, ``(n, d)``."""
+    if np.ndim(weights) > 1:
+        real = nodes[0].output.real
+        weights = torch.as_tensor(weights, dtype=real.dtype, device=real.device)
+    else:
+        weights = [float(weight) for weight in weights]
+    return sum(weight * node.output for weight, node in zip(weights, nodes, strict=True))

@@ -1,16 +1,17 @@
 r"""UniPC (Zhao et al. 2023): a predictor of order p and a corrector that raises it to p + 1, at one evaluation a step.
 
-With h = lambda_s - lambda_t, and the differences D_k = (x0_k - x0_t) / r_k of the values at earlier times from the one at hand,
-r_k = (lambda_k - lambda_t) / h, Algorithms 5 and 6 write a step for x0 as
+With h = lambda_s - lambda_t, and the differences D_k = (x0_k - x0_t) / r_k of the values at earlier times from the one at
+hand, r_k = (lambda_k - lambda_t) / h, Algorithms 5 and 6 write a step for x0 as
 
     x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h) x0_t - alpha_s B(h) sum_k a_k D_k,
 
-where the coefficients make it exact to as many powers of h as there are differences (Eq. 5 and 7, for x0 with -h in place of h):
+where the coefficients make it exact to as many powers of h as there are differences (Eq. 5 and 7, for x0 with -h in place of
+h):
 
-    sum_k r_k^(n-1) a_k = n! phi_{n+1}(-h) (-h) / B,   n = 1, 2, ...        phi_{n+1}(z) = (phi_n(z) - 1 / n!) / z,  phi_0 = exp.
+    sum_k r_k^(n-1) a_k = n! phi_{n+1}(-h) (-h) / B,   n = 1, 2, ...,    phi_{n+1}(z) = (phi_n(z) - 1 / n!) / z,  phi_0 = exp.
 
-B is -h (``bh1``) or e^-h - 1 (``bh2``). The corrector has the value at the end of the step, r = 1, among its differences. With a
-single difference the condition is met by a = 1/2 to the order that is needed, and that is what is taken.
+B is -h (``bh1``) or e^-h - 1 (``bh2``). The corrector has the value at the end of the step, r = 1, among its differences. With
+a single difference the condition is met by a = 1/2 to the order that is needed, and that is what is taken.
 """
 
 import math
@@ -29,32 +30,20 @@ class UniPC(Multistep):
     """UniPC-p, of order p + 1; one evaluation a step, two more at the start of p = 3.
 
     Args:
-        steps, grid: as in ``GridSolver``.
-        p: order of the predictor, 1 to 3.
+        steps, grid, p, lower_order_first, lower_order_final: as in ``Multistep``.
         variant: ``bh1`` or ``bh2``; the second is meant for guided sampling and pixels.
     """
 
-    p: int = 2
     variant: str = "bh2"
 
     corrected: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
-        if self.p not in (1, 2, 3):
-            raise ValueError(f"p must be 1, 2 or 3, got {self.p}")
         if self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {', '.join(VARIANTS)}")
 
-    @property
-    def order(self) -> int:
-        return self.p + 1
-
-    @property
-    def nodes(self) -> int:
-        return self.p
-
-    def weights(self, levels, start, end, sde):
+    def weights(self, levels, start, end, score):
         h = end.half_log_snr - start.half_log_snr
         here = next(i for i, level in enumerate(levels) if level is start)
         others = [i for i in range(len(levels)) if i != here]

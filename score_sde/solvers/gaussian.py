@@ -1,0 +1,147 @@
+r"""The Gaussian reference: the flow of N(m, C) in closed form, the rest interpolated.
+
+If the data were N(m, C), C = U diag(l) U^T, the probability-flow ODE of any linear SDE would have the solution
+
+    y / sqrt(l + s^2) = constant,      y = U^T (x / alpha - m),   s = sigma / alpha,
+
+coordinate by coordinate. For other data, with R what the denoiser D = E[x0 | x] has beyond that Gaussian's own,
+
+    d/dlambda [ y / sqrt(l + s^2) ] = R / sqrt(l + s^2),      R = U^T (D - m) - l / (l + s^2) y,      lambda = -log s.
+
+(Insert the ODE dy/dlambda = U^T (D - m) - y, and ds/dlambda = -s.) In units of what is uncertain there, R is
+
+    F = R sqrt(l + s^2) / (s sqrt(l)),
+
+which for l = sigma_data^2 is what a network with EDM's preconditioning predicts (Karras et al. 2022, Eq. 7). It stays of order
+one at every noise level and in every direction; a polynomial in lambda through its last values is put in place of R:
+
+    z_s = z_t + sum_i w_i F_i,    w_i = \int l_i(lambda) s / (l + s^2) dlambda,    z = y / sqrt(l + s^2)   (sqrt(l) taken out),
+
+with weights of its own in each direction, that is by quadrature. Where l = 0 this interpolates x0, as DPM-Solver++ does, and
+where l is infinite the noise, as DEIS: each direction of the data goes from the one to the other where its own noise level is
+s = sqrt(l).
+
+It is worth its while where the score is close to that of the data, whose covariance then tells most of it. A network that is
+far from its data's Gaussian at high noise, after little training, gains nothing by it.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_sde.data import Moments
+from score_sde.model import Score
+from score_sde.solvers.base import innermost
+from score_sde.solvers.interpolation import lagrange_weights
+from score_sde.solvers.multistep import Multistep, combine
+
+REFERENCES = ("data", "isotropic", "unit")
+
+
+class Reference(NamedTuple):
+    """N(m, C) with C diagonal in a basis: that of ``basis`` ``(d, d)``, of Fourier where ``fourier``, else the given one.
+
+    ``mean`` is ``(*D)`` and ``variances`` ``(d,)``, in the order of the flattened coefficients.
+    """
+
+    mean: Tensor
+    variances: Tensor
+    basis: Tensor | None = None
+    fourier: bool = False
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """The coefficients ``(B, d)`` of ``x`` ``(B, *D)``, complex for Fourier's."""
+        if self.fourier:
+            return torch.fft.fftn(x, dim=tuple(range(2, x.ndim)), norm="ortho").flatten(1)
+        return x.flatten(1) if self.basis is None else x.flatten(1) @ self.basis
+
+    def event(self, y: Tensor) -> Tensor:
+        """The events ``(B, *D)`` of coefficients ``(B, d)``."""
+        if self.fourier:
+            shaped = y.reshape(-1, *self.mean.shape)
+            return torch.fft.ifftn(shaped, dim=tuple(range(2, shaped.ndim)), norm="ortho").real
+        return (y if self.basis is None else y @ self.basis.mT).reshape(-1, *self.mean.shape)
+
+
+@lru_cache(maxsize=8)
+def _of_moments(moments: Moments, dtype: torch.dtype, device: torch.device) -> tuple[Reference, np.ndarray]:
+    """The reference with these moments, and its variances in float64: decomposed once."""
+    if moments.covariance is not None:
+        variances, basis = torch.linalg.eigh(moments.covariance.double())
+    else:
+        variances, basis = moments.spectrum.double().flatten(), None
+    variances = variances.clamp_min(0)
+    placed = [value if value is None else value.to(device, dtype) for value in (moments.mean, variances, basis)]
+    return Reference(*placed, fourier=moments.covariance is None), variances.cpu().numpy()
+
+
+def _isotropic(variance: float, x: Tensor) -> tuple[Reference, np.ndarray]:
+    shape, place = x.shape[1:], {"dtype": x.dtype, "device": x.device}
+    return Reference(torch.zeros(shape, **place), torch.full((1,), variance, **place)), np.array([variance])
+
+
+@dataclass(frozen=True)
+class GaussianReference(Multistep):
+    """Multistep method around the flow of a Gaussian, of order p + 1 (p without corrector), one evaluation a step.
+
+    Args:
+        steps, grid, p, lower_order_first, lower_order_final: as in ``Multistep``.
+        corrector: whether to correct a step with the evaluation at its end.
+        reference: the Gaussian. ``data``: moments that come with the score (a run stores those of its training data), and
+            where it has none, ``isotropic``: N(0, sigma_data^2 I), with the score's sigma_data or 0.5. ``unit``: N(0, I).
+            Or ``Moments`` of one's own.
+    """
+
+    corrector: bool = True
+    reference: str | Moments = "data"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.reference, str) and self.reference not in REFERENCES:
+            raise ValueError(f"unknown reference {self.reference!r}; choose one of {', '.join(REFERENCES)}")
+
+    @property
+    def corrected(self) -> bool:
+        return self.corrector
+
+    def step(self, score, x, t, s, noise):
+        if "reference" not in score.memory:
+            score.memory["reference"] = self._reference(score.score, x)
+        return super().step(score, x, t, s, noise)
+
+    def _reference(self, score: Score, x: Tensor) -> tuple[Reference, np.ndarray]:
+        source = innermost(score)
+        moments = getattr(source, "moments", None) if self.reference == "data" else self.reference
+        if isinstance(moments, Moments):
+            if moments.mean.shape != x.shape[1:]:
+                raise ValueError(f"the reference is of events {tuple(moments.mean.shape)}, and these are {tuple(x.shape[1:])}")
+            return _of_moments(moments, x.dtype, x.device)
+        return _isotropic(1.0 if self.reference == "unit" else getattr(source, "sigma_data", 0.5) ** 2, x)
+
+    def read(self, score, x, level):
+        reference, _ = score.memory["reference"]
+        s = level.sigma / level.alpha
+        gradient = reference.coefficients(score(x, level.t))
+        y = reference.coefficients(x / level.alpha - reference.mean)
+        root = (reference.variances + s**2).sqrt()
+        return y / root, s / root * y + s * level.alpha * root * gradient
+
+    def weights(self, levels, start, end, score):
+        _, variances = score.memory["reference"]
+
+        def kernel(u: np.ndarray) -> np.ndarray:
+            s = np.exp(-u)[:, None]
+            return s / (variances + s**2)
+
+        nodes = [level.half_log_snr for level in levels]
+        return lagrange_weights(nodes, start.half_log_snr, end.half_log_snr, kernel)
+
+    def advance(self, z, nodes, start, end, score):
+        reference, _ = score.memory["reference"]
+        z = z + combine(self.weights([node.level for node in nodes], start, end, score), nodes)
+        y = z * (reference.variances + (end.sigma / end.alpha) ** 2).sqrt()
+        return end.alpha * (reference.event(y) + reference.mean)
