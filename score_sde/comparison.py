@@ -13,7 +13,7 @@ import io
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from score_sde.exact import MixtureScore
 from score_sde.files import write_text
 from score_sde.metrics import EnergyDistance, Features, precision_recall, principal_components, sliced_wasserstein
-from score_sde.model import Score
+from score_sde.model import Score, score_and_variance
 from score_sde.sdes import SDE
 from score_sde.solvers import ProbabilityFlow, Solver, SolverError
 from score_sde.solvers.base import innermost
@@ -165,12 +165,19 @@ class TimedScore:
         return self.score.sde
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        _wait(x.device)
+        return self._timed(lambda: self.score(x, t, cond), x.device)
+
+    def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The score and its learned variance, timed."""
+        return self._timed(lambda: score_and_variance(self.score, x, t, cond), x.device)
+
+    def _timed(self, evaluate: Callable, device: torch.device):
+        _wait(device)
         start = time.perf_counter()
-        score = self.score(x, t, cond)
-        _wait(x.device)
+        value = evaluate()
+        _wait(device)
         self.clock.seconds += time.perf_counter() - start
-        return score
+        return value
 
 
 def timed(score: Score, clock: Clock) -> Score:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from score_sde.data import DataSpec
+from score_sde.data import DataSpec, Moments
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS, Coefficients
 from score_sde.sdes import SDE
 from score_sde.tensors import as_time, expand
@@ -45,7 +45,25 @@ class ForClass:
         return self.score.sde
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.score(x, t, torch.full((len(x),), self.index, device=x.device))
+        return self.score(x, t, self._classes(x))
+
+    def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The score of the class and the variance learned for it, by one evaluation."""
+        return score_and_variance(self.score, x, t, self._classes(x))
+
+    def _classes(self, x: Tensor) -> Tensor:
+        return torch.full((len(x),), self.index, device=x.device)
+
+
+def score_and_variance(score: Score, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What ``score.score_and_variance`` returns, for any score: both ``(B, *D)``, by one evaluation.
+
+    Raises:
+        TypeError: the score has no learned variance.
+    """
+    if not hasattr(score, "score_and_variance"):
+        raise TypeError(f"{type(score).__name__} has no learned variance (score_and_variance): choose beta or beta_tilde")
+    return score.score_and_variance(x, t, cond)
 
 
 class ScoreModel(nn.Module):
@@ -62,6 +80,8 @@ class ScoreModel(nn.Module):
         labels: number of steps of the discrete chain that ``time_input`` counts.
         scale_input: whether the network is given c_in x, of unit scale, or x itself.
         sigma_data: standard deviation of the data in model coordinates, used by ``edm``.
+
+    ``moments`` are those of the training data, where they are known: set by ``load``, taken by solvers.
 
     Raises:
         ValueError: a name is unknown, ``sigma_data`` is not positive, there are fewer than two labels, or ``time_input`` is
@@ -100,6 +120,7 @@ class ScoreModel(nn.Module):
                     f"{lowest:.3g}: use time_input sigma, or the network's embedding sinusoidal"
                 )
         self.network, self.sde, self.data = network, sde, data
+        self.moments: Moments | None = None
         self.parameterization, self.time_input, self.sigma_data = parameterization, time_input, sigma_data
         self.labels, self.scale_input = labels, scale_input
         self.learned_variance, self.classes = getattr(network, "learned_variance", False), getattr(network, "classes", 0)

@@ -5,6 +5,7 @@ checkpoints/         numbered checkpoints of a training run
 model.safetensors    the weights alone, of a model that was imported or exported
 metrics.jsonl        a line per ``log_every`` steps
 moments.safetensors  mean and covariance (or spectrum) of the training data in model coordinates
+tuned.json           solvers chosen by measurement, one for each number of evaluations
 samples/  compare/   what was made from it
 likelihood_*.json  likelihood_*.npz   records of likelihoods, and the values of single samples
 bounds/  dequantizer.safetensors      records of all bounds, and the learned dequantization
@@ -29,6 +30,7 @@ from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS, Solver
+from score_sde.solvers.tuned import Choice, Tuned, as_options
 
 Config = Mapping[str, Any]
 
@@ -101,7 +103,6 @@ class Run:
     model: ScoreModel
     step: int
     checkpoint: Path
-    moments: Moments | None
 
 
 def save_config(folder: Path, config: Config, spec: DataSpec) -> None:
@@ -160,7 +161,8 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Run:
     except (TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{folder / 'config.json'} is damaged or of another program: {error}") from error
     load_weights(model, weights, path)
-    return Run(folder, config, model.eval().requires_grad_(False), step, path, load_moments(folder))
+    model.moments = load_moments(folder)
+    return Run(folder, config, model.eval().requires_grad_(False), step, path)
 
 
 WEIGHTS = "model.safetensors"
@@ -219,6 +221,51 @@ def load_moments(folder: Path) -> Moments | None:
         return Moments(tensors["mean"], tensors.get("covariance"), tensors.get("spectrum"))
     except (SafetensorError, KeyError) as error:
         raise RunError(f"{path} is damaged: remove it, score-sde train --workdir={folder} makes it anew") from error
+
+
+def save_choice(folder: Path, choice: Choice, about: Config) -> None:
+    """Add a tuned solver, and ``about``, how it was chosen, to ``tuned.json``, in place of one of as many evaluations."""
+    path = folder / TUNED
+    entries = _tuned_entries(path) if path.is_file() else []
+    measured = {"nfe": choice.nfe, "error": choice.error, "standard": choice.standard}
+    solvers = {"solver": as_options(choice.solver, SOLVERS), "rival": as_options(choice.rival, SOLVERS)}
+    entries = [entry for entry in entries if entry["nfe"] != choice.nfe] + [{**measured, **solvers, "about": dict(about)}]
+    write_json(path, {"choices": sorted(entries, key=lambda entry: entry["nfe"])})
+
+
+def load_tuned(folder: Path) -> Tuned:
+    """The solvers that were chosen for a run.
+
+    Raises:
+        RunError: none were chosen, or ``tuned.json`` is damaged.
+    """
+    path = Path(folder) / TUNED
+    if not path.is_file():
+        raise RunError(f"no solver was tuned for {folder} yet: score-sde tune --workdir={folder}")
+    try:
+        entries = _tuned_entries(path)
+        solvers = [(build_solver({"solver": e["solver"]}), build_solver({"solver": e["rival"]})) for e in entries]
+        choices = [Choice(e["nfe"], s, e["error"], e["standard"], r) for e, (s, r) in zip(entries, solvers, strict=True)]
+        return Tuned(tuple(choices))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _tuned_entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(path.read_text())["choices"]
+        _ = [entry["nfe"] for entry in entries]
+        return entries
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path} is damaged or of another version: remove it, score-sde tune makes it anew ({error})")
+
+
+TUNED = "tuned.json"
+"""File of the tuned solvers in a run."""
 
 
 def _tuples(value: Any) -> Any:

@@ -22,7 +22,7 @@ ROWS = [
     ["parameterization", "time_sampling", "data"],
     ["model"],
     ["exact", "loss", "guidance", "solvers", "ema", "checkpoint"],
-    ["likelihood", "metrics", "inverse"],
+    ["likelihood", "metrics", "inverse", "tuning"],
     ["run"],
     ["comparison", "trainer", "interop", "report"],
     ["config", "demo"],

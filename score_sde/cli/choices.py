@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from score_sde.config import ConfigError, from_saved, override
 from score_sde.model import ForClass, Score
-from score_sde.run import Run, RunError, build_solver, load
-from score_sde.solvers import SOLVERS
+from score_sde.run import Run, RunError, build_solver, load, load_tuned
+from score_sde.solvers import SOLVERS, Solver
 
 FREE_TO_CHANGE = ("training", "solver", "likelihood")
 """Sections of the config that may change when a run is continued."""
@@ -31,14 +31,25 @@ def refuse_changes(overrides: list[str], reason: str) -> None:
             raise ConfigError(f"{argument}: {reason}, only {', '.join(FREE_TO_CHANGE[1:])} and data can be set here")
 
 
-def chosen_solver(config: ConfigDict, name: str | None):
+def chosen_solver(config: ConfigDict, name: str | None, folder: Path) -> Solver:
+    """The solver of that name, ``tuned`` being those that were chosen for the run in ``folder``; else the config's."""
+    if name == "tuned":
+        return load_tuned(folder)
     if name is not None:
         if name not in SOLVERS:
-            close = difflib.get_close_matches(name, SOLVERS, n=1)
+            close = difflib.get_close_matches(name, [*SOLVERS, "tuned"], n=1)
             hint = f", did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"unknown solver {name!r}{hint}; choose one of {', '.join(SOLVERS)}")
+            raise ConfigError(f"unknown solver {name!r}{hint}; choose one of {', '.join(SOLVERS)}, or tuned")
         config.solver.name = name
     return build_solver(config.to_dict())
+
+
+def evaluations(text: str) -> list[int]:
+    """Numbers of evaluations from the command line, in rising order."""
+    try:
+        return sorted({int(nfe) for nfe in text.split(",")})
+    except ValueError:
+        raise ConfigError(f"--nfe takes numbers of evaluations separated by commas, got {text!r}") from None
 
 
 def told_class(run: Run, class_: int | None) -> Score:

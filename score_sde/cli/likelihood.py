@@ -105,7 +105,7 @@ def run_likelihood(
         values,
         solver=None if settings["target_error"] else solver,
         seed=seed,
-        moments=run.moments,
+        moments=run.model.moments,
         name=f"averaged weights of step {run.step}",
         keep=keep,
         progress=progress,

@@ -10,9 +10,8 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_sde.cli.choices import chosen_solver, likelihood_of_a_file, loaded_run, told_class
+from score_sde.cli.choices import chosen_solver, evaluations, likelihood_of_a_file, loaded_run, told_class
 from score_sde.comparison import Comparison, compare
-from score_sde.config import ConfigError
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
 from score_sde.report import quality_curve, sample_matrix, write_comparison_page
@@ -22,10 +21,10 @@ from score_sde.solvers import Solver
 
 def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides)
-    solver = chosen_solver(config, options.solver)
+    solver = chosen_solver(config, options.solver, run.folder)
     if options.nfe is not None:
         solver = solver.with_budget(options.nfe)
-    score, spec, name = told_class(run, options.class_), run.model.data, config.solver.name
+    score, spec, name = told_class(run, options.class_), run.model.data, options.solver or config.solver.name
     parts, nfe, seconds = [], 0, 0.0
     for first in range(0, options.n, options.batch_size):
         shape = (min(options.batch_size, options.n - first), *spec.shape)
@@ -60,11 +59,8 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides)
-    solvers = {name: chosen_solver(config, name) for name in options.solvers.split(",")}
-    try:
-        budgets = sorted({int(nfe) for nfe in options.nfe.split(",")})
-    except ValueError:
-        raise ConfigError(f"--nfe takes numbers of evaluations separated by commas, got {options.nfe!r}") from None
+    solvers = {name: chosen_solver(config, name, run.folder) for name in options.solvers.split(",")}
+    budgets = evaluations(options.nfe)
     how = {"samples": options.n, "seed": options.seed, "progress": not options.quiet}
     result = run_comparison(run, config, solvers, budgets, class_=options.class_, **how)
     folder = run.folder / "compare"

@@ -69,7 +69,7 @@ def export(options: argparse.Namespace, overrides: list[str]) -> int:
         to_diffusers(run.model, target)
         how = f"diffusers.DDPMPipeline.from_pretrained({str(target)!r})"
     else:
-        save_model(target, run.config, run.model, step=run.step, moments=run.moments)
+        save_model(target, run.config, run.model, step=run.step, moments=run.model.moments)
         how = f"score_sde.load({str(target)!r}), or any reader of safetensors and JSON"
     print(f"{run.folder}, step {run.step}, is exported to {target}; load it by {how}")
     return 0

@@ -11,6 +11,7 @@ from score_sde.cli.likelihood import likelihood
 from score_sde.cli.measuring import compare_, sample
 from score_sde.cli.models import export, import_
 from score_sde.cli.training import demo, train
+from score_sde.cli.tuning import tune_
 from score_sde.solvers import SOLVERS
 
 
@@ -71,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--config", help="name or path of a config file; change a value by --config.section.key=value")
 
     sub = command("sample", sample, "draw samples as a picture and an .npz")
-    sub.add_argument("--solver", help=f"{', '.join(SOLVERS)}; options by --config.solver.NAME.option=value")
+    sub.add_argument("--solver", help=f"{', '.join(SOLVERS)}, or tuned; options by --config.solver.NAME.option=value")
     sub.add_argument("--nfe", type=_positive, help="network evaluations, instead of the solver's own steps")
     sub.add_argument("--n", type=_positive, default=64, help="number of samples")
     sub.add_argument("--seed", type=_natural, default=0)
@@ -103,6 +104,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--solvers", default="euler_maruyama,pc,ode,ddim", help="names separated by commas")
     sub.add_argument("--nfe", default="10,20,50,100", help="evaluations separated by commas, from 1 or 2 up")
     sub.add_argument("--n", type=_positive, default=256, help="samples per setting, 20 or more for precision and recall")
+    sub.add_argument("--seed", type=_natural, default=0)
+    of_class(sub)
+
+    sub = command("tune", tune_, "choose solver and time grid for each number of evaluations, by measurement")
+    sub.add_argument("--nfe", default="6,8,10,12,16,20", help="evaluations separated by commas")
+    sub.add_argument("--pilot", type=_positive, default=64, help="samples to try solvers on, and as many to check")
+    sub.add_argument("--trials", type=_positive, default=60, help="time grids that are tried for each number of evaluations")
     sub.add_argument("--seed", type=_natural, default=0)
     of_class(sub)
 

@@ -1,5 +1,8 @@
 """Solvers. ``SOLVERS`` maps the names that configs use to what builds them; each can be built with its defaults."""
 
+from score_sde.solvers.adaptive_sde import AdaptiveSDE
+from score_sde.solvers.ancestral import Ancestral
+from score_sde.solvers.annealed_langevin import AnnealedLangevin
 from score_sde.solvers.base import Counter, Sample, Solver, SolverError, counted
 from score_sde.solvers.ddim import DDIM
 from score_sde.solvers.deis import DEIS
@@ -8,26 +11,25 @@ from score_sde.solvers.dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
 from score_sde.solvers.euler_maruyama import EulerMaruyama
 from score_sde.solvers.gaussian import GaussianReference
 from score_sde.solvers.heun import EDM, Heun
-from score_sde.solvers.predictor_corrector import Langevin, PredictorCorrector, predictor_corrector
+from score_sde.solvers.predictor_corrector import PREDICTORS, Langevin, PredictorCorrector, predictor_corrector
 from score_sde.solvers.probability_flow import ProbabilityFlow
+from score_sde.solvers.reverse_diffusion import ReverseDiffusion
+from score_sde.solvers.stochastic_heun import StochasticHeun
+from score_sde.solvers.tuned import Tuned
 from score_sde.solvers.unipc import UniPC
 
 SOLVERS = {
-    "euler_maruyama": EulerMaruyama,
+    **PREDICTORS,
+    "adaptive_sde": AdaptiveSDE,
+    "annealed_langevin": AnnealedLangevin,
     "pc": predictor_corrector,
     "ode": ProbabilityFlow,
-    "ddim": DDIM,
-    "heun": Heun,
-    "edm": EDM,
-    "dpm_solver": DPMSolver,
-    "dpm_solver_pp": DPMSolverPP,
-    "sde_dpm_solver_pp": SDEDPMSolverPP,
-    "deis": DEIS,
-    "unipc": UniPC,
-    "gaussian": GaussianReference,
 }
 
 __all__ = [
+    "AdaptiveSDE",
+    "Ancestral",
+    "AnnealedLangevin",
     "Counter",
     "DDIM",
     "DEIS",
@@ -40,11 +42,14 @@ __all__ = [
     "Langevin",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "ReverseDiffusion",
     "SDEDPMSolverPP",
     "SOLVERS",
     "Sample",
     "Solver",
     "SolverError",
+    "StochasticHeun",
+    "Tuned",
     "UniPC",
     "counted",
     "predictor_corrector",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from score_sde.model import Score
+from score_sde.model import Score, score_and_variance
 from score_sde.sdes import SDE
 from score_sde.solvers.time_grids import TimeGrid, as_grid, time_grid
 from score_sde.tensors import SampleNoise, batch_time, expand
@@ -59,9 +59,17 @@ class CountedScore:
         return self.score.sde
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        self._count(x)
+        return self.score(x, t, cond)
+
+    def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The score and its learned variance, by one evaluation, which is counted."""
+        self._count(x)
+        return score_and_variance(self.score, x, t, cond)
+
+    def _count(self, x: Tensor) -> None:
         self.counter.nfe += 1
         self.counter.samples += len(x)
-        return self.score(x, t, cond)
 
 
 def counted(score: Score, counter: Counter) -> Score:
@@ -96,6 +104,10 @@ class BoundScore:
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
         return self.score(x, batch_time(t, x), self.cond)
 
+    def score_and_variance(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """The score and its learned variance, by one evaluation; a ``TypeError`` where it has none."""
+        return score_and_variance(self.score, x, batch_time(t, x), self.cond)
+
 
 @dataclass(frozen=True, eq=False)
 class ClippedScore:
@@ -110,7 +122,14 @@ class ClippedScore:
         return self.score.sde
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        score = self.score(x, t, cond)
+        return self._clipped(self.score(x, t, cond), x, t)
+
+    def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The clipped score, and the learned variance as it is."""
+        score, variance = score_and_variance(self.score, x, t, cond)
+        return self._clipped(score, x, t), variance
+
+    def _clipped(self, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
         alpha, variance = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t) ** 2, x)
         return (alpha * ((x + variance * score) / alpha).clamp(self.low, self.high) - x) / variance
 

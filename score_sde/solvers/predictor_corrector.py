@@ -27,9 +27,18 @@ from typing import ClassVar, Protocol, Self
 
 from torch import Tensor
 
+from score_sde.solvers.ancestral import Ancestral
 from score_sde.solvers.base import BoundScore, GridSolver, StepSolver
 from score_sde.solvers.ddim import DDIM
+from score_sde.solvers.deis import DEIS
+from score_sde.solvers.dpm_solver import DPMSolver
+from score_sde.solvers.dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
 from score_sde.solvers.euler_maruyama import EulerMaruyama
+from score_sde.solvers.gaussian import GaussianReference
+from score_sde.solvers.heun import EDM, Heun
+from score_sde.solvers.reverse_diffusion import ReverseDiffusion
+from score_sde.solvers.stochastic_heun import StochasticHeun
+from score_sde.solvers.unipc import UniPC
 from score_sde.tensors import SampleNoise, expand, sum_event
 
 
@@ -117,8 +126,25 @@ class PredictorCorrector(StepSolver):
         return dataclasses.replace(self, predictor=self.predictor.with_cost(nfe, per_step))
 
 
-PREDICTORS = {"euler_maruyama": EulerMaruyama, "ddim": DDIM}
+PREDICTORS = {
+    "euler_maruyama": EulerMaruyama,
+    "reverse_diffusion": ReverseDiffusion,
+    "ancestral": Ancestral,
+    "stochastic_heun": StochasticHeun,
+    "sde_dpm_solver_pp": SDEDPMSolverPP,
+    "edm": EDM,
+    "ddim": DDIM,
+    "heun": Heun,
+    "dpm_solver": DPMSolver,
+    "dpm_solver_pp": DPMSolverPP,
+    "deis": DEIS,
+    "unipc": UniPC,
+    "gaussian": GaussianReference,
+}
+"""Name -> fixed-step solver."""
+
 CORRECTORS = {"langevin": Langevin}
+"""Name -> corrector."""
 
 
 def predictor_corrector(
@@ -127,6 +153,7 @@ def predictor_corrector(
     predictor: str = "euler_maruyama",
     corrector: str = "langevin",
     corrections: int = 1,
+    first: bool = False,
     snr: float = 0.16,
     rule: str = "sigma",
     cap: float = 2.0,
@@ -135,6 +162,5 @@ def predictor_corrector(
     for kind, name, table in (("predictor", predictor, PREDICTORS), ("corrector", corrector, CORRECTORS)):
         if name not in table:
             raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
-    return PredictorCorrector(
-        PREDICTORS[predictor](steps=steps, grid=grid), CORRECTORS[corrector](snr=snr, rule=rule, cap=cap), corrections
-    )
+    stepping = PREDICTORS[predictor](steps=steps, grid=grid)
+    return PredictorCorrector(stepping, CORRECTORS[corrector](snr=snr, rule=rule, cap=cap), corrections, first)

@@ -98,7 +98,7 @@ class ExplicitGrid(TimeGrid):
     """These times, in falling order. Between ends that lie inside the list, those of its times that lie between them.
 
     Raises:
-        ValueError: there are fewer than two times, or they do not fall.
+        ValueError: there are fewer than two times, or they do not fall; when used, the list does not reach the ends.
     """
 
     nodes: tuple[float, ...]
@@ -115,6 +115,11 @@ class ExplicitGrid(TimeGrid):
     def times(self, sde, t_from, t_to, steps):
         low, high = min(t_from, t_to), max(t_from, t_to)
         margin = 1e-9 * (high - low)
+        if high > self.nodes[0] + margin or low < self.nodes[-1] - margin:
+            raise ValueError(
+                f"the grid is a list of times from {self.nodes[0]:g} to {self.nodes[-1]:g}, which does not reach from {high:g} "
+                f"to {low:g}: give other times, or another t_end"
+            )
         inner = [t for t in self.nodes if low + margin < t < high - margin]
         return torch.tensor([t_from, *(inner if t_from > t_to else reversed(inner)), t_to], dtype=torch.float64)
 

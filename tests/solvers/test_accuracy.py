@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from score_sde import DDIM, EulerMaruyama, GaussianMixture, Langevin, PredictorCorrector, ProbabilityFlow
-from score_sde.solvers import predictor_corrector
+from score_sde.solvers import (
+    DEIS,
+    EDM,
+    DPMSolver,
+    DPMSolverPP,
+    GaussianReference,
+    Heun,
+    SDEDPMSolverPP,
+    UniPC,
+    predictor_corrector,
+)
 from score_sde.solvers.base import BoundScore
 from score_sde.solvers.probability_flow import FIXED, METHODS
 from score_sde.tensors import SampleNoise
@@ -17,6 +27,18 @@ PUBLISHED = ("vp", "subvp", "ve")
 
 ORDER_CASES = {
     "ddim": (DDIM(), (128, 256)),
+    "heun": (Heun(), (64, 128)),
+    **{f"dpm_solver_{k}": (DPMSolver(order=k), (32, 64)) for k in (2, 3)},
+    **{f"dpm_solver_pp_{p}m": (DPMSolverPP(p=p), (256, 512)) for p in (1, 2, 3)},
+    **{f"deis_{variable}_{p}": (DEIS(p=p, variable=variable), (256, 512)) for p in (1, 2, 3) for variable in ("t", "rho")},
+    **{f"unipc_{p}_{variant}": (UniPC(p=p, variant=variant), (128, 256)) for p in (1, 2, 3) for variant in ("bh1", "bh2")},
+    **{
+        f"gaussian_{p}_{name}": (GaussianReference(p=p, reference=name), (128, 256))
+        for p in (1, 2, 3)
+        for name in ("data", "unit")
+    },
+    **{f"gaussian_{p}_predictor": (GaussianReference(p=p, corrector=False), (128, 256)) for p in (2, 3)},
+    "unipc_2_lower_final": (UniPC(p=2, lower_order_final=True), (256, 512)),
     **{
         f"ode_{method}": (ProbabilityFlow(method=method), (128, 256) if order < 4 else (64, 128))
         for method, (order, _) in FIXED.items()
@@ -76,6 +98,16 @@ MOMENT_CASES = {
     "ode": ProbabilityFlow(rtol=1e-5, atol=1e-5),
     "ddim": DDIM(steps=400, grid="log_snr"),
     "ddim_eta": DDIM(steps=400, grid="log_snr", eta=1.0),
+    "sde_dpm_solver_pp": SDEDPMSolverPP(steps=200),
+    "edm": EDM(steps=150, s_churn=20.0, s_noise=1.0),
+    "heun": Heun(steps=60, grid="log_snr"),
+    "dpm_solver": DPMSolver(steps=30),
+    "dpm_solver_pp": DPMSolverPP(steps=90),
+    "deis": DEIS(steps=90, grid="log_snr"),
+    "unipc": UniPC(steps=60),
+    "gaussian": GaussianReference(steps=40),
+    "pc_unipc": PredictorCorrector(UniPC(steps=150, grid="log_snr"), Langevin(snr=0.1)),
+    "pc_first": PredictorCorrector(SDEDPMSolverPP(steps=150), Langevin(snr=0.1), corrections=2, first=True),
 }
 
 

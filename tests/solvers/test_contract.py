@@ -14,6 +14,10 @@ from tests.conftest import SDE_CASES, BrokenScore, DoubleWellSDE, Recorder, mixt
 
 SOLVER_CASES = {
     **{name: build().with_budget(24) for name, build in SOLVERS.items()},
+    "adaptive_sde_plain": SOLVERS["adaptive_sde"](rtol=0.1, atol=0.1),
+    "unipc_3": SOLVERS["unipc"](p=3, steps=22),
+    "gaussian_3_isotropic": SOLVERS["gaussian"](p=3, steps=20, corrector=False, reference="isotropic", lower_order_final=True),
+    "pc_unipc_first": PredictorCorrector(SOLVERS["unipc"](steps=12, grid="uniform"), Langevin(), first=True),
     "ode_dopri5": ProbabilityFlow(rtol=1e-4, atol=1e-4),
     "ode_rk45": ProbabilityFlow(method="rk45", rtol=1e-4, atol=1e-4),
     "ode_rk4": ProbabilityFlow(method="rk4", steps=24),

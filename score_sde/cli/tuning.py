@@ -1,0 +1,27 @@
+"""The command that chooses solvers by measurement: ``tune``."""
+
+import argparse
+
+from score_sde.cli.choices import evaluations, loaded_run, told_class
+from score_sde.run import load_tuned, save_choice
+from score_sde.solvers.tuned import Choice
+from score_sde.tuning import tune
+
+
+def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
+    run, _ = loaded_run(options, overrides)
+    how = {"pilot": options.pilot, "trials": options.trials, "seed": options.seed}
+    score = told_class(run, options.class_)
+
+    def keep(choice: Choice) -> None:
+        save_choice(run.folder, choice, {**how, "class": options.class_, "step": run.step})
+
+    budgets = evaluations(options.nfe)
+    tuned = tune(score, run.model.data.shape, budgets, **how, keep=keep, progress=not options.quiet)
+    print(load_tuned(run.folder).table())
+    print(
+        f"errors: root mean square distance from the converged ODE, on {options.pilot} latents that had no part in the choice\n"
+        f"saved:  {run.folder / 'tuned.json'}\n"
+        f"next:   score-sde sample --workdir={run.folder} --solver=tuned --nfe={tuned.choices[-1].nfe}"
+    )
+    return 0

@@ -1,0 +1,71 @@
+r"""Ancestral sampling (Ho et al. 2020, Algorithm 2), for any alpha and sigma.
+
+With the forward transition x_t = a x_s + b z, b^2 being the beta of DDPM, and beta_tilde = b^2 sigma_s^2 / sigma_t^2, the
+posterior of x_s given the data is (Ho et al. 2020, Eq. 6 and 7)
+
+    q(x_s | x_t, x0) = N((a sigma_s^2 x_t + alpha_s b^2 x0) / sigma_t^2, beta_tilde I).
+
+The x0 that the score implies, x0 = (x_t + sigma_t^2 score) / alpha_t, makes the mean, as a sigma_s^2 + b^2 / a = sigma_t^2 / a,
+
+    (x_t + b^2 score(x_t, t)) / a.
+
+It remains to choose the variance (Ho et al. 2020, Section 3.2; Nichol and Dhariwal 2021, Eq. 15):
+
+    beta         b^2           the larger one: that of the step where the data is itself N(0, I) under a VP SDE
+    beta_tilde   beta_tilde    the smaller one: that of the step where the data is a single point
+    learned      log Sigma = v log b^2 + (1 - v) log beta_tilde, with v (B, *D) from the network's second half
+
+What is known of them by other names:
+
+    VP    a = sqrt(1 - beta), b^2 = beta      x_s = (x_t + beta score) / sqrt(1 - beta) + ...     DDPM; Song et al. 2021, Eq. 4
+    VE    a = 1, b^2 = sigma_t^2 - sigma_s^2  x_s = x_t + (sigma_t^2 - sigma_s^2) score + sqrt(beta_tilde) z
+                                                             SMLD's ancestral sampling; Song et al. 2021, Eq. 47
+    any   beta_tilde                          DDIM at eta = 1
+
+Since log Sigma = log b^2 + (1 - v) log(sigma_s^2 / sigma_t^2), all is finite as long as sigma_s > 0. A step down to the data
+itself, sigma_s = 0, adds no noise whatever the variance, as DDPM's last one: its mean is x0.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from score_sde.solvers.base import GridSolver
+from score_sde.solvers.reverse_diffusion import transition
+
+VARIANCES = ("beta_tilde", "beta", "learned")
+
+
+@dataclass(frozen=True)
+class Ancestral(GridSolver):
+    """Ancestral sampling, one evaluation a step.
+
+    With a table of N betas, and the grid that ends at T / N after N - 1 steps (or at 0 after N), the betas of the steps are the
+    table's. With ``beta`` a sample keeps the noise of its last step, whose variance is about sigma^2 where that step began, not
+    where it ended: end on small steps (``grid="log_snr"``), or where ``denoise`` takes the last one.
+
+    Args:
+        steps: number of steps.
+        grid: time grid.
+        variance: ``beta_tilde``, ``beta``, or ``learned`` where the score has a method ``score_and_variance``, as a
+            ``ScoreModel`` whose network has ``learned_variance``; solving raises a ``TypeError`` for any other score.
+    """
+
+    variance: str = "beta_tilde"
+
+    stochastic: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.variance not in VARIANCES:
+            raise ValueError(f"unknown variance {self.variance!r}; choose one of {', '.join(VARIANCES)}")
+
+    def step(self, score, x, t, s, noise):
+        sde = score.sde
+        a, beta = transition(sde, s, t)
+        gradient, v = score.score_and_variance(x, t) if self.variance == "learned" else (score(x, t), None)
+        mean = (x + beta * gradient) / a
+        if sde.sigma(s) == 0:
+            return mean
+        shrinkage = 2 * (sde.sigma(s) / sde.sigma(t)).log()
+        exponent = {"beta": 0.0, "beta_tilde": shrinkage}[self.variance] if v is None else (1 - v) * shrinkage
+        return mean + (beta.log() / 2 + exponent / 2).exp() * noise.normal()

@@ -1,0 +1,277 @@
+r"""Which solver, and which steps? Measured on the model itself, for each budget of evaluations.
+
+Which solver is best at few evaluations depends on the network: one that has learned its data well is close to a Gaussian at
+high noise, one that has not is not; noise predictions are rough where data predictions are smooth, and the other way round. So
+latents are solved once to convergence, and candidates are judged by their root mean square distance from that:
+
+1. Every family of solvers is tried on every standard grid, and on a grid of equalized local error: with F what a v-network
+   predicts (see ``GaussianReference``), a formula with p nodes is wrong by about |F^(p)| h^(p+1) in a step of h in log-SNR, so
+   equal errors mean steps in proportion to |F^(p)|^(-1/(p+1)). The derivatives are differences along the converged solution.
+2. The steps of the best two are bent: each is multiplied by exp(b), b linear between a few knots along the grid, and the
+   heights of the knots are found by the simplex method of Nelder and Mead (1965), which takes no gradients and forgives noise.
+3. What this gave, and the best of what was there before, is measured again on latents that had no part in it. The better is
+   chosen.
+
+Budgets are taken from the smallest to the largest, and what was good for one is tried first for the next.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from tqdm import tqdm
+
+from score_sde.model import Score
+from score_sde.sdes import SDE
+from score_sde.solvers import DEIS, DPMSolverPP, GaussianReference, SolverError, UniPC
+from score_sde.solvers.base import GridSolver, innermost
+from score_sde.solvers.time_grids import ExplicitGrid, TimeGrid
+from score_sde.solvers.tuned import Choice, Tuned
+from score_sde.tensors import SampleNoise, expand
+
+KNOTS = 5
+"""Knots of a bend; the last has height 0, since only the proportions of steps count."""
+
+FINE = 200
+"""Steps of the converged solution."""
+
+KEPT = 8
+"""Candidates that are measured on the whole pilot, besides half as many standard ones."""
+
+GRIDS = ("uniform", "quadratic", "log_snr", "edm")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A family of solvers, the grid from which its steps come, and how they are bent."""
+
+    family: GridSolver
+    grid: str | TimeGrid
+    bend: tuple[float, ...] = ()
+
+    def solver(self, nfe: int, sde: SDE, t_from: float, t_to: float) -> GridSolver:
+        """The solver of ``nfe`` evaluations."""
+        solver = dataclasses.replace(self.family, grid=self.grid).with_budget(nfe)
+        if self.bend:
+            times = bent(solver.times(sde, t_from, t_to), sde, self.bend)
+            solver = dataclasses.replace(solver, grid=ExplicitGrid(tuple(times.tolist())))
+        return solver
+
+
+def bent(times: Tensor, sde: SDE, bend: Sequence[float]) -> Tensor:
+    """``times`` with their steps in log-SNR multiplied by exp(b), b linear between the knots ``bend`` and 0 at the last."""
+    log_snr = sde.log_snr(times)
+    middle = (np.arange(len(times) - 1) + 0.5) / (len(times) - 1)
+    heights = np.interp(middle, np.linspace(0, 1, len(bend) + 1), [*bend, 0.0])
+    steps = log_snr.diff() * torch.from_numpy(np.exp(heights))
+    whole = log_snr[-1] - log_snr[0]
+    result = sde.inverse_log_snr(log_snr[0] + whole * torch.cat([steps.new_zeros(1), steps.cumsum(0) / steps.sum()]))
+    result[0], result[-1] = times[0], times[-1]
+    return result
+
+
+@dataclass(frozen=True)
+class EqualizedGrid(TimeGrid):
+    """Equal shares of a density over log-SNR.
+
+    Args:
+        log_snr: where the density is known, rising.
+        density: its values there.
+    """
+
+    log_snr: tuple[float, ...]
+    density: tuple[float, ...]
+
+    def times(self, sde, t_from, t_to, steps):
+        at, values = np.array(self.log_snr), np.array(self.density)
+        reached = np.concatenate([[0.0], np.cumsum((values[1:] + values[:-1]) / 2 * np.diff(at))])
+        ends = np.interp([float(sde.log_snr(t)) for t in (t_from, t_to)], at, reached)
+        return sde.inverse_log_snr(torch.from_numpy(np.interp(np.linspace(*ends, steps + 1), reached, at)))
+
+
+def families(score: Score) -> list[GridSolver]:
+    """What is tried: known solvers first, then ours around the Gaussians that are known."""
+    first = {"lower_order_first": True}
+    known: list[GridSolver] = [UniPC(p=2), UniPC(p=3, **first), DPMSolverPP(p=2), DEIS(p=2)]
+    references = ["data", "unit"] if getattr(innermost(score), "moments", None) is not None else ["isotropic", "unit"]
+    ours = [GaussianReference(reference=name, p=p, **(first if p > 2 else {})) for name in references for p in (2, 3)]
+    return [dataclasses.replace(family, lower_order_final=final) for family in (*known, *ours) for final in (False, True)]
+
+
+def is_standard(candidate: Candidate) -> bool:
+    """Whether a candidate is a known solver on a grid of the literature."""
+    return candidate.grid in GRIDS and not candidate.bend and not isinstance(candidate.family, GaussianReference)
+
+
+def tune(
+    score: Score,
+    shape: Sequence[int],
+    budgets: Sequence[int],
+    *,
+    pilot: int = 64,
+    trials: int = 60,
+    seed: int = 0,
+    cond: Tensor | None = None,
+    t_end: float | None = None,
+    keep: Callable[[Choice], None] | None = None,
+    progress: bool = False,
+) -> Tuned:
+    """Choose solver, order and time grid for each budget of evaluations.
+
+    Costs about 400 evaluations of ``pilot`` samples and, for each budget, ``nfe * (trials + 20)`` (for the first one 20 more).
+
+    Args:
+        score: the score.
+        shape: shape of one event, ``(*D)``.
+        budgets: evaluations, each at least 2.
+        pilot: latents on which candidates are measured, and as many again for the check; at least 8.
+        trials: measurements of bent grids, per budget.
+        seed: of the latents.
+        cond: condition of the samples, ``(2 * pilot, ...)``.
+        t_end: time at which sampling stops; by default the SDE's t_min.
+        keep: called with each choice as soon as it is made.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: a number is out of range.
+        SolverError: the converged solution is not finite.
+    """
+    budgets = sorted(set(budgets))
+    if not budgets or budgets[0] < 2 or pilot < 8 or trials < 10:
+        raise ValueError(
+            "a choice needs at least 2 evaluations, a pilot of at least 8 samples and at least 10 trials, "
+            f"got {budgets}, {pilot} and {trials}"
+        )
+    bar = tqdm(total=2 + len(budgets), desc="tuning", unit="budget", disable=not progress)
+    with torch.no_grad(), bar:
+        trial = _Pilot(score, shape, pilot, seed, cond, t_end)
+        bar.update(2)
+        choices, candidates = [], _first_candidates(score, trial)
+        for nfe in budgets:
+            bar.set_postfix_str(f"{nfe} evaluations")
+            choice, candidates = _choose(trial, candidates, nfe, trials)
+            choices.append(choice)
+            if keep:
+                keep(choice)
+            bar.update()
+    return Tuned(tuple(choices))
+
+
+class _Pilot:
+    """Latents with their converged solutions, half of them to choose by and half to check, and what F is like along the way."""
+
+    def __init__(self, score: Score, shape: Sequence[int], count: int, seed: int, cond: Tensor | None, t_end: float | None):
+        self.score, self.sde, self.cond, self.count = score, score.sde, cond, count
+        self.t_from, self.t_to = self.sde.T, self.sde.t_min if t_end is None else t_end
+        inner = innermost(score)
+        place = {"device": getattr(inner, "device", "cpu"), "dtype": getattr(inner, "dtype", torch.get_default_dtype())}
+        noise = SampleNoise(seed, (2 * count, *shape), purpose="tuning", **place)
+        self.latents = self.sde.prior_noise(noise.normal())
+        self.roughness = Roughness(score, 3)
+        self.fine = UniPC(steps=FINE, p=3).solve(self.roughness, self.latents, self.t_from, self.t_to, cond=cond)
+
+    def error(self, candidate: Candidate | GridSolver, nfe: int, rows: slice) -> float:
+        """Root mean square distance from the converged solution, infinite where the candidate fails."""
+        try:
+            solver = candidate.solver(nfe, self.sde, self.t_from, self.t_to) if isinstance(candidate, Candidate) else candidate
+            cond = None if self.cond is None else self.cond[rows]
+            found = solver.solve(self.score, self.latents[rows], self.t_from, self.t_to, cond=cond)
+        except (SolverError, ValueError):  # diverged, or no steps within the budget
+            return math.inf
+        return (found - self.fine[rows]).double().square().mean().sqrt().item()
+
+    @property
+    def few(self) -> slice:
+        return slice(0, max(8, self.count // 4))
+
+    @property
+    def all(self) -> slice:
+        return slice(0, self.count)
+
+    @property
+    def fresh(self) -> slice:
+        return slice(self.count, 2 * self.count)
+
+
+class Roughness:
+    """A score that notes how large the differences of F are along equal steps in log-SNR: orders 1 to ``orders``.
+
+    F = tan(theta) (z + r score) with z = x / r, r = sqrt(alpha^2 + sigma^2), tan(theta) = sigma / alpha.
+    """
+
+    def __init__(self, score: Score, orders: int):
+        self.score, self.sde, self.orders = score, score.sde, orders
+        self.last: list[Tensor] = []
+        self.log_snr: list[float] = []
+        self.sizes: list[Tensor] = []
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        score = self.score(x, t, cond)
+        alpha, sigma = (expand(value, x) for value in (self.sde.alpha(t), self.sde.sigma(t)))
+        scale = torch.hypot(alpha, sigma)
+        differences = [sigma / alpha * (x / scale + scale * score)]
+        for earlier in self.last[: self.orders]:
+            differences.append(differences[-1] - earlier)
+        self.last = differences
+        if len(differences) > self.orders:
+            self.log_snr.append(float(self.sde.log_snr(t[0].double())))
+            self.sizes.append(torch.stack([d.double().square().mean().sqrt() for d in differences[1:]]))
+        return score
+
+    def grid(self, p: int) -> EqualizedGrid:
+        """The grid of equalized local error of formulas with ``p`` nodes."""
+        order = np.argsort(self.log_snr)
+        sizes = torch.stack(self.sizes).cpu().numpy()[order, p - 1]
+        width = max(1, len(sizes) // 20)
+        padded = np.pad(sizes, width, mode="edge")
+        smooth = np.convolve(padded, np.ones(2 * width + 1) / (2 * width + 1), mode="valid")
+        density = np.maximum(smooth, 1e-3 * smooth.max()) ** (1 / (p + 1))
+        return EqualizedGrid(tuple(np.array(self.log_snr)[order].tolist()), tuple(density.tolist()))
+
+
+def _first_candidates(score: Score, pilot: _Pilot) -> list[Candidate]:
+    equalized = {p: pilot.roughness.grid(p) for p in (2, 3)}
+    return [Candidate(family, grid) for family in families(score) for grid in (*GRIDS, equalized[family.p])]
+
+
+def _choose(pilot: _Pilot, candidates: list[Candidate], nfe: int, trials: int) -> tuple[Choice, list[Candidate]]:
+    """The choice for a budget, and what is to be tried for the next."""
+    ranked = [c for _, c in _ranked(candidates, lambda c: pilot.error(c, nfe, pilot.few))]
+    kept = list(dict.fromkeys([*ranked[:KEPT], *[c for c in ranked if is_standard(c)][: KEPT // 2]]))
+    measured = _ranked(kept, lambda c: pilot.error(c, nfe, pilot.all))
+    least, best = measured[0]
+    close = [c for error, c in measured if _kind(c) != _kind(best) and error < 1.3 * least]
+    found = [_bend(pilot, best, nfe, 2 * trials // 3 if close else trials)]
+    found += [_bend(pilot, second, nfe, trials // 3) for second in close[:1]]
+    known = [c for _, c in measured if is_standard(c)]
+    finalists = [*found, best, known[0]]
+    checked = _ranked(finalists, lambda c: pilot.error(c, nfe, pilot.fresh))
+    error, winner = checked[0]
+    rival = next(pair for pair in checked if pair[1] is known[0])
+    built = [c.solver(nfe, pilot.sde, pilot.t_from, pilot.t_to) for c in (winner, rival[1])]
+    return Choice(nfe, built[0], error, rival[0], built[1]), [*found, *kept]
+
+
+def _kind(candidate: Candidate) -> tuple:
+    return type(candidate.family), candidate.family.p, getattr(candidate.family, "reference", "")
+
+
+def _ranked(candidates: Sequence[Candidate], error: Callable[[Candidate], float]) -> list[tuple[float, Candidate]]:
+    return sorted(((error(c), c) for c in candidates), key=lambda pair: pair[0])
+
+
+def _bend(pilot: _Pilot, start: Candidate, nfe: int, trials: int) -> Candidate:
+    """``start`` with its steps bent to the smallest error on the pilot."""
+    origin = np.array(start.bend or [0.0] * (KNOTS - 1))
+    simplex = np.vstack([origin, *(origin + 0.6 * direction for direction in np.eye(len(origin)))])
+
+    def error(bend: np.ndarray) -> float:
+        return pilot.error(dataclasses.replace(start, bend=tuple(bend.tolist())), nfe, pilot.all)
+
+    result = minimize(error, origin, method="Nelder-Mead", options={"maxfev": trials, "initial_simplex": simplex})
+    return dataclasses.replace(start, bend=tuple(result.x.tolist()))

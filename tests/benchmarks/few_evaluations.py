@@ -1,0 +1,104 @@
+"""Error against evaluations: what ``tune`` chose, beside diffusers' UniPC and DPM-Solver++, on latents that it never saw.
+
+    python tests/benchmarks/few_evaluations.py                                    the exact score of a mixture fitted to digits
+    python tests/benchmarks/few_evaluations.py --workdir=RUN --t_end=0.001        a trained network
+
+The error is the root mean square distance from the converged solution of the probability-flow ODE. Peers take every standard
+grid, of which the best *for these latents* is shown, and then our tuned grid: what is left between the last two columns is what
+the solver gives, the rest the grid. A run keeps its choices in tuned.json; those that it has already are used.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+
+from score_sde import VESDE, GaussianMixture, ProbabilityFlow, load
+from score_sde.run import RunError, load_tuned, save_choice
+from score_sde.solvers.tuned import Tuned
+from score_sde.tensors import SampleNoise
+from score_sde.tuning import GRIDS, tune
+from tests.benchmarks.peers import peer_solve, scheduler
+
+PEERS = {
+    "UniPC-2": ("unipc", {"solver_order": 2}),
+    "UniPC-3": ("unipc", {"solver_order": 3}),
+    "DPM-Solver++ 2M": ("dpm_solver_pp", {"solver_order": 2}),
+    "DPM-Solver++ 3M": ("dpm_solver_pp", {"solver_order": 3}),
+}
+
+
+def digits_mixture() -> GaussianMixture:
+    """Ten classes of digits, each with its own mean and covariance (+ 0.02^2 I), in [-1, 1]."""
+    images, classes = load_digits(return_X_y=True)
+    x, classes = torch.from_numpy(images / 8 - 1), torch.from_numpy(classes)
+    groups = [x[classes == k] for k in range(10)]
+    covariances = [group.mT.cov() + 0.02**2 * torch.eye(64, dtype=torch.float64) for group in groups]
+    weights = torch.tensor([float(len(group)) for group in groups])
+    return GaussianMixture(torch.stack([group.mean(0) for group in groups]), torch.stack(covariances), weights)
+
+
+def rms(difference: torch.Tensor) -> float:
+    return difference.double().square().mean().sqrt().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--t_end", type=float)
+    parser.add_argument("--nfe", default=",".join(map(str, (*range(5, 21), 25, 30))))
+    parser.add_argument("--latents", type=int, default=512, help="latents of the test")
+    parser.add_argument("--pilot", type=int, default=256)
+    parser.add_argument("--trials", type=int, default=90)
+    options = parser.parse_args()
+    budgets = [int(nfe) for nfe in options.nfe.split(",")]
+    if options.workdir:
+        score = load(options.workdir).model
+        shape, converged = score.data.shape, ProbabilityFlow(method="rk45", rtol=1e-5, atol=1e-5)
+    else:
+        score = digits_mixture().score(VESDE(sigma_min=0.002, sigma_max=80.0))
+        shape, converged = (64,), ProbabilityFlow(method="dopri8", rtol=1e-9, atol=1e-9)
+    sde = score.sde
+    t_end = options.t_end or sde.t_min
+
+    start = time.perf_counter()
+    tuned = chosen(options, score, shape, budgets, t_end)
+    print(f"tuned in {time.perf_counter() - start:.0f} s on {options.pilot} latents", flush=True)
+    noise = SampleNoise(1, (options.latents, *shape), purpose="test", dtype=score.dtype)
+    x = sde.prior_noise(noise.normal())
+    with torch.no_grad():
+        exact = converged.solve(score, x, sde.T, t_end)
+        print(f"test: {options.latents} other latents, converged by {converged.describe()}")
+        heading = f"{'nfe':>4}{'best peer, best standard grid':>44}{'best peer, our grid':>32}"
+        print(f"{heading}{'ours':>10}{'ratio':>8}  solver")
+        for nfe in budgets:
+            solver = tuned.with_budget(nfe)
+
+            def of_peer(name: str, grid, nfe=nfe) -> float:
+                kind, settings = PEERS[name]
+                return rms(peer_solve(scheduler(kind, **settings), score, x, sde.T, t_end, steps=nfe, grid=grid) - exact)
+
+            standard = min((of_peer(name, grid), name, grid) for name in PEERS for grid in GRIDS)
+            on_ours = min((of_peer(name, solver.choice.solver.grid), name) for name in PEERS)
+            error = rms(solver.solve(score, x, sde.T, t_end) - exact)
+            peer = f"{standard[0]:.4f} {standard[1]} ({standard[2]})"
+            other = f"{on_ours[0]:.4f} {on_ours[1]}"
+            print(f"{nfe:>4}{peer:>44}{other:>32}{error:>10.4f}{error / standard[0]:>8.2f}  {solver}", flush=True)
+
+
+def chosen(options: argparse.Namespace, score, shape, budgets: list[int], t_end: float) -> Tuned:
+    """The choices of a run that it has already, and new ones for what is missing."""
+    how = {"pilot": options.pilot, "trials": options.trials, "t_end": t_end}
+    try:
+        missing = set(budgets) - {choice.nfe for choice in load_tuned(options.workdir).choices} if options.workdir else budgets
+    except RunError:
+        missing = budgets
+    keep = (lambda choice: save_choice(options.workdir, choice, how)) if options.workdir else None
+    tuned = tune(score, shape, sorted(missing), **how, keep=keep, progress=True) if missing else None
+    return load_tuned(options.workdir) if options.workdir else tuned
+
+
+if __name__ == "__main__":
+    main()
