@@ -233,6 +233,11 @@ def save_choice(folder: Path, choice: Choice, about: Config) -> None:
     write_json(path, {"choices": sorted(entries, key=lambda entry: entry["nfe"])})
 
 
+def has_tuned(folder: Path) -> bool:
+    """Whether solvers were chosen for a run."""
+    return (Path(folder) / TUNED).is_file()
+
+
 def load_tuned(folder: Path) -> Tuned:
     """The solvers that were chosen for a run.
 
@@ -240,7 +245,7 @@ def load_tuned(folder: Path) -> Tuned:
         RunError: none were chosen, or ``tuned.json`` is damaged.
     """
     path = Path(folder) / TUNED
-    if not path.is_file():
+    if not has_tuned(folder):
         raise RunError(f"no solver was tuned for {folder} yet: score-sde tune --workdir={folder}")
     try:
         entries = _tuned_entries(path)

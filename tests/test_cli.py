@@ -261,6 +261,29 @@ def test_likelihood_of_images_stored_without_a_channel(capsys, digits, tmp_path)
     assert (record["dim"], record["levels"], record["samples"]) == (64, 17, 2)
 
 
+# tune
+
+
+def test_tuned_solvers_are_used_by_name(capsys, moons):
+    said = run(capsys, "tune", f"--workdir={moons}", "--nfe=4,6", "--pilot=8", "--trials=10", "--quiet")
+    assert "best standard" in said
+    assert f"score-sde sample --workdir={moons} --solver=tuned --nfe=6" in said
+    saved = json.loads((moons / "tuned.json").read_text())["choices"]
+    assert [entry["nfe"] for entry in saved] == [4, 6]
+    assert saved[0]["about"] == {"pilot": 8, "trials": 10, "seed": 0, "class": None, "step": saved[0]["about"]["step"]}
+    said = run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=5", "--n=4", "--quiet")
+    assert "4 evaluations each" in said
+    assert (moons / "samples" / "tuned_nfe5_seed0.png").is_file()
+    run(capsys, "tune", f"--workdir={moons}", "--nfe=5", "--pilot=8", "--trials=10", "--quiet")
+    assert "5 evaluations each" in run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=5", "--n=4", "--quiet")
+    said = run(capsys, "compare", f"--workdir={moons}", "--nfe=6", "--n=24", "--quiet")
+    assert [line.split()[0] for line in said.splitlines() if line.startswith(("tuned", "unipc", "gaussian"))] == [
+        "unipc",
+        "gaussian",
+        "tuned",
+    ]
+
+
 # compare, list, config, doctor
 
 
@@ -439,7 +462,7 @@ def test_doctor_finds_this_installation_sound(capsys):
 
 
 def test_help_is_given(capsys):
-    for command in ("", "train", "sample", "likelihood", "compare", "demo", "list", "config", "doctor"):
+    for command in ("", "train", "sample", "likelihood", "compare", "tune", "demo", "list", "config", "doctor"):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"] if command else ["--help"])
         assert stop.value.code == 0
@@ -564,6 +587,11 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
         (["likelihood", "--data=nowhere.npy"], "nowhere.npy not found"),
         (["compare", "--solvers=ode,od"], "unknown solver 'od', did you mean ode?"),
         (["compare", "--nfe=ten"], "--nfe takes numbers of evaluations separated by commas, got 'ten'"),
+        (["tune", "--nfe=ten"], "--nfe takes numbers of evaluations separated by commas, got 'ten'"),
+        (["tune", "--nfe=1"], "a choice needs at least 2 evaluations"),
+        (["tune", "--pilott=8"], "unknown option --pilott, did you mean --pilot?"),
+        (["sample", "--solver=tuned"], "no solver was tuned for"),
+        (["sample", "--solver=tund"], "unknown solver 'tund', did you mean tuned?"),
         (["compare", "--nfe="], "--nfe takes numbers of evaluations separated by commas, got ''"),
         (["compare", "--nfe=0,10"], "budgets must be positive numbers of evaluations, got [0, 10]"),
         (["compare", "--n=1"], "at least 2 samples"),

@@ -15,8 +15,11 @@ from score_sde.comparison import Comparison, compare
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
 from score_sde.report import quality_curve, sample_matrix, write_comparison_page
-from score_sde.run import Run, build_data
+from score_sde.run import Run, build_data, has_tuned
 from score_sde.solvers import Solver
+
+COMPARED = ("euler_maruyama", "ancestral", "sde_dpm_solver_pp", "pc", "ddim", "heun", "dpm_solver_pp", "unipc", "gaussian")
+"""What is compared where no solvers are named; what was tuned for the run joins them."""
 
 
 def sample(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -59,7 +62,8 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides)
-    solvers = {name: chosen_solver(config, name, run.folder) for name in options.solvers.split(",")}
+    names = options.solvers.split(",") if options.solvers else [*COMPARED, *(["tuned"] if has_tuned(run.folder) else [])]
+    solvers = {name: chosen_solver(config, name, run.folder) for name in names}
     budgets = evaluations(options.nfe)
     how = {"samples": options.n, "seed": options.seed, "progress": not options.quiet}
     result = run_comparison(run, config, solvers, budgets, class_=options.class_, **how)

@@ -101,8 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", choices=("safetensors", "diffusers"), default="safetensors")
 
     sub = command("compare", compare_, "compare solvers at equal evaluations: CSV, curves, samples and an HTML page")
-    sub.add_argument("--solvers", default="euler_maruyama,pc,ode,ddim", help="names separated by commas")
-    sub.add_argument("--nfe", default="10,20,50,100", help="evaluations separated by commas, from 1 or 2 up")
+    sub.add_argument("--solvers", help="names separated by commas; by default some of each kind, and what was tuned")
+    sub.add_argument("--nfe", default="5,10,20,50", help="evaluations separated by commas, from 1 or 2 up")
     sub.add_argument("--n", type=_positive, default=256, help="samples per setting, 20 or more for precision and recall")
     sub.add_argument("--seed", type=_natural, default=0)
     of_class(sub)

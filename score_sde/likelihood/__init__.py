@@ -7,6 +7,7 @@ from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.elbo import VARIANCES, VariationalBound, continuous_bound, discrete_bound
 from score_sde.likelihood.ode import LogLikelihood, log_likelihood
 from score_sde.likelihood.record import BitsPerDim
+from score_sde.likelihood.sampling import ScoredSample, sample_with_log_prob
 from score_sde.likelihood.variational import VariationalDequantizer, fit_dequantizer
 from score_sde.solvers.probability_flow import ProbabilityFlow
 
@@ -19,6 +20,7 @@ __all__ = [
     "DualWeighted",
     "LIKELIHOOD_SOLVERS",
     "LogLikelihood",
+    "ScoredSample",
     "VARIANCES",
     "VariationalBound",
     "VariationalDequantizer",
@@ -29,4 +31,5 @@ __all__ = [
     "fit_dequantizer",
     "log_likelihood",
     "prior_mismatch",
+    "sample_with_log_prob",
 ]

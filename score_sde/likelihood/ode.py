@@ -96,16 +96,21 @@ def log_likelihood(
     flow = Flow(BoundScore(counted(score, counter), cond), divergence, divergence.draw(noise), counter)
     attention = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()  # the fused one has no second derivative
     with torch.set_grad_enabled(differentiable), attention, ProgressBar(solver, t_min, sde.T, progress) as bar:
-        latent, changes = _transport(solver, flow, x, t_min, lambda t, state: bar(t, counter.nfe))
+        latent, changes = _to_prior(solver, flow, x, t_min, lambda t, state: bar(t, counter.nfe))
         log_prob = (prior or sde.prior_log_prob)(latent) + changes.mean(0)
     variance = divergence.variance(changes.detach(), x[0].numel())
     return LogLikelihood(log_prob, latent, counter.samples / len(x), counter.vjps / len(x), variance)
 
 
-def _transport(solver: LikelihoodSolver, flow: Flow, x: Tensor, t_min: float, observe) -> tuple[Tensor, Tensor]:
-    """The state at T, and log p at t_min minus log p there, ``(k, B)``, by one state of the ODE and its integrals."""
+def _to_prior(solver: LikelihoodSolver, flow: Flow, x: Tensor, t_min: float, observe) -> tuple[Tensor, Tensor]:
+    """The state at T, and log p at t_min minus log p there, ``(k, B)``."""
     if isinstance(solver, DualWeighted):
         return solver.transport(flow, x, t_min, observe)
+    return transport(solver, flow, x, t_min, flow.sde.T, observe)
+
+
+def transport(solver: ProbabilityFlow, flow: Flow, x: Tensor, t_from: float, t_to: float, observe) -> tuple[Tensor, Tensor]:
+    """The state at ``t_to``, and the integral of the divergence from ``t_from`` to there, ``(k, B)``: one state of the ODE."""
     sde, dim = flow.sde, x[0].numel()
 
     def velocity(t: Tensor, y: Tensor) -> Tensor:
@@ -115,5 +120,5 @@ def _transport(solver: LikelihoodSolver, flow: Flow, x: Tensor, t_min: float, ob
         return torch.cat([sde.probability_flow(state, t, value).reshape(len(y), -1), change.T.to(y.dtype)], dim=1)
 
     start = torch.cat([x.reshape(len(x), -1), x.new_zeros(len(x), flow.divergence.estimates)], dim=1)
-    end = solver.integrate(velocity, start, t_min, sde.T, sde, observe=observe)
+    end = solver.integrate(velocity, start, t_from, t_to, sde, observe=observe)
     return end[:, :dim].reshape(x.shape), end[:, dim:].T

@@ -11,6 +11,7 @@ from score_sde.solvers.dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
 from score_sde.solvers.euler_maruyama import EulerMaruyama
 from score_sde.solvers.gaussian import GaussianReference
 from score_sde.solvers.heun import EDM, Heun
+from score_sde.solvers.latent import decode, encode, interpolate
 from score_sde.solvers.predictor_corrector import PREDICTORS, Langevin, PredictorCorrector, predictor_corrector
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.solvers.reverse_diffusion import ReverseDiffusion
@@ -52,5 +53,8 @@ __all__ = [
     "Tuned",
     "UniPC",
     "counted",
+    "decode",
+    "encode",
+    "interpolate",
     "predictor_corrector",
 ]

@@ -331,8 +331,10 @@ class GridSolver(StepSolver):
         return 0
 
     def __post_init__(self):
-        if (count := as_grid(self.grid).count) is not None:
-            object.__setattr__(self, "steps", count)
+        grid = as_grid(self.grid)
+        if grid.count is not None:
+            object.__setattr__(self, "grid", grid)
+            object.__setattr__(self, "steps", grid.count)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 

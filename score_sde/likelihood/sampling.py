@@ -1,0 +1,76 @@
+r"""Samples and their log-densities by one solution of the probability-flow ODE.
+
+Going down from T, the state and the integral of the divergence are carried together,
+
+    log p_{t_min}(x(t_min)) = log p_T(x_T) + \int_{t_min}^T div v(x(t), t) dt,
+
+so that a sample knows its density when it is drawn, at the cost of the divergence, instead of being solved back to T for it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from score_sde.divergence import Divergence, as_divergence
+from score_sde.likelihood.flow import Flow
+from score_sde.likelihood.ode import transport
+from score_sde.model import Score
+from score_sde.solvers.base import BoundScore, Counter, ProgressBar, counted, innermost
+from score_sde.solvers.probability_flow import ProbabilityFlow
+from score_sde.tensors import SampleNoise
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """``x`` ``(B, *D)`` in model coordinates with ``log_prob`` ``(B,)`` in nats at t_min; ``x_T``, and what it took."""
+
+    x: Tensor
+    log_prob: Tensor
+    x_T: Tensor
+    nfe: float
+    vjps: float
+
+
+def sample_with_log_prob(
+    score: Score,
+    shape: Sequence[int],
+    *,
+    solver: ProbabilityFlow = ProbabilityFlow(method="rk45"),
+    divergence: str | Divergence = "exact",
+    prior: Callable[[Tensor], Tensor] | None = None,
+    cond: Tensor | None = None,
+    x_T: Tensor | None = None,
+    seed: int = 0,
+    first: int = 0,
+    progress: bool = False,
+) -> ScoredSample:
+    """Draw samples by the ODE, with their log-densities under the model.
+
+    Args:
+        score: the score, which also carries the SDE.
+        shape: ``(B, *D)``.
+        solver: how the ODE is solved.
+        divergence: as in ``log_likelihood``.
+        prior: log-density at T in nats, ``(B, *D)`` to ``(B,)``; by default the SDE's.
+        cond: condition passed to the score, ``(B, ...)``.
+        x_T: states at T, by default drawn from the prior: the same as ``solver.sample`` draws from this seed.
+        seed, first: sample i and its probes depend on ``seed`` and ``first + i`` alone.
+        progress: show a progress bar.
+
+    Raises:
+        SolverError: the state stopped being finite.
+        TypeError: the SDE is not linear.
+        ValueError: the divergence is unknown.
+    """
+    divergence, sde, inner, counter = as_divergence(divergence), score.sde, innermost(score), Counter()
+    if x_T is None:
+        place = {"device": getattr(inner, "device", "cpu"), "dtype": getattr(inner, "dtype", torch.get_default_dtype())}
+        x_T = sde.prior_noise(SampleNoise(seed, shape, first=first, purpose="prior", **place).normal())
+    noise = SampleNoise(seed, x_T.shape, first=first, purpose="probes", device=x_T.device, dtype=x_T.dtype)
+    flow = Flow(BoundScore(counted(score, counter), cond), divergence, divergence.draw(noise), counter)
+    with torch.no_grad(), ProgressBar(solver, sde.T, sde.t_min, progress) as bar:
+        x, changes = transport(solver, flow, x_T, sde.T, sde.t_min, lambda t, state: bar(t, counter.nfe))
+        log_prob = (prior or sde.prior_log_prob)(x_T) - changes.mean(0)
+    return ScoredSample(x, log_prob, x_T, counter.samples / len(x), counter.vjps / len(x))

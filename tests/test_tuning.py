@@ -1,0 +1,177 @@
+"""Solvers chosen by measurement."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from score_sde import DDIM, GaussianMixture, ProbabilityFlow, Tuned, UniPC, tune
+from score_sde.run import RunError, load_tuned, save_choice
+from score_sde.solvers import DEIS, SOLVERS, GaussianReference
+from score_sde.solvers.time_grids import ExplicitGrid, time_grid
+from score_sde.solvers.tuned import Choice, as_options
+from score_sde.tuning import EqualizedGrid, Roughness, bent
+from tests.conftest import SDE_CASES, BrokenScore, mixture
+
+
+def error(solver, score, x, exact):
+    sde = score.sde
+    return float((solver.solve(score, x, sde.T, sde.t_min) - exact).square().mean().sqrt())
+
+
+@pytest.fixture(scope="module", params=["vp", "ve"])
+def tuned(request):
+    score = mixture((4,), seed=3).score(SDE_CASES[request.param])
+    return score, tune(score, (4,), [12, 6], pilot=32, trials=30, seed=1)
+
+
+def test_it_beats_known_solvers_on_latents_it_has_not_seen(tuned):
+    score, solver = tuned
+    sde = score.sde
+    x = sde.prior_noise(torch.randn(200, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7)))
+    exact = ProbabilityFlow(method="dopri8", rtol=1e-9, atol=1e-9).solve(score, x, sde.T, sde.t_min)
+    for nfe in (6, 12):
+        ours = error(solver.with_budget(nfe), score, x, exact)
+        known = [UniPC(p=2), UniPC(p=2, lower_order_final=True), DDIM()]
+        others = [error(replace(s, steps=nfe, grid=g), score, x, exact) for s in known for g in ("log_snr", "edm", "uniform")]
+        assert ours < 0.6 * min(others), (nfe, ours, others)
+
+
+def test_what_it_says_of_itself_is_measured(tuned):
+    score, solver = tuned
+    sde = score.sde
+    x = sde.prior_noise(torch.randn(400, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(8)))
+    exact = ProbabilityFlow(method="dopri8", rtol=1e-9, atol=1e-9).solve(score, x, sde.T, sde.t_min)
+    for choice in solver.choices:
+        assert choice.error == pytest.approx(error(choice.solver, score, x, exact), rel=1.0)
+        assert choice.standard == pytest.approx(error(choice.rival, score, x, exact), rel=1.0)
+        assert choice.error <= choice.standard
+        assert choice.solver.with_budget(choice.nfe).sample(score, (2, 4)).nfe == choice.nfe
+
+
+def test_budgets_take_the_largest_choice_within_them(tuned):
+    score, solver = tuned
+    assert [choice.nfe for choice in solver.choices] == [6, 12]
+    assert solver.choice.nfe == 12
+    for budget, spent in ((6, 6), (9, 6), (12, 12), (50, 12)):
+        assert solver.with_budget(budget).sample(score, (2, 4)).nfe == spent
+    with pytest.raises(ValueError, match="tuned for 6 evaluations or more, got 5"):
+        solver.with_budget(5)
+    assert "evaluations" in str(solver)
+    assert len(solver.table().splitlines()) == 3
+
+
+def test_each_choice_is_kept_as_soon_as_it_is_made():
+    score = mixture().score(SDE_CASES["vp"])
+    kept = []
+    found = tune(score, (2,), [3, 5], pilot=8, trials=10, keep=kept.append)
+    assert tuple(kept) == found.choices
+
+
+def test_the_same_seed_gives_the_same_choice():
+    score = mixture().score(SDE_CASES["subvp"])
+    first, second, other = (tune(score, (2,), [5], pilot=8, trials=12, seed=seed) for seed in (0, 0, 1))
+    assert first == second
+    assert first != other
+
+
+def test_conditions_and_another_end(sde):
+    score = mixture(components=2).score(sde)
+    cond = torch.tensor([0, 1] * 8)
+    t_end = 0.3 * sde.T
+    found = tune(score, (2,), [4], pilot=8, trials=10, cond=cond, t_end=t_end)
+    drawn = found.sample(score, (2, 2), cond=cond[:2], t_end=t_end)
+    assert drawn.nfe == 4
+
+
+def test_a_score_that_is_nan_is_a_named_error():
+    from score_sde import SolverError
+
+    broken = BrokenScore(mixture().score(SDE_CASES["vp"]), lambda t: t < 0.5)
+    with pytest.raises(SolverError, match="not finite at t = 0.4"):
+        tune(broken, (2,), [5], pilot=8, trials=10)
+
+
+def test_bends_multiply_steps(sde):
+    times = time_grid("log_snr", sde, sde.T, sde.t_min, 8)
+    steps = sde.log_snr(bent(times, sde, (0.0, 0.0, 1.0, 0.0))).diff()
+    middle = (np.arange(8) + 0.5) / 8
+    expected = np.exp(np.interp(middle, [0.25, 0.5, 0.75], [0.0, 1.0, 0.0]))
+    np.testing.assert_allclose(steps / steps[0], expected / expected[0], rtol=2e-4)
+    flat = bent(times, sde, (0.0,) * 4)
+    torch.testing.assert_close(sde.log_snr(flat), sde.log_snr(times), rtol=1e-5, atol=1e-6)
+
+
+def test_equalized_steps_hold_equal_shares_of_the_density():
+    sde = SDE_CASES["vp"]
+    at = np.linspace(-9, 13, 200)
+    grid = EqualizedGrid(tuple(at), tuple(np.exp(-((at - 2) ** 2) / 8) + 0.05))
+    times = grid.times(sde, 0.99, 0.001, 10)
+    edges = sde.log_snr(times).numpy()
+    shares = [
+        np.trapezoid(np.interp(x := np.linspace(a, b, 400), at, np.array(grid.density)), x)
+        for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ]
+    np.testing.assert_allclose(shares, np.mean(shares), rtol=0.02)
+
+
+def test_roughness_is_the_derivative_of_what_a_v_network_predicts():
+    """N(0, l): F = tan(theta) z (1 - (alpha^2 + sigma^2) / (alpha^2 l + sigma^2)); its differences by a fine grid, per step."""
+    sde, variance = SDE_CASES["vp"], 0.25
+    score = GaussianMixture(torch.zeros(1, 1, dtype=torch.float64), [variance]).score(sde)
+    noted = Roughness(score, 2)
+    x = torch.ones(1, 1, dtype=torch.float64)
+    levels = torch.linspace(-2.0, 2.0, 41, dtype=torch.float64)
+    times = sde.inverse_log_snr(levels)
+    for t in times:
+        noted(x, t.expand(1))
+    ratio = (-levels / 2).exp()
+    values = ratio * (1 - 1 / (sde.alpha(times) ** 2 * variance + sde.sigma(times) ** 2))
+    for order in (1, 2):
+        expected = values.diff(n=order).abs()[2 - order :]
+        found = torch.stack(noted.sizes)[:, order - 1]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def choice(nfe, solver, **options):
+    return Choice(nfe, replace(solver, **options), 0.1, 0.2, UniPC(steps=nfe, grid="edm"))
+
+
+def test_saved_choices_come_back(tmp_path):
+    grid = ExplicitGrid((1.0, 1 / 3, 0.123456789012345, 1e-5))
+    choices = [
+        choice(3, UniPC(), p=1, grid=grid, lower_order_final=True),
+        choice(3, GaussianReference(), reference="unit", grid=grid),
+        choice(4, DEIS(), p=2, grid="quadratic", steps=4),
+    ]
+    for each in choices:
+        save_choice(tmp_path, each, {"seed": 0})
+    assert load_tuned(tmp_path) == Tuned(tuple(choices[1:]))
+
+
+def test_every_family_has_a_name():
+    from score_sde.tuning import families
+
+    for family in families(mixture().score(SDE_CASES["vp"])):
+        saved = as_options(family, SOLVERS)
+        assert SOLVERS[saved["name"]](**saved[saved["name"]]) == family
+
+
+@pytest.mark.parametrize("text", ["{", '{"choices": [{"nfe": 3}]}', '{"choices": 3}', "[]", '{"choices": []}'])
+def test_damaged_choices_are_named(tmp_path, text):
+    (tmp_path / "tuned.json").write_text(text)
+    with pytest.raises(RunError, match=r"tuned.json is damaged or of another version: remove it"):
+        load_tuned(tmp_path)
+
+
+def test_a_run_without_choices_says_how_to_make_them(tmp_path):
+    with pytest.raises(RunError, match="no solver was tuned for .* yet: score-sde tune --workdir="):
+        load_tuned(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"budgets": []}, {"budgets": [1, 5]}, {"pilot": 4}, {"trials": 3}])
+def test_bad_options_are_refused(wrong):
+    options = {"budgets": [5], "pilot": 8, "trials": 10} | wrong
+    with pytest.raises(ValueError, match="at least 2 evaluations, a pilot of at least 8 samples and at least 10 trials"):
+        tune(mixture().score(SDE_CASES["vp"]), (2,), **options)
