@@ -18,6 +18,7 @@ from score_sde.report import (
     paragraph,
     quality_curve,
     row,
+    sample_matrix,
     table,
     write_page,
 )
@@ -33,11 +34,6 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
         image(picture(spec.displayed(x[:36])), f"{_TITLES.get(name, name)}, {nfe} evaluations")
         for (name, nfe), x in comparison.samples.items()
         if nfe == largest or name == "converged ODE"
-    ]
-    few = [
-        image(picture(spec.displayed(x[:36])), f"{_TITLES.get(name, name)}, {nfe} evaluations")
-        for (name, nfe), x in comparison.samples.items()
-        if nfe == min(m.budget for m in comparison.measurements)
     ]
     histograms = pixel_histograms(data)
     test_images = data.test[:36] / (spec.levels - 1)
@@ -65,9 +61,10 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
         paragraph(
             "The first picture is data, all others are drawn by the model. <em>Euler-Maruyama</em> simulates the "
             "reverse-time stochastic equation; the <em>predictor-corrector</em> adds Langevin steps that undo some of "
-            "its error; the <em>probability-flow ODE</em> is deterministic, as is <em>DDIM</em>, its cheapest "
-            "discretization. Deterministic solvers start here from the same noise, so the same place in their grids "
-            "shows the same digit."
+            "its error; the <em>probability-flow ODE</em> is deterministic, as are <em>DDIM</em>, its cheapest "
+            "discretization, and the multistep methods <em>UniPC</em> and <em>Gaussian reference</em>, which remember what the "
+            "network said before. All start from the same noise, so that deterministic solvers show the same digit in the same "
+            "place."
         ),
         "<h2>Training</h2>",
         image(
@@ -96,20 +93,21 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
         paragraph(f"Protocol: {record.sentence()}."),
         "<h2>Which solver?</h2>",
         paragraph(
-            "Each solver is given the same noise and the same number of network evaluations, which is what sampling "
-            "costs. Left: distance between samples and held-out images, lower is better; the dotted line is the distance "
-            "between two halves of the held-out images, so the curves cannot be expected to go far below it. Right: how "
-            "far the deterministic solvers are from the exact solution of the ODE."
+            "Each solver is given the same noise and the same number of network evaluations, which is what sampling costs. The "
+            "panels show the distances between samples and held-out images (lower is better), the error of the deterministic "
+            "solvers, precision (how good samples are), recall (how varied), and the time spent outside of the network; dotted "
+            "is what as many training images have in the place of samples."
         ),
         image(quality_curve(comparison), "Quality against evaluations"),
         comparison_table(comparison),
-        "<h2>The cheapest setting</h2>",
-        paragraph("The same solvers with the fewest evaluations of the table."),
-        row(few),
+        image(
+            sample_matrix(comparison, spec.displayed), "Solvers in rows, evaluations in columns, the same latents in each cell"
+        ),
         "<h2>Go on</h2>",
         paragraph(f"Everything is in <code>{run.folder}</code>. Try:"),
         f"<pre>score-sde sample --workdir={run.folder} --solver=ode --n=100 --seed=1\n"
-        f"score-sde compare --workdir={run.folder} --solvers=ddim,pc --nfe=5,10,20,40\n"
+        f"score-sde tune --workdir={run.folder} --nfe=6,10\n"
+        f"score-sde compare --workdir={run.folder} --nfe=6,10,20\n"
         "score-sde train --config=digits_subvp --workdir=runs/subvp\n"
         "score-sde train --config=two_moons --workdir=runs/moons</pre>",
     ]
@@ -119,8 +117,9 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
 _TITLES = {
     "euler_maruyama": "Euler-Maruyama",
     "pc": "predictor-corrector",
-    "ode": "probability-flow ODE",
     "ddim": "DDIM",
+    "unipc": "UniPC",
+    "gaussian": "Gaussian reference",
     "converged ODE": "converged probability-flow ODE",
 }
 

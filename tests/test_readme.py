@@ -37,21 +37,20 @@ def test_every_name_in_the_table_exists():
     from score_sde.parameterization import PARAMETERIZATIONS
     from score_sde.sdes import SDES
     from score_sde.solvers import SOLVERS
+    from score_sde.solvers.time_grids import TIME_GRIDS
 
-    rows = dict(
-        re.findall(
-            r"^\| (SDEs|parameterizations|networks|losses|solvers|likelihood|data) \| (.*) \|$", README, flags=re.MULTILINE
-        )
-    )
+    rows = dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", README, flags=re.MULTILINE))
     tables = {
         "SDEs": SDES,
         "parameterizations": PARAMETERIZATIONS,
         "networks": NETWORKS,
         "losses": WEIGHTINGS,
         "solvers": SOLVERS,
+        "time grids": TIME_GRIDS,
         "likelihood": {*DIVERGENCES, *DEQUANTIZATIONS, *LIKELIHOOD_SOLVERS},
         "data": set(DATASETS) - {"file", "folder"},
     }
+    rows["solvers"] = "".join(rows[kind] for kind in ("solvers of the reverse SDE", "Langevin dynamics", "solvers of the ODE"))
     for kind, table in tables.items():
         assert set(table) <= set(re.findall(r"`([\w+]+)`", rows[kind])), kind
 

@@ -140,8 +140,8 @@ class GaussianReference(Multistep):
         nodes = [level.half_log_snr for level in levels]
         return lagrange_weights(nodes, start.half_log_snr, end.half_log_snr, kernel)
 
-    def advance(self, z, nodes, start, end, score):
+    def advance(self, z, weights, nodes, start, end, score):
         reference, _ = score.memory["reference"]
-        z = z + combine(self.weights([node.level for node in nodes], start, end, score), nodes)
+        z = z + combine(weights, nodes)
         y = z * (reference.variances + (end.sigma / end.alpha) ** 2).sqrt()
         return end.alpha * (reference.event(y) + reference.mean)

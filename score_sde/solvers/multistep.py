@@ -110,17 +110,22 @@ class Multistep(GridSolver):
         """
 
     def step(self, score, x, t, s, noise):
-        here, there = Level.at(score.sde, t), Level.at(score.sde, s)
-        nodes, start = score.memory.get("nodes", []), score.memory.get("start")
+        memory = score.memory
+        start, here = memory.get("start"), memory.get("end")
+        if here is None or here.t is not t:
+            here = Level.at(score.sde, t)
+        there = Level.at(score.sde, s)
         z, output = self.read(score, x, here)
-        if self.corrected and nodes:
-            z = z + self._correction(nodes, Node(here, output), start, score)
-        most = min(self.p, score.memory.get("left", self.p)) if self.lower_order_final else self.p
-        nodes = [*nodes, Node(here, output)][-most:]
+        nodes = [*memory.get("nodes", []), Node(here, output)]
+        if self.corrected and start is not None:
+            z = z + self._correction(nodes, start, memory["weights"], score)
+        most = min(self.p, memory.get("left", self.p)) if self.lower_order_final else self.p
+        nodes = nodes[-most:]
         if start is None and self.startup:
             nodes += self._first_nodes(score, z, nodes[0], there)
-        score.memory.update(nodes=nodes, start=here)
-        return self.advance(z, nodes, here, there, score)
+        weights = self.weights([node.level for node in nodes], here, there, score)
+        memory.update(nodes=nodes, start=here, end=there, weights=weights)
+        return self.advance(z, weights, nodes, here, there, score)
 
     def read(self, score: BoundScore, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """The state and the network's output in the form in which they are combined: one evaluation."""
@@ -133,23 +138,25 @@ class Multistep(GridSolver):
         """By what the state is multiplied in a step."""
         return end.alpha / start.alpha if self.noise_prediction else end.sigma / start.sigma
 
-    def advance(self, z: Tensor, nodes: Sequence[Node], start: Level, end: Level, score: BoundScore) -> Tensor:
-        """The state at ``end`` in x."""
-        return self.carry(start, end) * z + combine(self.weights([node.level for node in nodes], start, end, score), nodes)
+    def advance(self, z: Tensor, weights, nodes: Sequence[Node], start: Level, end: Level, score: BoundScore) -> Tensor:
+        """The state at ``end`` in x, given the weights of the nodes."""
+        return self.carry(start, end) * z + combine(weights, nodes)
 
-    def _correction(self, nodes: Sequence[Node], new: Node, start: Level, score: BoundScore) -> Tensor:
-        """What the output at the end of a step adds to that step."""
+    def _correction(self, nodes: Sequence[Node], start: Level, without, score: BoundScore) -> Tensor:
+        """What the last of the nodes, at the end of a step, adds to that step, taken with the weights ``without`` it."""
         levels = [node.level for node in nodes]
-        without, with_ = (np.array(self.weights(some, start, new.level, score)) for some in (levels, [*levels, new.level]))
-        with_[:-1] -= without
-        return combine(with_, [*nodes, new])
+        change = np.array(self.weights(levels, start, levels[-1], score))
+        change[:-1] -= without
+        return combine(change, nodes)
 
     def _first_nodes(self, score: BoundScore, z: Tensor, first: Node, end: Level) -> list[Node]:
         """The node in the middle of the first step."""
         found: list[Node] = []
         for fraction in (0.25, 0.5)[-self.startup :]:
             level = Level.between(score.sde, first.level, end, fraction)
-            x = self.advance(z, [first, *found], first.level, level, score)
+            nodes = [first, *found]
+            weights = self.weights([node.level for node in nodes], first.level, level, score)
+            x = self.advance(z, weights, nodes, first.level, level, score)
             found = [Node(level, self.read(score, x, level)[1])]
         return found
 
