@@ -45,6 +45,7 @@ from score_sde.solvers import (
     decode,
     encode,
     interpolate,
+    match_moments,
 )
 from score_sde.tuning import tune
 
@@ -96,6 +97,7 @@ __all__ = [
     "interpolate",
     "load",
     "log_likelihood",
+    "match_moments",
     "sample_with_log_prob",
     "tune",
 ]

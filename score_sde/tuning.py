@@ -43,7 +43,7 @@ FINE = 200
 KEPT = 8
 """Candidates that are measured on the whole pilot, besides half as many standard ones."""
 
-GRIDS = ("uniform", "quadratic", "log_snr", "edm")
+GRIDS = ("uniform", "quadratic", "log_snr", "edm", "cosine")
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def test_a_score_that_is_nan_is_a_named_error():
     from score_sde import SolverError
 
     broken = BrokenScore(mixture().score(SDE_CASES["vp"]), lambda t: t < 0.5)
-    with pytest.raises(SolverError, match="not finite at t = 0.4"):
+    with pytest.raises(SolverError, match=r"not finite at t = 0\.4"):
         tune(broken, (2,), [5], pilot=8, trials=10)
 
 

@@ -51,7 +51,8 @@ def sample_with_log_prob(
     Args:
         score: the score, which also carries the SDE.
         shape: ``(B, *D)``.
-        solver: how the ODE is solved.
+        solver: how the ODE is solved. The log-density is stiffer than the state: a few fixed steps that are enough for the
+            one can be wrong by nats in the other.
         divergence: as in ``log_likelihood``.
         prior: log-density at T in nats, ``(B, *D)`` to ``(B,)``; by default the SDE's.
         cond: condition passed to the score, ``(B, ...)``.

@@ -9,7 +9,7 @@ from score_sde.solvers.deis import DEIS
 from score_sde.solvers.dpm_solver import DPMSolver
 from score_sde.solvers.dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
 from score_sde.solvers.euler_maruyama import EulerMaruyama
-from score_sde.solvers.gaussian import GaussianReference
+from score_sde.solvers.gaussian import GaussianReference, match_moments
 from score_sde.solvers.heun import EDM, Heun
 from score_sde.solvers.latent import decode, encode, interpolate
 from score_sde.solvers.predictor_corrector import PREDICTORS, Langevin, PredictorCorrector, predictor_corrector
@@ -56,5 +56,6 @@ __all__ = [
     "decode",
     "encode",
     "interpolate",
+    "match_moments",
     "predictor_corrector",
 ]

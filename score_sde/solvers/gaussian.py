@@ -84,6 +84,19 @@ def _isotropic(variance: float, x: Tensor) -> tuple[Reference, np.ndarray]:
     return Reference(torch.zeros(shape, **place), torch.full((1,), variance, **place)), np.array([variance])
 
 
+def match_moments(samples: Tensor) -> Moments:
+    """Moments of ``samples`` ``(N, *D)`` in model coordinates, for a model whose training data is not at hand.
+
+    Draw a few hundred with any solver, and give what this returns as ``reference``. The covariance is shrunk towards a
+    multiple of the identity, by as much as the number of samples asks for (Ledoit and Wolf 2004).
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    flat = samples.detach().flatten(1).double().cpu().numpy()
+    covariance, _ = ledoit_wolf(flat)
+    return Moments(samples.detach().double().mean(0), torch.from_numpy(covariance).to(samples.device), None)
+
+
 @dataclass(frozen=True)
 class GaussianReference(Multistep):
     """Multistep method around the flow of a Gaussian, of order p + 1 (p without corrector), one evaluation a step.
@@ -93,7 +106,7 @@ class GaussianReference(Multistep):
         corrector: whether to correct a step with the evaluation at its end.
         reference: the Gaussian. ``data``: moments that come with the score (a run stores those of its training data), and
             where it has none, ``isotropic``: N(0, sigma_data^2 I), with the score's sigma_data or 0.5. ``unit``: N(0, I).
-            Or ``Moments`` of one's own.
+            Or ``Moments`` of one's own, as ``match_moments`` takes them from samples of the model.
     """
 
     corrector: bool = True

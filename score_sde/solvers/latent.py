@@ -35,6 +35,8 @@ def encode(score: Score, x: Tensor, solver: Solver = EXACT, *, cond: Tensor | No
 def decode(score: Score, latent: Tensor, solver: Solver = EXACT, *, cond: Tensor | None = None) -> Tensor:
     """The data ``(B, *D)`` at t_min of latents ``(B, *D)`` at T: back to ``x`` from ``encode``, to the solver's accuracy.
 
+    Data that the model finds very unlikely lies where the flow spreads apart, and comes back less well, or not at all.
+
     Raises:
         SolverError: the state stopped being finite.
         ValueError: the solver is stochastic.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from score_sde import DDIM, DPMSolverPP, GaussianMixture, GaussianReference, ProbabilityFlow
+from score_sde import DDIM, DPMSolverPP, GaussianMixture, GaussianReference, ProbabilityFlow, UniPC, match_moments
 from score_sde.data import DataSpec, Moments, moments
 from score_sde.solvers.base import BoundScore
 from score_sde.solvers.multistep import Level
@@ -143,6 +143,30 @@ def test_a_run_hands_its_moments_to_the_solver(tmp_path):
     with_, without = (solver.sample(score, (4, 2), seed=0).x for score in (loaded, model.eval()))
     assert not torch.allclose(with_, without, atol=1e-3)
     torch.testing.assert_close(with_, replace(solver, reference=stored).sample(model, (4, 2), seed=0).x)
+
+
+def test_moments_matched_to_the_model_itself_do_almost_as_well():
+    """Two hundred samples of the model in place of its data, on correlated data: close to the true moments, far from none."""
+    factor = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    means = 0.2 * torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    covariance = factor @ torch.diag(torch.tensor([2.0, 1.0, 0.5, 0.1, 0.02, 0.01]).double()) @ factor.mT / 6
+    score = GaussianMixture(means, torch.stack([covariance, covariance])).score(SDE_CASES["vp"])
+    matched = match_moments(UniPC(steps=20).sample(score, (200, 6), seed=5).x)
+    x = torch.randn(100, 6, dtype=torch.float64)
+    exact = ProbabilityFlow(rtol=1e-9, atol=1e-9).solve(score, x, 1.0, 1e-3)
+    true, own, none = (
+        float((GaussianReference(steps=6, reference=reference).solve(score, x, 1.0, 1e-3) - exact).norm())
+        for reference in ("data", matched, "isotropic")
+    )
+    assert own < 0.5 * none, (true, own, none)
+    assert true < own
+
+
+def test_few_samples_are_shrunk():
+    """Fewer samples than coordinates: the plain covariance is singular, this one is not."""
+    found = match_moments(torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(0)))
+    assert found.mean.shape == (2, 4)
+    assert torch.linalg.eigvalsh(found.covariance).min() > 0.05
 
 
 def test_a_reference_of_another_shape_is_refused():
