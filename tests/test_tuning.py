@@ -1,6 +1,7 @@
 """Solvers chosen by measurement."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -109,10 +110,7 @@ def test_equalized_steps_hold_equal_shares_of_the_density():
     grid = EqualizedGrid(tuple(at), tuple(np.exp(-((at - 2) ** 2) / 8) + 0.05))
     times = grid.times(sde, 0.99, 0.001, 10)
     edges = sde.log_snr(times).numpy()
-    shares = [
-        np.trapezoid(np.interp(x := np.linspace(a, b, 400), at, np.array(grid.density)), x)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    shares = [np.trapezoid(np.interp(x := np.linspace(a, b, 400), at, np.array(grid.density)), x) for a, b in pairwise(edges)]
     np.testing.assert_allclose(shares, np.mean(shares), rtol=0.02)
 
 

@@ -26,7 +26,6 @@ PEERS = {
     "UniPC-2": ("unipc", {"solver_order": 2}),
     "UniPC-3": ("unipc", {"solver_order": 3}),
     "DPM-Solver++ 2M": ("dpm_solver_pp", {"solver_order": 2}),
-    "DPM-Solver++ 3M": ("dpm_solver_pp", {"solver_order": 3}),
 }
 
 

@@ -159,7 +159,7 @@ def test_moments_matched_to_the_model_itself_do_almost_as_well():
         for reference in ("data", matched, "isotropic")
     )
     assert own < 0.5 * none, (true, own, none)
-    assert true < own
+    assert own == pytest.approx(true, rel=0.25)
 
 
 def test_few_samples_are_shrunk():
