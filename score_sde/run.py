@@ -30,6 +30,7 @@ from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS, Solver
+from score_sde.solvers.base import GridSolver
 from score_sde.solvers.tuned import Choice, Tuned, as_options
 
 Config = Mapping[str, Any]
@@ -247,13 +248,18 @@ def load_tuned(folder: Path) -> Tuned:
     path = Path(folder) / TUNED
     if not has_tuned(folder):
         raise RunError(f"no solver was tuned for {folder} yet: score-sde tune --workdir={folder}")
+    entries = _tuned_entries(path)
     try:
-        entries = _tuned_entries(path)
-        solvers = [(build_solver({"solver": e["solver"]}), build_solver({"solver": e["rival"]})) for e in entries]
-        choices = [Choice(e["nfe"], s, e["error"], e["standard"], r) for e, (s, r) in zip(entries, solvers, strict=True)]
-        return Tuned(tuple(choices))
-    except (KeyError, TypeError, ValueError) as error:
+        return Tuned(tuple(map(_choice, entries)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
+
+
+def _choice(entry: Config) -> Choice:
+    solver, rival = (build_solver({"solver": entry[key]}) for key in ("solver", "rival"))
+    if not isinstance(solver, GridSolver):
+        raise ValueError(f"{solver} has no steps of its own")
+    return Choice(int(entry["nfe"]), solver, float(entry["error"]), float(entry["standard"]), rival)
 
 
 def _tuned_entries(path: Path) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from score_sde.model import Score
 from score_sde.sdes import SDE
 from score_sde.solvers import DEIS, DPMSolverPP, GaussianReference, SolverError, UniPC
 from score_sde.solvers.base import GridSolver, innermost
-from score_sde.solvers.time_grids import ExplicitGrid, TimeGrid
+from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, TimeGrid
 from score_sde.solvers.tuned import Choice, Tuned
 from score_sde.tensors import SampleNoise, expand
 
@@ -57,8 +57,9 @@ class Candidate:
     def solver(self, nfe: int, sde: SDE, t_from: float, t_to: float) -> GridSolver:
         """The solver of ``nfe`` evaluations."""
         solver = dataclasses.replace(self.family, grid=self.grid).with_budget(nfe)
-        if self.bend:
-            times = bent(solver.times(sde, t_from, t_to), sde, self.bend)
+        if self.bend or self.grid not in TIME_GRIDS:
+            times = solver.times(sde, t_from, t_to)
+            times = bent(times, sde, self.bend) if self.bend else times
             solver = dataclasses.replace(solver, grid=ExplicitGrid(tuple(times.tolist())))
         return solver
 
@@ -94,11 +95,13 @@ class EqualizedGrid(TimeGrid):
         return sde.inverse_log_snr(torch.from_numpy(np.interp(np.linspace(*ends, steps + 1), reached, at)))
 
 
-def families(score: Score) -> list[GridSolver]:
-    """What is tried: known solvers first, then ours around the Gaussians that are known."""
+def families(score: Score, shape: Sequence[int]) -> list[GridSolver]:
+    """What is tried for events of ``shape``: known solvers first, then ours around the Gaussians that are known."""
     first = {"lower_order_first": True}
     known: list[GridSolver] = [UniPC(p=2), UniPC(p=3, **first), DPMSolverPP(p=2), DEIS(p=2)]
-    references = ["data", "unit"] if getattr(innermost(score), "moments", None) is not None else ["isotropic", "unit"]
+    moments = getattr(innermost(score), "moments", None)
+    fit = moments is not None and tuple(moments.mean.shape) == tuple(shape)
+    references = ["data", "unit"] if fit else ["isotropic", "unit"]
     ours = [GaussianReference(reference=name, p=p, **(first if p > 2 else {})) for name in references for p in (2, 3)]
     return [dataclasses.replace(family, lower_order_final=final) for family in (*known, *ours) for final in (False, True)]
 
@@ -123,7 +126,8 @@ def tune(
 ) -> Tuned:
     """Choose solver, order and time grid for each budget of evaluations.
 
-    Costs about 400 evaluations of ``pilot`` samples and, for each budget, ``nfe * (trials + 20)`` (for the first one 20 more).
+    Costs about 400 evaluations of ``pilot`` samples and, for each budget, ``nfe * (trials + 25)``, for the first ``nfe * 20``
+    more.
 
     Args:
         score: the score.
@@ -142,19 +146,23 @@ def tune(
         SolverError: the converged solution is not finite.
     """
     budgets = sorted(set(budgets))
-    if not budgets or budgets[0] < 2 or pilot < 8 or trials < 10:
-        raise ValueError(
-            "a choice needs at least 2 evaluations, a pilot of at least 8 samples and at least 10 trials, "
-            f"got {budgets}, {pilot} and {trials}"
-        )
+    if not budgets or budgets[0] < 2:
+        raise ValueError(f"give numbers of evaluations, each at least 2, got {budgets}")
+    if pilot < 8 or trials < 10:
+        raise ValueError(f"a choice needs a pilot of at least 8 samples and at least 10 trials, got {pilot} and {trials}")
+    if t_end is not None and not score.sde.t_min <= t_end < score.sde.T:
+        raise ValueError(f"t_end must lie between t_min = {score.sde.t_min} and T = {score.sde.T}, got {t_end}")
+    if cond is not None and len(cond) != 2 * pilot:
+        raise ValueError(f"give conditions for 2 * pilot = {2 * pilot} samples, got {len(cond)}")
     bar = tqdm(total=2 + len(budgets), desc="tuning", unit="budget", disable=not progress)
     with torch.no_grad(), bar:
         trial = _Pilot(score, shape, pilot, seed, cond, t_end)
         bar.update(2)
-        choices, candidates = [], _first_candidates(score, trial)
+        choices, candidates = [], trial.candidates()
         for nfe in budgets:
             bar.set_postfix_str(f"{nfe} evaluations")
-            choice, candidates = _choose(trial, candidates, nfe, trials)
+            choice, found = _choose(trial, candidates, nfe, trials)
+            candidates = [*(c for c in candidates if is_standard(c)), *found]
             choices.append(choice)
             if keep:
                 keep(choice)
@@ -173,15 +181,25 @@ class _Pilot:
         noise = SampleNoise(seed, (2 * count, *shape), purpose="tuning", **place)
         self.latents = self.sde.prior_noise(noise.normal())
         self.roughness = Roughness(score, 3)
-        self.fine = UniPC(steps=FINE, p=3).solve(self.roughness, self.latents, self.t_from, self.t_to, cond=cond)
+        fine = UniPC(steps=FINE, p=3, lower_order_first=True)  # no evaluations between its equal steps
+        self.fine = fine.solve(self.roughness, self.latents, self.t_from, self.t_to, cond=cond)
 
-    def error(self, candidate: Candidate | GridSolver, nfe: int, rows: slice) -> float:
+    def candidates(self) -> list[Candidate]:
+        """Every family on every grid."""
+        equalized = {p: self.roughness.grid(p) for p in (2, 3)}
+        grids = lambda family: (*GRIDS, equalized[family.p])
+        return [Candidate(f, grid) for f in families(self.score, self.latents.shape[1:]) for grid in grids(f)]
+
+    def error(self, candidate: Candidate, nfe: int, rows: slice) -> float:
         """Root mean square distance from the converged solution, infinite where the candidate fails."""
+        cond = None if self.cond is None else self.cond[rows]
         try:
-            solver = candidate.solver(nfe, self.sde, self.t_from, self.t_to) if isinstance(candidate, Candidate) else candidate
-            cond = None if self.cond is None else self.cond[rows]
+            solver = candidate.solver(nfe, self.sde, self.t_from, self.t_to)
+        except ValueError:  # no step within the budget, or times so close that they coincide
+            return math.inf
+        try:
             found = solver.solve(self.score, self.latents[rows], self.t_from, self.t_to, cond=cond)
-        except (SolverError, ValueError):  # diverged, or no steps within the budget
+        except SolverError:
             return math.inf
         return (found - self.fine[rows]).double().square().mean().sqrt().item()
 
@@ -234,27 +252,22 @@ class Roughness:
         return EqualizedGrid(tuple(np.array(self.log_snr)[order].tolist()), tuple(density.tolist()))
 
 
-def _first_candidates(score: Score, pilot: _Pilot) -> list[Candidate]:
-    equalized = {p: pilot.roughness.grid(p) for p in (2, 3)}
-    return [Candidate(family, grid) for family in families(score) for grid in (*GRIDS, equalized[family.p])]
-
-
 def _choose(pilot: _Pilot, candidates: list[Candidate], nfe: int, trials: int) -> tuple[Choice, list[Candidate]]:
-    """The choice for a budget, and what is to be tried for the next."""
+    """The choice for a budget, and what is to be tried for the next besides the standard candidates."""
     ranked = [c for _, c in _ranked(candidates, lambda c: pilot.error(c, nfe, pilot.few))]
     kept = list(dict.fromkeys([*ranked[:KEPT], *[c for c in ranked if is_standard(c)][: KEPT // 2]]))
     measured = _ranked(kept, lambda c: pilot.error(c, nfe, pilot.all))
     least, best = measured[0]
+    if not math.isfinite(least):
+        raise SolverError(f"no solver gave finite samples in {nfe} evaluations: give more, or check the model")
     close = [c for error, c in measured if _kind(c) != _kind(best) and error < 1.3 * least]
     found = [_bend(pilot, best, nfe, 2 * trials // 3 if close else trials)]
     found += [_bend(pilot, second, nfe, trials // 3) for second in close[:1]]
-    known = [c for _, c in measured if is_standard(c)]
-    finalists = [*found, best, known[0]]
-    checked = _ranked(finalists, lambda c: pilot.error(c, nfe, pilot.fresh))
-    error, winner = checked[0]
-    rival = next(pair for pair in checked if pair[1] is known[0])
-    built = [c.solver(nfe, pilot.sde, pilot.t_from, pilot.t_to) for c in (winner, rival[1])]
-    return Choice(nfe, built[0], error, rival[0], built[1]), [*found, *kept]
+    known = next(c for _, c in measured if is_standard(c))
+    checked = _ranked(list(dict.fromkeys([*found, best, known])), lambda c: pilot.error(c, nfe, pilot.fresh))
+    (error, winner), standard = checked[0], next(error for error, c in checked if c == known)
+    built = [c.solver(nfe, pilot.sde, pilot.t_from, pilot.t_to) for c in (winner, known)]
+    return Choice(nfe, built[0], error, standard, built[1]), [*found, *(c for c in kept if not is_standard(c))]
 
 
 def _kind(candidate: Candidate) -> tuple:

@@ -1,19 +1,23 @@
 """Solvers chosen by measurement."""
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from score_sde import DDIM, GaussianMixture, ProbabilityFlow, Tuned, UniPC, tune
+from score_sde import DDIM, GaussianMixture, ProbabilityFlow, SolverError, Tuned, UniPC, tune
+from score_sde.data import Moments
 from score_sde.run import RunError, load_tuned, save_choice
 from score_sde.solvers import DEIS, SOLVERS, GaussianReference
-from score_sde.solvers.time_grids import ExplicitGrid, time_grid
+from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, PowerGrid, time_grid
 from score_sde.solvers.tuned import Choice, as_options
-from score_sde.tuning import EqualizedGrid, Roughness, bent
+from score_sde.tuning import GRIDS, EqualizedGrid, Roughness, _Pilot, bent, is_standard
 from tests.conftest import SDE_CASES, BrokenScore, mixture
+
+MOMENTS = Moments(torch.zeros(2), torch.eye(2), None)
 
 
 def error(solver, score, x, exact):
@@ -87,8 +91,6 @@ def test_conditions_and_another_end(sde):
 
 
 def test_a_score_that_is_nan_is_a_named_error():
-    from score_sde import SolverError
-
     broken = BrokenScore(mixture().score(SDE_CASES["vp"]), lambda t: t < 0.5)
     with pytest.raises(SolverError, match=r"not finite at t = 0\.4"):
         tune(broken, (2,), [5], pilot=8, trials=10)
@@ -151,12 +153,22 @@ def test_saved_choices_come_back(tmp_path):
 def test_every_family_has_a_name():
     from score_sde.tuning import families
 
-    for family in families(mixture().score(SDE_CASES["vp"])):
+    for family in families(mixture().score(SDE_CASES["vp"]), (2,)):
         saved = as_options(family, SOLVERS)
         assert SOLVERS[saved["name"]](**saved[saved["name"]]) == family
 
 
-@pytest.mark.parametrize("text", ["{", '{"choices": [{"nfe": 3}]}', '{"choices": 3}', "[]", '{"choices": []}'])
+ENTRY = '{"nfe": 3, "error": 0.1, "standard": 0.2, "rival": {"name": "ddim"}, "solver": %s}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", '{"choices": [{"nfe": 3}]}', '{"choices": 3}', "[]", '{"choices": []}'),
+        *('{"choices": [' + ENTRY % solver + "]}" for solver in ('{"name": "unipc", "unipc": []}', '{"name": "ode"}', "3")),
+        '{"choices": [' + (ENTRY % '{"name": "ddim"}').replace("0.1", "null") + "]}",
+    ],
+)
 def test_damaged_choices_are_named(tmp_path, text):
     (tmp_path / "tuned.json").write_text(text)
     with pytest.raises(RunError, match=r"tuned.json is damaged or of another version: remove it"):
@@ -164,12 +176,92 @@ def test_damaged_choices_are_named(tmp_path, text):
 
 
 def test_a_run_without_choices_says_how_to_make_them(tmp_path):
-    with pytest.raises(RunError, match="no solver was tuned for .* yet: score-sde tune --workdir="):
+    with pytest.raises(RunError, match=r"no solver was tuned for .* yet: score-sde tune --workdir="):
         load_tuned(tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [{"budgets": []}, {"budgets": [1, 5]}, {"pilot": 4}, {"trials": 3}])
-def test_bad_options_are_refused(wrong):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"budgets": []}, "give numbers of evaluations, each at least 2"),
+        ({"budgets": [1, 5]}, r"each at least 2, got \[1, 5\]"),
+        ({"pilot": 4}, "a pilot of at least 8 samples"),
+        ({"trials": 3}, "at least 10 trials"),
+        ({"t_end": 2.0}, "t_end must lie between t_min = 1e-05 and T = 1.0, got 2.0"),
+        ({"cond": torch.zeros(8)}, r"conditions for 2 \* pilot = 16 samples, got 8"),
+    ],
+)
+def test_bad_options_are_refused(wrong, message):
     options = {"budgets": [5], "pilot": 8, "trials": 10} | wrong
-    with pytest.raises(ValueError, match="at least 2 evaluations, a pilot of at least 8 samples and at least 10 trials"):
+    with pytest.raises(ValueError, match=message):
         tune(mixture().score(SDE_CASES["vp"]), (2,), **options)
+
+
+def test_every_winner_can_be_saved(tmp_path):
+    """Among these are grids of equalized error that no bend improved."""
+    saved = []
+    for seed in range(12):
+        score = mixture((4,), seed=seed).score(SDE_CASES["vp"])
+        tune(
+            score,
+            (4,),
+            [4, 6],
+            pilot=8,
+            trials=10,
+            keep=lambda choice: (save_choice(tmp_path, choice, {}), saved.append(choice)),
+        )
+    assert len(saved) == 24
+    assert all(c.solver.grid in TIME_GRIDS or isinstance(c.solver.grid, ExplicitGrid) for c in saved)
+
+
+def test_what_cannot_be_saved_is_named():
+    for wrong, message in (
+        ({"grid": PowerGrid(3.0)}, "its grid is a PowerGrid"),
+        ({"reference": MOMENTS}, "its reference is a Moments"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            as_options(replace(GaussianReference(), **wrong), SOLVERS)
+
+
+def test_the_best_standard_is_that_of_all_for_every_budget():
+    """Found again by trying them all on the latents by which it was chosen; within noise where two are close."""
+    score = mixture((4,), seed=3).score(SDE_CASES["vp"])
+    found = tune(score, (4,), [4, 8, 12], pilot=8, trials=10)
+    pilot = _Pilot(score, (4,), 8, 0, None, None)
+    for choice in found.choices:
+        every = [c for c in pilot.candidates() if is_standard(c)]
+        assert len(every) == 8 * len(GRIDS)
+        best = min(every, key=lambda c: pilot.error(c, choice.nfe, pilot.all))
+        assert best.solver(choice.nfe, score.sde, score.sde.T, score.sde.t_min) == choice.rival
+
+
+def test_the_fine_solution_is_evaluated_at_equal_steps(sde):
+    pilot = _Pilot(mixture().score(sde), (2,), 8, 0, None, None)
+    steps = np.diff(pilot.roughness.log_snr)
+    np.testing.assert_allclose(steps, steps.mean(), rtol=1e-3)
+
+
+def test_only_failures_of_solvers_are_tolerated():
+    """A score that is NaN for few samples fails every candidate; one that raises is not silenced."""
+
+    @dataclass(frozen=True, eq=False)
+    class Odd:
+        inner: object
+        raises: bool
+
+        @property
+        def sde(self):
+            return self.inner.sde
+
+        def __call__(self, x, t, cond=None):
+            if len(x) == 16:
+                return self.inner(x.double(), t, cond)
+            if self.raises:
+                raise ValueError("my own fault")
+            return x * math.nan
+
+    score = mixture().score(SDE_CASES["vp"])
+    with pytest.raises(ValueError, match="my own fault"):
+        tune(Odd(score, True), (2,), [5], pilot=8, trials=10)
+    with pytest.raises(SolverError, match="no solver gave finite samples in 5 evaluations"):
+        tune(Odd(score, False), (2,), [5], pilot=8, trials=10)

@@ -3,13 +3,18 @@
 import argparse
 
 from score_sde.cli.choices import evaluations, loaded_run, told_class
-from score_sde.run import load_tuned, save_choice
+from score_sde.config import ConfigError
+from score_sde.run import has_tuned, load_tuned, save_choice
 from score_sde.solvers.tuned import Choice
 from score_sde.tuning import tune
 
 
 def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     run, _ = loaded_run(options, overrides)
+    if overrides:
+        raise ConfigError(f"{overrides[0]}: tune tries solvers of its own, and takes no options of theirs")
+    if has_tuned(run.folder):
+        load_tuned(run.folder)  # a damaged file is to be known before the work
     how = {"pilot": options.pilot, "trials": options.trials, "seed": options.seed}
     score = told_class(run, options.class_)
 

@@ -52,6 +52,10 @@ class Tuned(Solver):
         return max(within, key=lambda choice: choice.nfe)
 
     @property
+    def stochastic(self) -> bool:
+        return self.choice.solver.stochastic
+
+    @property
     def order(self) -> int | None:
         return self.choice.solver.order
 
@@ -78,9 +82,16 @@ def _words(solver: GridSolver) -> str:
 
 
 def as_options(solver: GridSolver, table: Mapping[str, Any]) -> dict[str, Any]:
-    """A solver as its name in ``table`` and the options that build it, plain enough for JSON."""
+    """A solver as its name in ``table`` and the options that build it, plain enough for JSON.
+
+    Raises:
+        ValueError: an option is neither a number nor a word.
+    """
     name = next(key for key, builder in table.items() if builder is type(solver))
     options = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
     if isinstance(solver.grid, ExplicitGrid):
         options["grid"] = ",".join(map(repr, solver.grid.nodes))
+    for key, value in options.items():
+        if not isinstance(value, (bool, int, float, str)):
+            raise ValueError(f"{type(solver).__name__} cannot be saved: its {key} is a {type(value).__name__}")
     return {"name": name, name: options}
