@@ -408,6 +408,14 @@ class Moments(NamedTuple):
     covariance: Tensor | None
     spectrum: Tensor | None
 
+    def __eq__(self, other: object) -> bool:
+        return self is other  # the comparison of tensors has no single truth
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"Moments(of events {tuple(self.mean.shape)})"
+
 
 def moments(values: Tensor, spec: DataSpec, *, full_up_to: int = 3072, batch: int = 1024) -> Moments:
     """Mean and covariance of ``values`` ``(N, *D)``, given in data units, in model coordinates.

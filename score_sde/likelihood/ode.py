@@ -112,13 +112,14 @@ def _to_prior(solver: LikelihoodSolver, flow: Flow, x: Tensor, t_min: float, obs
 def transport(solver: ProbabilityFlow, flow: Flow, x: Tensor, t_from: float, t_to: float, observe) -> tuple[Tensor, Tensor]:
     """The state at ``t_to``, and the integral of the divergence from ``t_from`` to there, ``(k, B)``: one state of the ODE."""
     sde, dim = flow.sde, x[0].numel()
+    state = x.to(torch.promote_types(x.dtype, torch.float32))  # in less, the integral would lose what it adds
 
     def velocity(t: Tensor, y: Tensor) -> Tensor:
-        state = y[:, :dim].reshape(x.shape)
-        value, traces = flow(state, t)
+        point = y[:, :dim].reshape(x.shape)
+        value, traces = flow(point, t)
         change = sde.drift_coefficient(t) * dim - sde.diffusion(t) ** 2 / 2 * traces
-        return torch.cat([sde.probability_flow(state, t, value).reshape(len(y), -1), change.T.to(y.dtype)], dim=1)
+        return torch.cat([sde.probability_flow(point, t, value).reshape(len(y), -1), change.T.to(y.dtype)], dim=1)
 
-    start = torch.cat([x.reshape(len(x), -1), x.new_zeros(len(x), flow.divergence.estimates)], dim=1)
+    start = torch.cat([state.reshape(len(x), -1), state.new_zeros(len(x), flow.divergence.estimates)], dim=1)
     end = solver.integrate(velocity, start, t_from, t_to, sde, observe=observe)
-    return end[:, :dim].reshape(x.shape), end[:, dim:].T
+    return end[:, :dim].reshape(x.shape).to(x.dtype), end[:, dim:].T

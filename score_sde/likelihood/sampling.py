@@ -24,13 +24,18 @@ from score_sde.tensors import SampleNoise
 
 @dataclass(frozen=True)
 class ScoredSample:
-    """``x`` ``(B, *D)`` in model coordinates with ``log_prob`` ``(B,)`` in nats at t_min; ``x_T``, and what it took."""
+    """What was drawn, and what it took.
+
+    ``x`` ``(B, *D)`` in model coordinates, ``log_prob`` ``(B,)`` in nats at t_min, ``x_T`` ``(B, *D)``; network forwards and
+    vector-Jacobian products, averaged over the samples; ``probe_variance`` as in ``LogLikelihood``.
+    """
 
     x: Tensor
     log_prob: Tensor
     x_T: Tensor
     nfe: float
     vjps: float
+    probe_variance: Tensor | None
 
 
 def sample_with_log_prob(
@@ -62,9 +67,13 @@ def sample_with_log_prob(
 
     Raises:
         SolverError: the state stopped being finite.
-        TypeError: the SDE is not linear.
-        ValueError: the divergence is unknown.
+        TypeError: the SDE is not linear, or the solver is not a ``ProbabilityFlow``.
+        ValueError: the divergence is unknown, or ``shape`` and ``x_T`` disagree.
     """
+    if not isinstance(solver, ProbabilityFlow):
+        raise TypeError(f"log p along the way needs a ProbabilityFlow, got {type(solver).__name__}")
+    if x_T is not None and tuple(shape) != tuple(x_T.shape):
+        raise ValueError(f"shape is {tuple(shape)}, but x_T has shape {tuple(x_T.shape)}")
     divergence, sde, inner, counter = as_divergence(divergence), score.sde, innermost(score), Counter()
     if x_T is None:
         place = {"device": getattr(inner, "device", "cpu"), "dtype": getattr(inner, "dtype", torch.get_default_dtype())}
@@ -74,4 +83,5 @@ def sample_with_log_prob(
     with torch.no_grad(), ProgressBar(solver, sde.T, sde.t_min, progress) as bar:
         x, changes = transport(solver, flow, x_T, sde.T, sde.t_min, lambda t, state: bar(t, counter.nfe))
         log_prob = (prior or sde.prior_log_prob)(x_T) - changes.mean(0)
-    return ScoredSample(x, log_prob, x_T, counter.samples / len(x), counter.vjps / len(x))
+    variance = divergence.variance(changes, x[0].numel())
+    return ScoredSample(x, log_prob, x_T, counter.samples / len(x), counter.vjps / len(x), variance)

@@ -237,13 +237,13 @@ class Solver(ABC):
 
         Raises:
             SolverError: the state stopped being finite.
-            ValueError: there is neither ``shape`` nor ``x_T``, they disagree, or ``t_end`` is outside (0, T).
+            ValueError: there is neither ``shape`` nor ``x_T``, they disagree, or ``t_end`` is outside [t_min, T).
         """
         start = time.perf_counter()
         sde, inner = score.sde, innermost(score)
         t_end = sde.t_min if t_end is None else t_end
-        if not 0 < t_end < sde.T:
-            raise ValueError(f"t_end must lie between 0 and T = {sde.T}, got {t_end}")
+        if not sde.t_min <= t_end < sde.T:
+            raise ValueError(f"t_end must lie between t_min = {sde.t_min} and T = {sde.T}, got {t_end}")
         if x_T is not None:
             if shape is not None and tuple(shape) != tuple(x_T.shape):
                 raise ValueError(f"shape is {tuple(shape)}, but x_T has shape {tuple(x_T.shape)}")
@@ -354,7 +354,10 @@ class GridSolver(StepSolver):
         if steps < 1:
             raise ValueError(f"a first step of {type(self).__name__} takes {least} evaluations, got {nfe}")
         if as_grid(self.grid).count not in (None, steps):
-            raise ValueError(f"the grid is an explicit list of {self.steps} steps, and {nfe} evaluations are not theirs")
+            raise ValueError(
+                f"the grid is an explicit list of {self.steps} steps, and {nfe} evaluations are not theirs: "
+                "leave their number as it is, or choose a grid by its name"
+            )
         return dataclasses.replace(self, steps=steps)
 
 

@@ -45,6 +45,7 @@ class DEIS(Multistep):
         kernel = lambda u: -end.alpha * math.e**-u
         ends = start.half_log_snr, end.half_log_snr
         if self.variable == "rho":
-            return lagrange_weights([level.sigma / level.alpha for level in levels], *ends, kernel, lambda u: math.e**-u)
+            nodes = [level.sigma / level.alpha for level in levels]
+            return lagrange_weights(nodes, *ends, kernel, lambda u: math.e**-u).tolist()
         time = lambda u: score.sde.inverse_log_snr(torch.from_numpy(2 * u)).numpy()
-        return lagrange_weights([float(level.t) for level in levels], *ends, kernel, time)
+        return lagrange_weights([float(level.t) for level in levels], *ends, kernel, time).tolist()

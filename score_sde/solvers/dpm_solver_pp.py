@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from score_sde.solvers.interpolation import lagrange_weights
-from score_sde.solvers.multistep import Level, Multistep
+from score_sde.solvers.multistep import Multistep
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class DPMSolverPP(Multistep):
         if len(levels) < 3:
             return _second_order(levels, start, end, end.half_log_snr - start.half_log_snr)
         kernel = lambda u: end.sigma * math.e**u
-        return lagrange_weights([level.half_log_snr for level in levels], start.half_log_snr, end.half_log_snr, kernel)
+        nodes = [level.half_log_snr for level in levels]
+        return lagrange_weights(nodes, start.half_log_snr, end.half_log_snr, kernel).tolist()
 
 
 def _second_order(levels, start, end, decay: float) -> tuple[float, ...]:
@@ -65,7 +66,6 @@ class SDEDPMSolverPP(Multistep):
 
     def step(self, score, x, t, s, noise):
         mean = super().step(score, x, t, s, noise)
-        start = score.memory["start"]
-        end = Level.at(score.sde, s)
+        start, end = score.memory["start"], score.memory["end"]
         decay = 2 * (end.half_log_snr - start.half_log_snr)
         return mean + end.sigma * math.sqrt(-math.expm1(-decay)) * noise.normal()

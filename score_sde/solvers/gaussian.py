@@ -36,7 +36,7 @@ from torch import Tensor
 from score_sde.data import Moments
 from score_sde.model import Score
 from score_sde.solvers.base import innermost
-from score_sde.solvers.interpolation import lagrange_weights
+from score_sde.solvers.interpolation import lagrange_rule
 from score_sde.solvers.multistep import Multistep, combine
 
 REFERENCES = ("data", "isotropic", "unit")
@@ -55,6 +55,7 @@ class Reference(NamedTuple):
 
     def coefficients(self, x: Tensor) -> Tensor:
         """The coefficients ``(B, d)`` of ``x`` ``(B, *D)``, complex for Fourier's."""
+        x = x.to(self.mean.dtype)
         if self.fourier:
             return torch.fft.fftn(x, dim=tuple(range(2, x.ndim)), norm="ortho").flatten(1)
         return x.flatten(1) if self.basis is None else x.flatten(1) @ self.basis
@@ -68,20 +69,15 @@ class Reference(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _of_moments(moments: Moments, dtype: torch.dtype, device: torch.device) -> tuple[Reference, np.ndarray]:
-    """The reference with these moments, and its variances in float64: decomposed once."""
-    if moments.covariance is not None:
-        variances, basis = torch.linalg.eigh(moments.covariance.double())
-    else:
-        variances, basis = moments.spectrum.double().flatten(), None
-    variances = variances.clamp_min(0)
-    placed = [value if value is None else value.to(device, dtype) for value in (moments.mean, variances, basis)]
-    return Reference(*placed, fourier=moments.covariance is None), variances.cpu().numpy()
-
-
-def _isotropic(variance: float, x: Tensor) -> tuple[Reference, np.ndarray]:
-    shape, place = x.shape[1:], {"dtype": x.dtype, "device": x.device}
-    return Reference(torch.zeros(shape, **place), torch.full((1,), variance, **place)), np.array([variance])
+def _of_moments(moments: Moments, dtype: torch.dtype, device: torch.device) -> Reference:
+    """The reference with these moments, decomposed once."""
+    with torch.inference_mode(False), torch.no_grad():
+        if moments.covariance is not None:
+            variances, basis = torch.linalg.eigh(moments.covariance.double())
+        else:
+            variances, basis = moments.spectrum.double().flatten(), None
+        placed = [v if v is None else v.to(device, dtype) for v in (moments.mean, variances.clamp_min(0), basis)]
+    return Reference(*placed, fourier=moments.covariance is None)
 
 
 def match_moments(samples: Tensor) -> Moments:
@@ -124,19 +120,21 @@ class GaussianReference(Multistep):
     def step(self, score, x, t, s, noise):
         if "reference" not in score.memory:
             score.memory["reference"] = self._reference(score.score, x)
-        return super().step(score, x, t, s, noise)
+        return super().step(score, x, t, s, noise).to(x.dtype)
 
-    def _reference(self, score: Score, x: Tensor) -> tuple[Reference, np.ndarray]:
-        source = innermost(score)
+    def _reference(self, score: Score, x: Tensor) -> Reference:
+        source, dtype = innermost(score), torch.promote_types(x.dtype, torch.float32)
         moments = getattr(source, "moments", None) if self.reference == "data" else self.reference
         if isinstance(moments, Moments):
             if moments.mean.shape != x.shape[1:]:
                 raise ValueError(f"the reference is of events {tuple(moments.mean.shape)}, and these are {tuple(x.shape[1:])}")
-            return _of_moments(moments, x.dtype, x.device)
-        return _isotropic(1.0 if self.reference == "unit" else getattr(source, "sigma_data", 0.5) ** 2, x)
+            return _of_moments(moments, dtype, x.device)
+        variance = 1.0 if self.reference == "unit" else getattr(source, "sigma_data", 0.5) ** 2
+        zero = torch.zeros(x.shape[1:], dtype=dtype, device=x.device)
+        return Reference(zero, torch.full((1,), variance, dtype=dtype, device=x.device))
 
     def read(self, score, x, level):
-        reference, _ = score.memory["reference"]
+        reference = score.memory["reference"]
         s = level.sigma / level.alpha
         gradient = reference.coefficients(score(x, level.t))
         y = reference.coefficients(x / level.alpha - reference.mean)
@@ -144,17 +142,12 @@ class GaussianReference(Multistep):
         return y / root, s / root * y + s * level.alpha * root * gradient
 
     def weights(self, levels, start, end, score):
-        _, variances = score.memory["reference"]
-
-        def kernel(u: np.ndarray) -> np.ndarray:
-            s = np.exp(-u)[:, None]
-            return s / (variances + s**2)
-
-        nodes = [level.half_log_snr for level in levels]
-        return lagrange_weights(nodes, start.half_log_snr, end.half_log_snr, kernel)
+        variances = score.memory["reference"].variances
+        u, rule = lagrange_rule([level.half_log_snr for level in levels], start.half_log_snr, end.half_log_snr)
+        s, rule = (torch.as_tensor(value).to(variances, non_blocking=True) for value in (np.exp(-u), rule))
+        return rule @ (s[:, None] / (variances + s[:, None] ** 2))
 
     def advance(self, z, weights, nodes, start, end, score):
-        reference, _ = score.memory["reference"]
-        z = z + combine(weights, nodes)
-        y = z * (reference.variances + (end.sigma / end.alpha) ** 2).sqrt()
+        reference = score.memory["reference"]
+        y = (z + combine(weights, nodes)) * (reference.variances + (end.sigma / end.alpha) ** 2).sqrt()
         return end.alpha * (reference.event(y) + reference.mean)

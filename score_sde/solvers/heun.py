@@ -41,7 +41,8 @@ class Heun(GridSolver):
 
 @dataclass(frozen=True)
 class EDM(Heun):
-    """EDM's stochastic sampler, two evaluations a step. The defaults are those for CIFAR-10 (Karras et al. 2022, Table 5).
+    """EDM's stochastic sampler, two evaluations a step. The defaults are those for a VP model of CIFAR-10 (Karras et al. 2022,
+    Table 5).
 
     Args:
         steps, grid: as in ``GridSolver``.

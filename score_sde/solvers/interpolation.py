@@ -15,6 +15,24 @@ import numpy as np
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 
+def lagrange_rule(
+    nodes: Sequence[float], start: float, end: float, variable: Callable[[np.ndarray], np.ndarray] = lambda u: u
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points u ``(Q,)`` from ``start`` to ``end``, and the matrix ``(n, Q)`` that takes a kernel's values there to the weights.
+
+    Args:
+        nodes: n different values of the variable in which the polynomials are taken.
+        start, end: ends of the integral over u.
+        variable: the polynomials' variable as a function of u; u itself by default.
+    """
+    u = (start + end) / 2 + (end - start) / 2 * _NODES
+    nodes, count = np.asarray(nodes), len(nodes)
+    apart = nodes[:, None] - nodes[None, :] + np.eye(count)
+    factors = (variable(u) - nodes[:, None]) / apart[:, :, None]  # [i, j]: (u - q_j) / (q_i - q_j)
+    factors[np.arange(count), np.arange(count)] = 1.0
+    return u, factors.prod(axis=1) * (_WEIGHTS * (end - start) / 2)
+
+
 def lagrange_weights(
     nodes: Sequence[float],
     start: float,
@@ -22,22 +40,9 @@ def lagrange_weights(
     kernel: Callable[[np.ndarray], np.ndarray],
     variable: Callable[[np.ndarray], np.ndarray] = lambda u: u,
 ) -> np.ndarray:
-    """Integrals from ``start`` to ``end`` of each Lagrange polynomial on ``nodes`` times ``kernel``.
+    """Integrals ``(n,)`` from ``start`` to ``end`` of each Lagrange polynomial times ``kernel``, a function of u.
 
-    Args:
-        nodes: n different values of the variable in which the polynomials are taken.
-        start, end: ends of the integral over u.
-        kernel: function of u ``(Q,)`` with values ``(Q,)`` or ``(Q, d)``.
-        variable: the polynomials' variable as a function of u; u itself by default.
-
-    Returns:
-        Weights ``(n,)`` or ``(n, d)``.
+    The other arguments are those of ``lagrange_rule``.
     """
-    u = (start + end) / 2 + (end - start) / 2 * _NODES
-    values = kernel(u)
-    at = variable(u)
-    nodes = np.asarray(nodes)
-    apart = nodes[:, None] - nodes[None, :] + np.eye(len(nodes))
-    factors = (at - nodes[:, None]) / apart[:, :, None]  # [i, j]: (u - q_j) / (q_i - q_j)
-    factors[np.arange(len(nodes)), np.arange(len(nodes))] = 1.0
-    return (factors.prod(axis=1) * (_WEIGHTS * (end - start) / 2)) @ values
+    u, rule = lagrange_rule(nodes, start, end, variable)
+    return rule @ kernel(u)

@@ -1,4 +1,4 @@
-r"""Latents of data: the probability-flow ODE run forwards, and back (Song et al. 2021, Section 4.3 and Appendix D.2).
+r"""Latents of data: the probability-flow ODE run forwards, and back (Song et al. 2021, Section 4.3).
 
 The ODE is a bijection between data and x_T. What lies between two data points is decoded from what lies between their latents,
 on the arc that keeps the length typical of the prior (spherical interpolation; Song, Meng and Ermon 2021, Section 5.3):
@@ -73,7 +73,9 @@ def interpolate(
     if start.shape != end.shape or not len(weights):
         raise ValueError(f"give two batches of one shape and some weights, got {tuple(start.shape)} and {tuple(end.shape)}")
     first, last = (encode(score, x, solver, cond=cond) for x in (start, end))
-    return torch.stack([decode(score, spherical(first, last, weight), solver, cond=cond) for weight in weights])
+    between = torch.cat([spherical(first, last, weight) for weight in weights])
+    conds = None if cond is None else torch.cat([cond] * len(weights))
+    return decode(score, between, solver, cond=conds).reshape(len(weights), *start.shape)
 
 
 def spherical(a: Tensor, b: Tensor, weight: float) -> Tensor:

@@ -29,7 +29,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,7 +102,7 @@ class Multistep(GridSolver):
         return 2 if self.corrected else 1
 
     @abstractmethod
-    def weights(self, levels: Sequence[Level], start: Level, end: Level, score: BoundScore) -> Sequence[float] | np.ndarray:
+    def weights(self, levels: Sequence[Level], start: Level, end: Level, score: BoundScore) -> Sequence[float] | Tensor:
         """The weights w_i of the outputs at ``levels`` in a step from ``start`` to ``end``.
 
         ``end`` is among the levels, as the last, where the step is corrected.
@@ -145,9 +144,8 @@ class Multistep(GridSolver):
     def _correction(self, nodes: Sequence[Node], start: Level, without, score: BoundScore) -> Tensor:
         """What the last of the nodes, at the end of a step, adds to that step, taken with the weights ``without`` it."""
         levels = [node.level for node in nodes]
-        change = np.array(self.weights(levels, start, levels[-1], score))
-        change[:-1] -= without
-        return combine(change, nodes)
+        *with_, new = self.weights(levels, start, levels[-1], score)
+        return combine([*(a - b for a, b in zip(with_, without, strict=True)), new], nodes)
 
     def _first_nodes(self, score: BoundScore, z: Tensor, first: Node, end: Level) -> list[Node]:
         """The node in the middle of the first step."""
@@ -161,11 +159,6 @@ class Multistep(GridSolver):
         return found
 
 
-def combine(weights: Sequence[float] | np.ndarray, nodes: Sequence[Node]) -> Tensor:
-    """sum_i w_i output_i, the weights ``(n,)`` or, one for each coordinate of outputs ``(B, d)``, ``(n, d)``."""
-    if np.ndim(weights) > 1:
-        real = nodes[0].output.real
-        weights = torch.as_tensor(weights, dtype=real.dtype, device=real.device)
-    else:
-        weights = [float(weight) for weight in weights]
+def combine(weights: Sequence[float] | Tensor, nodes: Sequence[Node]) -> Tensor:
+    """sum_i w_i output_i, each weight a number or, one for each coordinate of outputs ``(B, d)``, a tensor ``(d,)``."""
     return sum(weight * node.output for weight, node in zip(weights, nodes, strict=True))

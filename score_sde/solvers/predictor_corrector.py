@@ -15,6 +15,9 @@ VP, sub-VP and VE alike), and later changes nothing that can be measured. It win
 of a mixture off by 20 %, the error of the samples' covariance is a third to a half smaller at 400 evaluations. The benchmarks
 ``predictor_corrector`` and ``inexact_score`` measure both.
 
+A multistep predictor remembers what the network said before the Langevin steps moved the state. It still converges, but its
+order is lost to them: where they are strong, a predictor without memory (DDIM, say) is as good.
+
 Song et al. divide the norms of noise and score instead, h = 2 (snr |z| / |score|)^2, averaged over the batch. Taken
 for each sample on its own, as here, the step does not depend on the others, but it explodes where the score vanishes; it is
 therefore capped at ``cap`` times the step above. In few dimensions it still widens the samples, since the largest steps are

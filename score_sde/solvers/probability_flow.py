@@ -24,7 +24,7 @@ from torchdiffeq import odeint
 from score_sde.sdes import SDE
 from score_sde.solvers.base import BoundScore, FiniteGuard, Observer, Solver, SolverError, non_finite
 from score_sde.solvers.runge_kutta import dormand_prince
-from score_sde.solvers.time_grids import check_grid, time_grid
+from score_sde.solvers.time_grids import TimeGrid, as_grid, check_grid, time_grid
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 # method: (order, evaluations per step); the Adams methods of torchdiffeq raise their order as they go, so have none to declare
@@ -59,14 +59,16 @@ class ProbabilityFlow(Solver):
     rtol: float = 1e-5
     atol: float = 1e-5
     steps: int = 50
-    grid: str = "uniform"
+    grid: str | TimeGrid = "uniform"
 
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")
-        check_grid(self.grid, self.steps)
+        grid = check_grid(self.grid, self.steps)
+        if grid.count is not None:
+            object.__setattr__(self, "steps", grid.count)
 
     @property
     def order(self) -> int | None:
@@ -79,6 +81,8 @@ class ProbabilityFlow(Solver):
         per_step = FIXED[self.method][1]
         if nfe < per_step:
             raise ValueError(f"a step of {self.method} takes {per_step} evaluations, got {nfe}")
+        if as_grid(self.grid).count not in (None, nfe // per_step):
+            raise ValueError(f"the grid is an explicit list of {self.steps} steps, and {nfe} evaluations are not theirs")
         return dataclasses.replace(self, steps=nfe // per_step)
 
     def finer(self) -> Self:

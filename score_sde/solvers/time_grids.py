@@ -11,9 +11,11 @@ Noise levels are told by s = sigma / alpha, the standard deviation of the noise 
 """
 
 import difflib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -105,7 +107,11 @@ class ExplicitGrid(TimeGrid):
 
     def __post_init__(self):
         object.__setattr__(self, "nodes", tuple(float(t) for t in self.nodes))
-        if len(self.nodes) < 2 or any(not s < t for t, s in zip(self.nodes[:-1], self.nodes[1:], strict=True)):
+        if (
+            len(self.nodes) < 2
+            or any(not s < t for t, s in pairwise(self.nodes))
+            or not 0 <= self.nodes[-1] < self.nodes[0] < math.inf
+        ):
             raise ValueError(f"an explicit grid needs at least two times in falling order, got {list(self.nodes)}")
 
     @property
@@ -161,8 +167,8 @@ def time_grid(grid: str | TimeGrid, sde: SDE, t_from: float, t_to: float, steps:
     return times
 
 
-def check_grid(grid: str | TimeGrid, steps: int) -> None:
-    """Raise a ``ValueError`` for an unknown grid or a number of steps below 1."""
-    as_grid(grid)
+def check_grid(grid: str | TimeGrid, steps: int) -> TimeGrid:
+    """The grid; a ``ValueError`` for an unknown one, or a number of steps below 1."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    return as_grid(grid)

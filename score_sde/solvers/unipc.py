@@ -11,7 +11,8 @@ h):
     sum_k r_k^(n-1) a_k = n! phi_{n+1}(-h) (-h) / B,   n = 1, 2, ...,    phi_{n+1}(z) = (phi_n(z) - 1 / n!) / z,  phi_0 = exp.
 
 B is -h (``bh1``) or e^-h - 1 (``bh2``). The corrector has the value at the end of the step, r = 1, among its differences. With
-a single difference the condition is met by a = 1/2 to the order that is needed, and that is what is taken.
+a single difference the condition is met by a = 1/2 to the order that is needed, and that is what is taken. With more of them B
+cancels, so that the two variants differ only in steps with a single difference.
 """
 
 import math
@@ -31,7 +32,7 @@ class UniPC(Multistep):
 
     Args:
         steps, grid, p, lower_order_first, lower_order_final: as in ``Multistep``.
-        variant: ``bh1`` or ``bh2``; the second is meant for guided sampling and pixels.
+        variant: ``bh1`` or ``bh2``.
     """
 
     variant: str = "bh2"
@@ -54,7 +55,7 @@ class UniPC(Multistep):
             of_differences = -end.alpha * self._coefficients(ratios, h) / ratios
             weights[others] = of_differences
             weights[here] -= of_differences.sum()
-        return weights
+        return weights.tolist()
 
     def _coefficients(self, ratios: np.ndarray, h: float) -> np.ndarray:
         """B(h) a_k of the differences at ``ratios``."""

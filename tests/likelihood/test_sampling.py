@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from score_sde import ProbabilityFlow, log_likelihood, sample_with_log_prob
+from score_sde import Hutchinson, ProbabilityFlow, UniPC, log_likelihood, sample_with_log_prob
 from tests.conftest import SDE_CASES, mixture
 
 
@@ -35,3 +35,25 @@ def test_given_latents_and_an_estimated_divergence():
     difference = estimated.log_prob - exact.log_prob
     assert difference.abs().max() > 1e-3
     assert abs(difference.mean()) < 4 * difference.std() / 8
+    assert exact.probe_variance.max() == 0
+    several = sample_with_log_prob(score, (64, 2), x_T=x_T, divergence=Hutchinson(probes=8))
+    spread = (several.log_prob - exact.log_prob).square().mean()
+    assert float(several.probe_variance.mean()) == pytest.approx(float(spread), rel=0.6)
+
+
+def test_the_integral_is_kept_in_single_precision():
+    """A half-precision state: log p differs by what the state's rounding does, not by that of a long sum."""
+    score = mixture(dtype=torch.float32).score(SDE_CASES["vp"])
+    x = torch.zeros(1, 2)
+    solver = ProbabilityFlow(method="rk4", steps=100)
+    half, single = (log_likelihood(score, point, solver=solver) for point in (x.bfloat16(), x))
+    assert half.latent.dtype == torch.bfloat16
+    torch.testing.assert_close(half.log_prob, single.log_prob, rtol=0, atol=0.01)
+
+
+def test_what_does_not_fit_is_refused():
+    score = mixture().score(SDE_CASES["vp"])
+    with pytest.raises(TypeError, match="needs a ProbabilityFlow, got UniPC"):
+        sample_with_log_prob(score, (2, 2), solver=UniPC())
+    with pytest.raises(ValueError, match="x_T has shape"):
+        sample_with_log_prob(score, (2, 2), x_T=torch.zeros(3, 2))

@@ -247,7 +247,7 @@ def test_bad_calls_are_refused():
         EulerMaruyama().sample(score)
     with pytest.raises(ValueError, match="x_T has shape"):
         EulerMaruyama().sample(score, (2, 2), x_T=torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="t_end must lie"):
+    with pytest.raises(ValueError, match="t_end must lie between t_min = 1e-05 and T"):
         EulerMaruyama().sample(score, (2, 2), t_end=1.5)
 
 

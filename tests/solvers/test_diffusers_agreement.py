@@ -14,6 +14,7 @@ CASES = {
     "dpm_solver_pp_2m": ("dpm_solver_pp", {"solver_order": 2}, DPMSolverPP(steps=12)),
     "unipc_1": ("unipc", {"solver_order": 1}, UniPC(steps=12, p=1)),
     "unipc_2_bh1": ("unipc", {"solver_order": 2, "solver_type": "bh1"}, UniPC(steps=12, p=2, variant="bh1")),
+    "unipc_3": ("unipc", {"solver_order": 3}, UniPC(steps=12, p=3, lower_order_first=True)),
     "unipc_2_bh2": ("unipc", {"solver_order": 2, "solver_type": "bh2"}, UniPC(steps=12, p=2, variant="bh2")),
 }
 

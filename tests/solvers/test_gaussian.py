@@ -10,6 +10,7 @@ import torch
 from score_sde import DDIM, DPMSolverPP, GaussianMixture, GaussianReference, ProbabilityFlow, UniPC, match_moments
 from score_sde.data import DataSpec, Moments, moments
 from score_sde.solvers.base import BoundScore
+from score_sde.solvers.gaussian import Reference
 from score_sde.solvers.multistep import Level
 from tests.conftest import SDE_CASES, mixture
 
@@ -52,8 +53,8 @@ def test_weights_where_nothing_varies_are_those_of_dpm_solver_pp_3m(sde):
     times = torch.tensor([0.8, 0.7, 0.55, 0.35], dtype=torch.float64) * sde.T
     levels = [Level.at(sde, t) for t in times]
     bound = BoundScore(mixture().score(sde))
-    bound.memory["reference"] = (None, np.zeros(1))
-    ours = GaussianReference(p=3).weights(levels[:3], levels[2], levels[3], bound)[:, 0]
+    bound.memory["reference"] = Reference(torch.zeros(2), torch.zeros(1, dtype=torch.float64))
+    ours = GaussianReference(p=3).weights(levels[:3], levels[2], levels[3], bound)[:, 0].numpy()
     known = DPMSolverPP(p=3).weights(levels[:3], levels[2], levels[3], bound)
     np.testing.assert_allclose(levels[3].sigma * ours, known, rtol=1e-9)
     assert sum(known) == pytest.approx(levels[3].alpha * -math.expm1(levels[2].half_log_snr - levels[3].half_log_snr), rel=1e-6)
@@ -167,6 +168,29 @@ def test_few_samples_are_shrunk():
     found = match_moments(torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(0)))
     assert found.mean.shape == (2, 4)
     assert torch.linalg.eigvalsh(found.covariance).min() > 0.05
+
+
+@pytest.mark.parametrize("name", ["matrix", "spectrum", "unit"])
+def test_half_precision_states_are_combined_in_single(name):
+    score = mixture((1, 4), torch.float32).score(SDE_CASES["vp"])
+    mean = torch.zeros(1, 4)
+    table = {
+        "matrix": Moments(mean, 0.5 * torch.eye(4), None),
+        "spectrum": Moments(mean, None, 0.5 * torch.ones(1, 4)),
+        "unit": "unit",
+    }
+    solver = GaussianReference(steps=8, reference=table[name])
+    x = torch.randn(6, 1, 4)
+    half = solver.solve(score, x.bfloat16(), 1.0, 0.1)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - solver.solve(score, x, 1.0, 0.1)).abs().max() < 0.1
+
+
+def test_references_can_be_compared_and_shown():
+    one, other = (GaussianReference(reference=Moments(torch.zeros(2), torch.eye(2), None)) for _ in range(2))
+    assert one != other
+    assert one == replace(one)
+    assert "reference=Moments(of events (2,))" in repr(one)
 
 
 def test_a_reference_of_another_shape_is_refused():

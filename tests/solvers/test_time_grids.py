@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from score_sde import DDIM
+from score_sde import DDIM, ProbabilityFlow
 from score_sde.solvers.time_grids import TIME_GRIDS, CosineGrid, EDMGrid, ExplicitGrid, PowerGrid, as_grid, time_grid
 from tests.conftest import SDE_CASES, mixture
 
@@ -70,6 +70,14 @@ def test_an_explicit_list_has_its_own_number_of_steps():
         solver.with_budget(5)
 
 
+def test_fixed_steps_of_the_ode_take_lists_too():
+    solver = ProbabilityFlow(method="euler", grid="1,0.6,0.3,0.1")
+    assert solver.steps == 3
+    assert solver.sample(mixture().score(SDE_CASES["vp"]), (2, 2), t_end=0.1).nfe == 3
+    with pytest.raises(ValueError, match="explicit list of 3 steps, and 2 evaluations are not theirs"):
+        solver.with_budget(2)
+
+
 def test_a_list_that_does_not_reach_the_end_is_refused():
     with pytest.raises(
         ValueError, match=r"from 1 to 0.1, which does not reach from 1 to 1e-05: give other times, or another t_end"
@@ -83,6 +91,8 @@ def test_a_list_that_does_not_reach_the_end_is_refused():
         (lambda: as_grid("log-snr"), "unknown time grid 'log-snr', did you mean log_snr"),
         (lambda: as_grid("1,0.5,x"), "numbers separated by commas, in falling order"),
         (lambda: as_grid("0.1,0.5"), "at least two times in falling order"),
+        (lambda: as_grid("inf,0.5"), "in falling order"),
+        (lambda: as_grid("1,-0.5"), "in falling order"),
         (lambda: ExplicitGrid((1.0,)), "at least two times in falling order"),
         (lambda: ExplicitGrid((1.0, math.nan, 0.5)), "in falling order"),
         (lambda: PowerGrid(0.0), "power must be positive"),
