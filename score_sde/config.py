@@ -150,6 +150,10 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
             inside.sort(key=lambda known: known != f"{key}.name")
             if inside:
                 raise ConfigError(f"config.{key} is a section: set one of {', '.join(inside[:6])}{' ...' * (len(inside) > 6)}")
+            section, _, last = key.rpartition(".")
+            beside = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
+            if section and beside and not difflib.get_close_matches(last, beside, n=1):
+                raise ConfigError(f"there is no config.{key}: config.{section} has {', '.join(beside)}")
             raise ConfigError(f"there is no config.{key}{_nearest(key, keys)}; score-sde config lists all keys")
         if not equals:
             raise ConfigError(f"config.{key} needs a value: --config.{key}={keys[key]!r}")

@@ -12,6 +12,7 @@ bounds/  dequantizer.safetensors      records of all bounds, and the learned deq
 """
 
 import dataclasses
+import difflib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -48,7 +49,9 @@ def chosen(table: Mapping[str, Callable], section: Config, *args: Any, kind: str
     """
     name = section["name"]
     if name not in table:
-        raise RunError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
+        close = difflib.get_close_matches(name, table, n=1)
+        hint = f", did you mean {close[0]}?" if close else ""
+        raise RunError(f"unknown {kind} {name!r}{hint}; choose one of {', '.join(table)}")
     options = section.get(name, {})
     unknown = set(options) - set(inspect.signature(table[name]).parameters)
     if unknown:

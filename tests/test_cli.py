@@ -501,10 +501,10 @@ def test_mistakes_in_a_command(capsys, tmp_path, monkeypatch, arguments, message
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.sde.name=vpp", "unknown sde 'vpp'; choose one of vp, subvp"),
-        ("--config.solver.name=em", "unknown solver 'em'; choose one of euler_maruyama"),
-        ("--config.network.name=resnet", "unknown network 'resnet'; choose one of mlp, unet"),
-        ("--config.data.name=moons", "unknown data 'moons'; choose one of two_moons"),
+        ("--config.sde.name=vpp", "unknown sde 'vpp', did you mean vp?; choose one of vp, subvp"),
+        ("--config.solver.name=em", "unknown solver 'em', did you mean edm?; choose one of euler_maruyama"),
+        ("--config.network.name=resnet", "unknown network 'resnet', did you mean unet?; choose one of mlp, unet"),
+        ("--config.data.name=moons", "unknown data 'moons', did you mean two_moons?; choose one of two_moons"),
         ("--config.model.parameterization=noise", "unknown parameterization 'noise'; choose one of score, epsilon"),
         ("--config.model.time_input=hours", "unknown time_input 'hours'; choose one of label"),
         ("--config.training.weighting=none", "unknown training.weighting 'none'; choose one of sigma2"),
@@ -578,7 +578,7 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
         (["likelihood", "--config.likelihood.solver.ode.method=dopri6"], "unknown method 'dopri6'; choose one of dopri5"),
         (
             ["likelihood", "--config.likelihood.solver.name=od"],
-            "unknown likelihood.solver 'od'; choose one of dual_weighted, ode",
+            "unknown likelihood.solver 'od', did you mean ode?; choose one of dual_weighted, ode",
         ),
         (["likelihood", "--config.likelihood.target_error=0"], "target_error must be positive"),
         (["likelihood", "--config.likelihood.divergence=exakt"], "unknown divergence 'exakt'; choose one of exact"),

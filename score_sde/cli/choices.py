@@ -33,7 +33,7 @@ def refuse_changes(overrides: list[str], reason: str) -> None:
 
 def chosen_solver(config: ConfigDict, name: str | None, folder: Path) -> Solver:
     """The solver of that name, ``tuned`` being those that were chosen for the run in ``folder``; else the config's."""
-    if name == "tuned":
+    if (name or config.solver.name) == "tuned":
         return load_tuned(folder)
     if name is not None:
         if name not in SOLVERS:
