@@ -9,6 +9,7 @@ latents are solved once to convergence, and candidates are judged by their root 
    equal errors mean steps in proportion to |F^(p)|^(-1/(p+1)). The derivatives are differences along the converged solution.
 2. The steps of the best two are bent: each is multiplied by exp(b), b linear between a few knots along the grid, and the
    heights of the knots are found by the simplex method of Nelder and Mead (1965), which takes no gradients and forgives noise.
+   Half-way it starts again from the best so far.
 3. What this gave, and the best of what was there before, is measured again on latents that had no part in it. The better is
    chosen.
 
@@ -279,12 +280,13 @@ def _ranked(candidates: Sequence[Candidate], error: Callable[[Candidate], float]
 
 
 def _bend(pilot: _Pilot, start: Candidate, nfe: int, trials: int) -> Candidate:
-    """``start`` with its steps bent to the smallest error on the pilot."""
-    origin = np.array(start.bend or [0.0] * (KNOTS - 1))
-    simplex = np.vstack([origin, *(origin + 0.6 * direction for direction in np.eye(len(origin)))])
+    """``start`` with its steps bent to the smallest error on the pilot; half-way a fresh simplex, as the first one shrinks."""
 
     def error(bend: np.ndarray) -> float:
         return pilot.error(dataclasses.replace(start, bend=tuple(bend.tolist())), nfe, pilot.all)
 
-    result = minimize(error, origin, method="Nelder-Mead", options={"maxfev": trials, "initial_simplex": simplex})
-    return dataclasses.replace(start, bend=tuple(result.x.tolist()))
+    best = np.array(start.bend or [0.0] * (KNOTS - 1))
+    for share in (trials - trials // 2, trials // 2):
+        simplex = np.vstack([best, *(best + 0.6 * direction for direction in np.eye(len(best)))])
+        best = minimize(error, best, method="Nelder-Mead", options={"maxfev": share, "initial_simplex": simplex}).x
+    return dataclasses.replace(start, bend=tuple(best.tolist()))

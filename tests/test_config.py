@@ -212,7 +212,7 @@ def test_several_overrides_and_the_last_one_wins():
         ("--config.learning_rate=3", r"did you mean training.learning_rate\?"),
         ("--config.sed=3", r"did you mean seed\?"),
         ("--config.qqqqqqqq=3", r"there is no config.qqqqqqqq; score-sde config lists"),
-        ("--config.solver.unipc.order=3", "no config.solver.unipc.order: config.solver.unipc has steps, grid, p, "),
+        ("--config.solver.unipc.order=3", "no config.solver.unipc.order: config.solver.unipc has grid, lower_order_final, "),
         ("--config.seed.deeper=3", r"there is no config.seed.deeper"),
         ("--config.=3", r"there is no config\."),
     ],

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--nfe", default=",".join(map(str, (*range(5, 21), 25, 30))))
     parser.add_argument("--latents", type=int, default=512, help="latents of the test")
     parser.add_argument("--pilot", type=int, default=256)
-    parser.add_argument("--trials", type=int, default=90)
+    parser.add_argument("--trials", type=int, default=180)
     options = parser.parse_args()
     budgets = [int(nfe) for nfe in options.nfe.split(",")]
     if options.workdir:
