@@ -27,7 +27,7 @@ from score_sde.metrics import EnergyDistance, Features, precision_recall, princi
 from score_sde.model import Score, score_and_variance
 from score_sde.sdes import SDE
 from score_sde.solvers import ProbabilityFlow, Solver, SolverError
-from score_sde.solvers.base import innermost
+from score_sde.solvers.base import draw_latents, innermost
 from score_sde.tensors import SampleNoise
 
 CONVERGED, DATA = "converged ODE", "data against data"
@@ -274,7 +274,7 @@ def compare(
         raise ValueError(f"a comparison needs at least 2 samples and 4 data points, got {samples} and {len(data)}")
     if min(budgets, default=0) < 1:
         raise ValueError(f"budgets must be positive numbers of evaluations, got {list(budgets)}")
-    x_T, clock = _latents(score, (samples, *data.shape[1:]), seed), Clock()
+    x_T, clock = draw_latents(score, (samples, *data.shape[1:]), seed=seed), Clock()
     inner, timed_score = innermost(score), timed(score, clock)
     judge = _Judge(data, inner if isinstance(inner, MixtureScore) else None, principal_components(data), seed)
     other = None if other is None else other[:samples]
@@ -318,13 +318,6 @@ def compare(
     floor = judge.floor(other, samples)
     protocol = _protocol(samples, seed, data, other, exact, x_T)
     return Comparison(tuple(found), converged, floor, drawn, data, protocol)
-
-
-def _latents(score: Score, shape: Sequence[int], seed: int) -> Tensor:
-    """The x_T that ``Solver.sample`` draws from this seed."""
-    inner = innermost(score)
-    place = {"device": getattr(inner, "device", "cpu"), "dtype": getattr(inner, "dtype", torch.get_default_dtype())}
-    return score.sde.prior_noise(SampleNoise(seed, shape, purpose="prior", **place).normal())
 
 
 def _audit(solver: ProbabilityFlow, score: Score, x_T: Tensor, solution: Tensor) -> float:

@@ -30,10 +30,10 @@ from tqdm import tqdm
 from score_sde.model import Score
 from score_sde.sdes import SDE
 from score_sde.solvers import DEIS, DPMSolverPP, GaussianReference, SolverError, UniPC
-from score_sde.solvers.base import GridSolver, innermost
+from score_sde.solvers.base import GridSolver, draw_latents, innermost
 from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, TimeGrid
 from score_sde.solvers.tuned import Choice, Tuned
-from score_sde.tensors import SampleNoise, expand
+from score_sde.tensors import expand
 
 KNOTS = 5
 """Knots of a bend; the last has height 0, since only the proportions of steps count."""
@@ -99,7 +99,7 @@ class EqualizedGrid(TimeGrid):
 def families(score: Score, shape: Sequence[int]) -> list[GridSolver]:
     """What is tried for events of ``shape``: known solvers first, then ours around the Gaussians that are known."""
     first = {"lower_order_first": True}
-    known: list[GridSolver] = [UniPC(p=2), UniPC(p=3, **first), DPMSolverPP(p=2), DEIS(p=2)]
+    known: list[GridSolver] = [UniPC(p=2), UniPC(p=2, variant="bh1"), UniPC(p=3, **first), DPMSolverPP(p=2), DEIS(p=2)]
     moments = getattr(innermost(score), "moments", None)
     fit = moments is not None and tuple(moments.mean.shape) == tuple(shape)
     references = ["data", "unit"] if fit else ["isotropic", "unit"]
@@ -177,10 +177,7 @@ class _Pilot:
     def __init__(self, score: Score, shape: Sequence[int], count: int, seed: int, cond: Tensor | None, t_end: float | None):
         self.score, self.sde, self.cond, self.count = score, score.sde, cond, count
         self.t_from, self.t_to = self.sde.T, self.sde.t_min if t_end is None else t_end
-        inner = innermost(score)
-        place = {"device": getattr(inner, "device", "cpu"), "dtype": getattr(inner, "dtype", torch.get_default_dtype())}
-        noise = SampleNoise(seed, (2 * count, *shape), purpose="tuning", **place)
-        self.latents = self.sde.prior_noise(noise.normal())
+        self.latents = draw_latents(score, (2 * count, *shape), seed=seed, purpose="tuning")
         self.roughness = Roughness(score, 3)
         fine = UniPC(steps=FINE, p=3, lower_order_first=True)  # no evaluations between its equal steps
         self.fine = fine.solve(self.roughness, self.latents, self.t_from, self.t_to, cond=cond)

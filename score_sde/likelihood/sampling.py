@@ -17,7 +17,7 @@ from score_sde.divergence import Divergence, as_divergence
 from score_sde.likelihood.flow import Flow
 from score_sde.likelihood.ode import transport
 from score_sde.model import Score
-from score_sde.solvers.base import BoundScore, Counter, ProgressBar, counted, innermost
+from score_sde.solvers.base import BoundScore, Counter, ProgressBar, counted, draw_latents
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.tensors import SampleNoise
 
@@ -74,10 +74,9 @@ def sample_with_log_prob(
         raise TypeError(f"log p along the way needs a ProbabilityFlow, got {type(solver).__name__}")
     if x_T is not None and tuple(shape) != tuple(x_T.shape):
         raise ValueError(f"shape is {tuple(shape)}, but x_T has shape {tuple(x_T.shape)}")
-    divergence, sde, inner, counter = as_divergence(divergence), score.sde, innermost(score), Counter()
+    divergence, sde, counter = as_divergence(divergence), score.sde, Counter()
     if x_T is None:
-        place = {"device": getattr(inner, "device", "cpu"), "dtype": getattr(inner, "dtype", torch.get_default_dtype())}
-        x_T = sde.prior_noise(SampleNoise(seed, shape, first=first, purpose="prior", **place).normal())
+        x_T = draw_latents(score, shape, seed=seed, first=first)
     noise = SampleNoise(seed, x_T.shape, first=first, purpose="probes", device=x_T.device, dtype=x_T.dtype)
     flow = Flow(BoundScore(counted(score, counter), cond), divergence, divergence.draw(noise), counter)
     with torch.no_grad(), ProgressBar(solver, sde.T, sde.t_min, progress) as bar:

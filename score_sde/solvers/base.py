@@ -134,6 +134,25 @@ class ClippedScore:
         return (alpha * ((x + variance * score) / alpha).clamp(self.low, self.high) - x) / variance
 
 
+def draw_latents(
+    score: Score,
+    shape: Sequence[int],
+    *,
+    seed: int = 0,
+    first: int = 0,
+    purpose: str = "prior",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """States at T ``(B, *D)`` from the prior, by default where the score is: sample i depends on ``seed`` and ``first + i``."""
+    inner = innermost(score)
+    place = {
+        "device": device or getattr(inner, "device", "cpu"),
+        "dtype": dtype or getattr(inner, "dtype", torch.get_default_dtype()),
+    }
+    return score.sde.prior_noise(SampleNoise(seed, shape, first=first, purpose=purpose, **place).normal())
+
+
 def posterior_mean(score: BoundScore, x: Tensor, t: Tensor | float) -> Tensor:
     """E[x0 | x_t = x] by Tweedie's formula: one evaluation."""
     sde = score.sde
@@ -240,20 +259,16 @@ class Solver(ABC):
             ValueError: there is neither ``shape`` nor ``x_T``, they disagree, or ``t_end`` is outside [t_min, T).
         """
         start = time.perf_counter()
-        sde, inner = score.sde, innermost(score)
+        sde = score.sde
         t_end = sde.t_min if t_end is None else t_end
         if not sde.t_min <= t_end < sde.T:
             raise ValueError(f"t_end must lie between t_min = {sde.t_min} and T = {sde.T}, got {t_end}")
         if x_T is not None:
             if shape is not None and tuple(shape) != tuple(x_T.shape):
                 raise ValueError(f"shape is {tuple(shape)}, but x_T has shape {tuple(x_T.shape)}")
-            shape, device, dtype = x_T.shape, device or x_T.device, dtype or x_T.dtype
+            x_T = x_T.to(device or x_T.device, dtype or x_T.dtype)
         elif shape is None:
             raise ValueError("give the shape (B, *D) of the samples, or x_T")
-        place = {
-            "device": device or getattr(inner, "device", "cpu"),
-            "dtype": dtype or getattr(inner, "dtype", torch.get_default_dtype()),
-        }
         counter = Counter()
         score = counted(score, counter)
         if clip is not None:
@@ -269,10 +284,11 @@ class Solver(ABC):
                 bar(t, counter.nfe)
 
             if x_T is None:
-                x_T = sde.prior_noise(SampleNoise(seed, shape, first=first, purpose="prior", **place).normal())
-            x = x_T.to(**place)
+                x_T = draw_latents(score, shape, seed=seed, first=first, device=device, dtype=dtype)
+            x, noise = x_T, None
             observe(sde.T, x)
-            noise = SampleNoise(seed, shape, first=first, purpose="steps", **place) if self.stochastic else None
+            if self.stochastic:
+                noise = SampleNoise(seed, x.shape, first=first, purpose="steps", device=x.device, dtype=x.dtype)
             watched = observe if trajectory or progress else None
             x = self.solve(score, x, sde.T, t_end, cond=cond, noise=noise, observe=watched)
             if denoise:

@@ -18,8 +18,8 @@ from sklearn.datasets import load_digits
 
 from score_sde import VESDE, GaussianMixture, ProbabilityFlow, load
 from score_sde.run import RunError, load_tuned, save_choice
+from score_sde.solvers.base import draw_latents
 from score_sde.solvers.tuned import Tuned
-from score_sde.tensors import SampleNoise
 from score_sde.tuning import GRIDS, tune
 from tests.benchmarks.peers import peer_solve, scheduler
 
@@ -69,11 +69,8 @@ def main() -> None:
     sde = score.sde
     t_end = options.t_end or sde.t_min
 
-    start = time.perf_counter()
     tuned = chosen(options, score, shape, budgets, t_end)
-    print(f"tuned in {time.perf_counter() - start:.0f} s on {options.pilot} latents", flush=True)
-    noise = SampleNoise(1, (options.latents, *shape), purpose="test", dtype=score.dtype)
-    x = sde.prior_noise(noise.normal())
+    x = draw_latents(score, (options.latents, *shape), seed=1, purpose="test")
     with torch.no_grad():
         exact = converged.solve(score, x, sde.T, t_end)
         print(f"test: {options.latents} other latents, converged by {converged.describe()}")
@@ -106,7 +103,9 @@ def chosen(options: argparse.Namespace, score, shape, budgets: list[int], t_end:
     except RunError:
         missing = budgets
     keep = (lambda choice: save_choice(options.workdir, choice, how)) if options.workdir else None
+    start = time.perf_counter()
     tuned = tune(score, shape, sorted(missing), **how, keep=keep, progress=True) if missing else None
+    print(f"tuned for {len(missing)} budgets in {time.perf_counter() - start:.0f} s on {options.pilot} latents", flush=True)
     return load_tuned(options.workdir) if options.workdir else tuned
 
 
