@@ -55,14 +55,18 @@ class ForClass:
         return torch.full((len(x),), self.index, device=x.device)
 
 
+class NoLearnedVariance(TypeError, ValueError):
+    """The learned variance was asked of a score that has none."""
+
+
 def score_and_variance(score: Score, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What ``score.score_and_variance`` returns, for any score: both ``(B, *D)``, by one evaluation.
 
     Raises:
-        TypeError: the score has no learned variance.
+        NoLearnedVariance: the score has none.
     """
     if not hasattr(score, "score_and_variance"):
-        raise TypeError(f"{type(score).__name__} has no learned variance (score_and_variance): choose beta or beta_tilde")
+        raise NoLearnedVariance(f"{type(score).__name__} has no learned variance: choose beta or beta_tilde")
     return score.score_and_variance(x, t, cond)
 
 
@@ -165,10 +169,10 @@ class ScoreModel(nn.Module):
         that of a discrete step lies (Nichol and Dhariwal 2021, Eq. 15); v = 1 is the larger, and v may leave [0, 1].
 
         Raises:
-            TypeError: the network has not learned its variance.
+            NoLearnedVariance: the network has not learned its variance.
         """
         if not self.learned_variance:
-            raise TypeError("this model has no learned variance: its network was built with learned_variance=False")
+            raise NoLearnedVariance("this model has no learned variance: its network was built with learned_variance=False")
         score, rest = self._evaluate(x, t, cond)
         return score, ((rest + 1) / 2).to(x.dtype)
 

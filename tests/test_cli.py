@@ -592,6 +592,7 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
         (["tune", "--config.solver.name=ddim"], "tune tries solvers of its own, and takes no options of theirs"),
         (["tune", "--pilott=8"], "unknown option --pilott, did you mean --pilot?"),
         (["sample", "--solver=tuned"], "no solver was tuned for"),
+        (["sample", "--solver=ancestral", "--config.solver.ancestral.variance=learned", "--quiet"], "no learned variance"),
         (["sample", "--solver=tund"], "unknown solver 'tund', did you mean tuned?"),
         (["compare", "--nfe="], "--nfe takes numbers of evaluations separated by commas, got ''"),
         (["compare", "--nfe=0,10"], "budgets must be positive numbers of evaluations, got [0, 10]"),

@@ -47,7 +47,8 @@ class Tuned(Solver):
         within = [choice for choice in self.choices if self.nfe is None or choice.nfe <= self.nfe]
         if not within:
             raise ValueError(
-                f"tuned for {min(c.nfe for c in self.choices)} evaluations or more, got {self.nfe}: tune for these too"
+                f"tuned for {min(c.nfe for c in self.choices)} evaluations or more, got {self.nfe}: "
+                f"score-sde tune --nfe={self.nfe} adds them"
             )
         return max(within, key=lambda choice: choice.nfe)
 
