@@ -122,6 +122,7 @@ def tune(
     seed: int = 0,
     cond: Tensor | None = None,
     t_end: float | None = None,
+    earlier: Tuned | None = None,
     keep: Callable[[Choice], None] | None = None,
     progress: bool = False,
 ) -> Tuned:
@@ -139,6 +140,7 @@ def tune(
         seed: of the latents.
         cond: condition of the samples, ``(2 * pilot, ...)``.
         t_end: time at which sampling stops; by default the SDE's t_min.
+        earlier: what was chosen before: it takes part in the check, so that tuning again does not make it worse.
         keep: called with each choice as soon as it is made.
         progress: show a progress bar.
 
@@ -162,7 +164,8 @@ def tune(
         choices, candidates = [], trial.candidates()
         for nfe in budgets:
             bar.set_postfix_str(f"{nfe} evaluations")
-            choice, found = _choose(trial, candidates, nfe, trials)
+            before = [Candidate(c.solver, c.solver.grid) for c in (earlier.choices if earlier else ()) if c.nfe == nfe]
+            choice, found = _choose(trial, candidates, before, nfe, trials)
             candidates = [*(c for c in candidates if is_standard(c)), *found]
             choices.append(choice)
             if keep:
@@ -250,7 +253,9 @@ class Roughness:
         return EqualizedGrid(tuple(np.array(self.log_snr)[order].tolist()), tuple(density.tolist()))
 
 
-def _choose(pilot: _Pilot, candidates: list[Candidate], nfe: int, trials: int) -> tuple[Choice, list[Candidate]]:
+def _choose(
+    pilot: _Pilot, candidates: list[Candidate], before: list[Candidate], nfe: int, trials: int
+) -> tuple[Choice, list[Candidate]]:
     """The choice for a budget, and what is to be tried for the next besides the standard candidates."""
     ranked = [c for _, c in _ranked(candidates, lambda c: pilot.error(c, nfe, pilot.few))]
     kept = list(dict.fromkeys([*ranked[:KEPT], *[c for c in ranked if is_standard(c)][: KEPT // 2]]))
@@ -262,7 +267,7 @@ def _choose(pilot: _Pilot, candidates: list[Candidate], nfe: int, trials: int) -
     found = [_bend(pilot, best, nfe, 2 * trials // 3 if close else trials)]
     found += [_bend(pilot, second, nfe, trials // 3) for second in close[:1]]
     known = next(c for _, c in measured if is_standard(c))
-    checked = _ranked(list(dict.fromkeys([*found, best, known])), lambda c: pilot.error(c, nfe, pilot.fresh))
+    checked = _ranked(list(dict.fromkeys([*found, *before, best, known])), lambda c: pilot.error(c, nfe, pilot.fresh))
     (error, winner), standard = checked[0], next(error for error, c in checked if c == known)
     built = [c.solver(nfe, pilot.sde, pilot.t_from, pilot.t_to) for c in (winner, known)]
     return Choice(nfe, built[0], error, standard, built[1]), [*found, *(c for c in kept if not is_standard(c))]

@@ -13,8 +13,7 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     run, _ = loaded_run(options, overrides)
     if overrides:
         raise ConfigError(f"{overrides[0]}: tune tries solvers of its own, and takes no options of theirs")
-    if has_tuned(run.folder):
-        load_tuned(run.folder)  # a damaged file is to be known before the work
+    earlier = load_tuned(run.folder) if has_tuned(run.folder) else None
     how = {"pilot": options.pilot, "trials": options.trials, "seed": options.seed}
     score = told_class(run, options.class_)
 
@@ -22,7 +21,7 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
         save_choice(run.folder, choice, {**how, "class": options.class_, "step": run.step})
 
     budgets = evaluations(options.nfe)
-    tuned = tune(score, run.model.data.shape, budgets, **how, keep=keep, progress=not options.quiet)
+    tuned = tune(score, run.model.data.shape, budgets, **how, earlier=earlier, keep=keep, progress=not options.quiet)
     print(load_tuned(run.folder).table())
     print(
         f"errors: root mean square distance from the converged ODE, on {options.pilot} latents that had no part in the choice\n"
