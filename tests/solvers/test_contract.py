@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from score_sde import EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFlow, SolverError
+from score_sde import AnnealedLangevin, EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFlow, SolverError
 from score_sde.solvers import SOLVERS
 from score_sde.solvers.base import CountedScore, Counter, counted
 from score_sde.solvers.probability_flow import METHODS
@@ -139,6 +139,16 @@ def test_budget_is_kept(solver, sde):
 def test_one_step_works(solver):
     smallest = next(solver.with_budget(n) for n in range(1, 5) if _accepts(solver, n))
     assert smallest.sample(mixture().score(SDE_CASES["vp"]), (1, 2)).x.isfinite().all()
+
+
+def test_ends_of_the_interval(solver, sde):
+    """t_end = t_min is the default, and a hair's breadth from T next to nothing happens."""
+    score = mixture().score(sde)
+    assert torch.equal(solver.sample(score, (1, 2), t_end=sde.t_min).x, solver.sample(score, (1, 2)).x)
+    short = solver.sample(score, (1, 2), t_end=sde.T * (1 - 1e-9), trajectory=True)
+    moves = isinstance(solver, PredictorCorrector | AnnealedLangevin)  # Langevin steps move whatever the time does
+    near = 10.0 if moves else 0.05
+    torch.testing.assert_close(short.x, short.trajectory[0], rtol=0, atol=near * float(sde.sigma(sde.T)))
 
 
 def _accepts(solver, budget):
