@@ -99,7 +99,8 @@ class EqualizedGrid(TimeGrid):
 def families(score: Score, shape: Sequence[int]) -> list[GridSolver]:
     """What is tried for events of ``shape``: known solvers first, then ours around the Gaussians that are known."""
     first = {"lower_order_first": True}
-    known: list[GridSolver] = [UniPC(p=2), UniPC(p=2, variant="bh1"), UniPC(p=3, **first), DPMSolverPP(p=2), DEIS(p=2)]
+    known: list[GridSolver] = [DPMSolverPP(p=2), DEIS(p=2)]
+    known += [UniPC(p=p, variant=variant, lower_order_first=p > 2) for p in (2, 3) for variant in ("bh1", "bh2")]
     moments = getattr(innermost(score), "moments", None)
     fit = moments is not None and tuple(moments.mean.shape) == tuple(shape)
     references = ["data", "unit"] if fit else ["isotropic", "unit"]

@@ -242,7 +242,7 @@ def test_the_best_standard_is_that_of_all_for_every_budget():
     pilot = _Pilot(score, (4,), 8, 0, None, None)
     for choice in found.choices:
         every = [c for c in pilot.candidates() if is_standard(c)]
-        assert len(every) == 10 * len(GRIDS)
+        assert len(every) == 12 * len(GRIDS)
         best = min(every, key=lambda c: pilot.error(c, choice.nfe, pilot.all))
         assert best.solver(choice.nfe, score.sde, score.sde.T, score.sde.t_min) == choice.rival
 
