@@ -26,6 +26,15 @@ SOLVER_CASES = {
 }
 
 
+QUICK = ("vp", "subvp", "ve", "ornstein_uhlenbeck")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SDE_CASES], ids=str)
+def sde(request):
+    """Every SDE, those that only differ in their schedule in the slow tests."""
+    return SDE_CASES[request.param]
+
+
 @pytest.fixture(params=SOLVER_CASES, ids=str)
 def solver(request):
     return SOLVER_CASES[request.param]
