@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--t_end", type=float)
     parser.add_argument("--nfe", default=",".join(map(str, (*range(5, 21), 25, 30))))
-    parser.add_argument("--latents", type=int, default=512, help="latents of the test")
+    parser.add_argument("--latents", type=int, default=2048, help="latents of the test")
     parser.add_argument("--pilot", type=int, default=512)
     parser.add_argument("--trials", type=int, default=180)
     options = parser.parse_args()
