@@ -209,6 +209,7 @@ def test_bad_options_are_refused(wrong, message):
         tune(mixture().score(SDE_CASES["vp"]), (2,), **options)
 
 
+@pytest.mark.slow
 def test_every_winner_can_be_saved(tmp_path):
     """Among these are grids of equalized error that no bend improved."""
     saved = []

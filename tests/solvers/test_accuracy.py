@@ -1,6 +1,8 @@
 """Orders of the deterministic solvers, moments of all, on mixtures whose answers are known."""
 
 import math
+from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -29,14 +31,12 @@ ORDER_CASES = {
     "ddim": (DDIM(), (128, 256)),
     "heun": (Heun(), (64, 128)),
     **{f"dpm_solver_{k}": (DPMSolver(order=k), (32, 64)) for k in (2, 3)},
-    **{f"dpm_solver_pp_{p}m": (DPMSolverPP(p=p), (256, 512)) for p in (1, 2, 3)},
-    **{f"deis_{variable}_{p}": (DEIS(p=p, variable=variable), (256, 512)) for p in (1, 2, 3) for variable in ("t", "rho")},
-    **{f"unipc_{p}_{variant}": (UniPC(p=p, variant=variant), (128, 256)) for p in (1, 2, 3) for variant in ("bh1", "bh2")},
-    **{
-        f"gaussian_{p}_{name}": (GaussianReference(p=p, reference=name), (128, 256))
-        for p in (1, 2, 3)
-        for name in ("data", "unit")
-    },
+    **{f"dpm_solver_pp_{p}m": (DPMSolverPP(p=p), (256, 512)) for p in (2, 3)},
+    **{f"deis_{variable}_{p}": (DEIS(p=p, variable=variable), (256, 512)) for p in (2, 3) for variable in ("t", "rho")},
+    **{f"unipc_{p}": (UniPC(p=p), (128, 256)) for p in (1, 2, 3)},
+    "unipc_2_bh1": (UniPC(p=2, variant="bh1"), (128, 256)),  # the variants of p = 3 differ in no step of full order
+    **{f"gaussian_{p}": (GaussianReference(p=p), (128, 256)) for p in (1, 2, 3)},
+    "gaussian_2_unit": (GaussianReference(p=2, reference="unit"), (128, 256)),
     **{f"gaussian_{p}_predictor": (GaussianReference(p=p, corrector=False), (128, 256)) for p in (2, 3)},
     "unipc_2_lower_final": (UniPC(p=2, lower_order_final=True), (256, 512)),
     **{
@@ -47,21 +47,22 @@ ORDER_CASES = {
 }
 
 
+@lru_cache
+def converged(name):
+    """Four states at t = 0.9 of a mixture, and at 0.3."""
+    score = mixture().score(SDE_CASES[name])
+    random = torch.Generator().manual_seed(0)
+    x = score.sde.sigma(0.9) * torch.randn(4, 2, generator=random, dtype=torch.float64) + score.sde.alpha(0.9)
+    return score, x, ProbabilityFlow(method="dopri8", rtol=1e-12, atol=1e-12).solve(score, x, 0.9, 0.3)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("case", ORDER_CASES)
 def test_measured_order_is_the_declared_one(case, name):
     """Slope of the error against the number of steps, between t = 0.9 and 0.3 on a mixture, against a converged solution."""
-    from dataclasses import replace
-
     solver, counts = ORDER_CASES[case]
-    score = mixture().score(SDE_CASES[name])
-    t_from, t_to = 0.9, 0.3
-    x = float(score.sde.sigma(t_from)) * torch.randn(4, 2, dtype=torch.float64) + float(score.sde.alpha(t_from))
-    exact = ProbabilityFlow(method="dopri8", rtol=1e-12, atol=1e-12).solve(score, x, t_from, t_to)
-    errors = []
-    for steps in counts:
-        found = replace(solver, steps=steps).solve(score, x, t_from, t_to)
-        errors.append(float((found - exact).square().mean().sqrt()))
+    score, x, exact = converged(name)
+    errors = [float((replace(solver, steps=n).solve(score, x, 0.9, 0.3) - exact).square().mean().sqrt()) for n in counts]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(solver.order, abs=0.2), errors
 
 
@@ -100,12 +101,6 @@ MOMENT_CASES = {
     "ddim_eta": DDIM(steps=400, grid="log_snr", eta=1.0),
     "sde_dpm_solver_pp": SDEDPMSolverPP(steps=200),
     "edm": EDM(steps=150, s_churn=20.0, s_noise=1.0),
-    "heun": Heun(steps=60, grid="log_snr"),
-    "dpm_solver": DPMSolver(steps=30),
-    "dpm_solver_pp": DPMSolverPP(steps=90),
-    "deis": DEIS(steps=90, grid="log_snr"),
-    "unipc": UniPC(steps=60),
-    "gaussian": GaussianReference(steps=40),
     "pc_unipc": PredictorCorrector(UniPC(steps=150, grid="log_snr"), Langevin(snr=0.1)),
     "pc_first": PredictorCorrector(SDEDPMSolverPP(steps=150), Langevin(snr=0.1), corrections=2, first=True),
 }

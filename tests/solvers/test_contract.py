@@ -26,12 +26,12 @@ SOLVER_CASES = {
 }
 
 
-QUICK = ("vp", "subvp", "ve", "ornstein_uhlenbeck")
+QUICK = ("vp", "ve")
 
 
 @pytest.fixture(params=[pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SDE_CASES], ids=str)
 def sde(request):
-    """Every SDE, those that only differ in their schedule in the slow tests."""
+    """Every SDE, most of them in the slow tests."""
     return SDE_CASES[request.param]
 
 
