@@ -27,6 +27,7 @@ grids of few steps have it. Either lowers the order that is declared, and is oft
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -47,14 +48,21 @@ class Level(NamedTuple):
 
     @classmethod
     def at(cls, sde: SDE, t: Tensor) -> Self:
-        """The level of ``sde`` at the 0-dimensional time ``t``."""
-        return cls(t, float(sde.alpha(t)), float(sde.sigma(t)), float(sde.log_snr(t)) / 2)
+        """The level of ``sde`` at the 0-dimensional time ``t``: the same object for the same time, batch after batch."""
+        return _level(sde, float(t))
 
     @classmethod
     def between(cls, sde: SDE, start: "Level", end: "Level", fraction: float) -> Self:
         """The level at ``fraction`` of the way from one to another in log-SNR."""
         log_snr = 2 * (start.half_log_snr + fraction * (end.half_log_snr - start.half_log_snr))
         return cls.at(sde, sde.inverse_log_snr(torch.tensor(log_snr, dtype=torch.float64)))
+
+
+@lru_cache(maxsize=8192)
+def _level(sde: SDE, t: float) -> Level:
+    with torch.inference_mode(False):
+        time = torch.tensor(t, dtype=torch.float64)
+    return Level(time, float(sde.alpha(time)), float(sde.sigma(time)), float(sde.log_snr(time)) / 2)
 
 
 class Node(NamedTuple):
@@ -110,10 +118,7 @@ class Multistep(GridSolver):
 
     def step(self, score, x, t, s, noise):
         memory = score.memory
-        start, here = memory.get("start"), memory.get("end")
-        if here is None or here.t is not t:
-            here = Level.at(score.sde, t)
-        there = Level.at(score.sde, s)
+        start, here, there = memory.get("start"), Level.at(score.sde, t), Level.at(score.sde, s)
         z, output = self.read(score, x, here)
         nodes = [*memory.get("nodes", []), Node(here, output)]
         if self.corrected and start is not None:
