@@ -49,7 +49,7 @@ def chosen(table: Mapping[str, Callable], section: Config, *args: Any, kind: str
     """
     name = section["name"]
     if name not in table:
-        close = difflib.get_close_matches(name, table, n=1)
+        close = difflib.get_close_matches(str(name), table, n=1)
         hint = f", did you mean {close[0]}?" if close else ""
         raise RunError(f"unknown {kind} {name!r}{hint}; choose one of {', '.join(table)}")
     options = section.get(name, {})
