@@ -22,7 +22,7 @@ What is known of them by other names:
                                                              SMLD's ancestral sampling; Song et al. 2021, Eq. 47
     any   beta_tilde                          DDIM at eta = 1
 
-Since log Sigma = log b^2 + (1 - v) log(sigma_s^2 / sigma_t^2), all is finite as long as sigma_s > 0. A step down to the data
+That is Sigma = b^2 (sigma_s / sigma_t)^(2 (1 - v)) with v = 1 for beta and v = 0 for beta_tilde. A step down to the data
 itself, sigma_s = 0, adds no noise whatever the variance, as DDPM's last one: its mean is x0.
 """
 
@@ -64,8 +64,8 @@ class Ancestral(GridSolver):
         a, beta = transition(sde, s, t)
         gradient, v = score.score_and_variance(x, t) if self.variance == "learned" else (score(x, t), None)
         mean = (x + beta * gradient) / a
-        if sde.sigma(s) == 0:
+        shrinkage = sde.sigma(s) / sde.sigma(t)
+        if shrinkage == 0:
             return mean
-        shrinkage = 2 * (sde.sigma(s) / sde.sigma(t)).log()
-        exponent = {"beta": 0.0, "beta_tilde": shrinkage}[self.variance] if v is None else (1 - v) * shrinkage
-        return mean + (beta.log() / 2 + exponent / 2).exp() * noise.normal()
+        exponent = {"beta": 0.0, "beta_tilde": 1.0}[self.variance] if v is None else 1 - v
+        return mean + beta.sqrt() * shrinkage**exponent * noise.normal()

@@ -10,12 +10,14 @@ in rho). One node is DDIM.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 
+from score_sde.sdes import SDE
 from score_sde.solvers.interpolation import lagrange_weights
-from score_sde.solvers.multistep import Multistep
+from score_sde.solvers.multistep import Level, Multistep
 from score_sde.solvers.time_grids import TimeGrid
 
 VARIABLES = ("t", "rho")
@@ -42,10 +44,16 @@ class DEIS(Multistep):
             raise ValueError(f"unknown variable {self.variable!r}; choose one of {', '.join(VARIABLES)}")
 
     def weights(self, levels, start, end, score):
-        kernel = lambda u: -end.alpha * math.e**-u
-        ends = start.half_log_snr, end.half_log_snr
-        if self.variable == "rho":
-            nodes = [level.sigma / level.alpha for level in levels]
-            return lagrange_weights(nodes, *ends, kernel, lambda u: math.e**-u).tolist()
-        time = lambda u: score.sde.inverse_log_snr(torch.from_numpy(2 * u)).numpy()
-        return lagrange_weights([float(level.t) for level in levels], *ends, kernel, time).tolist()
+        return _weights(score.sde, tuple(levels), start, end, self.variable)
+
+
+@lru_cache(maxsize=8192)
+def _weights(sde: SDE, levels: tuple[Level, ...], start: Level, end: Level, variable: str) -> tuple[float, ...]:
+    kernel = lambda u: -end.alpha * math.e**-u
+    ends = start.half_log_snr, end.half_log_snr
+    if variable == "rho":
+        nodes, of = [level.sigma / level.alpha for level in levels], lambda u: math.e**-u
+    else:
+        nodes = [float(level.t) for level in levels]
+        of = lambda u: sde.inverse_log_snr(torch.from_numpy(2 * u)).numpy()
+    return tuple(lagrange_weights(nodes, *ends, kernel, of).tolist())

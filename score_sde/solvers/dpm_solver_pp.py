@@ -15,6 +15,7 @@ added.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from score_sde.solvers.interpolation import lagrange_weights
@@ -28,9 +29,13 @@ class DPMSolverPP(Multistep):
     def weights(self, levels, start, end, score):
         if len(levels) < 3:
             return _second_order(levels, start, end, end.half_log_snr - start.half_log_snr)
-        kernel = lambda u: end.sigma * math.e**u
-        nodes = [level.half_log_snr for level in levels]
-        return lagrange_weights(nodes, start.half_log_snr, end.half_log_snr, kernel).tolist()
+        return _third_order(tuple(level.half_log_snr for level in levels), start.half_log_snr, end.half_log_snr, end.sigma)
+
+
+@lru_cache(maxsize=8192)
+def _third_order(nodes: tuple[float, ...], start: float, end: float, sigma: float) -> tuple[float, ...]:
+    """Weights of three values of x0, by the integral of the parabola through them."""
+    return tuple(lagrange_weights(nodes, start, end, lambda u: sigma * math.e**u).tolist())
 
 
 def _second_order(levels, start, end, decay: float) -> tuple[float, ...]:

@@ -80,6 +80,17 @@ def _of_moments(moments: Moments, dtype: torch.dtype, device: torch.device) -> R
     return Reference(*placed, fourier=moments.covariance is None)
 
 
+@lru_cache(maxsize=1024)
+def _rule(
+    nodes: tuple[float, ...], start: float, end: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Noise levels s ``(Q, 1)`` from ``start`` to ``end`` and the rule ``(n, Q)`` of ``lagrange_rule``, placed once."""
+    u, rule = lagrange_rule(nodes, start, end)
+    with torch.inference_mode(False):
+        s, rule = (torch.from_numpy(value).to(device, dtype, non_blocking=True) for value in (np.exp(-u)[:, None], rule))
+    return s, rule
+
+
 def match_moments(samples: Tensor) -> Moments:
     """Moments of ``samples`` ``(N, *D)`` in model coordinates, for a model whose training data is not at hand.
 
@@ -143,9 +154,9 @@ class GaussianReference(Multistep):
 
     def weights(self, levels, start, end, score):
         variances = score.memory["reference"].variances
-        u, rule = lagrange_rule([level.half_log_snr for level in levels], start.half_log_snr, end.half_log_snr)
-        s, rule = (torch.as_tensor(value).to(variances, non_blocking=True) for value in (np.exp(-u), rule))
-        return rule @ (s[:, None] / (variances + s[:, None] ** 2))
+        nodes = tuple(level.half_log_snr for level in levels)
+        s, rule = _rule(nodes, start.half_log_snr, end.half_log_snr, variances.dtype, variances.device)
+        return rule @ (s / (variances + s**2))
 
     def advance(self, z, weights, nodes, start, end, score):
         reference = score.memory["reference"]

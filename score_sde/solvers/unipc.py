@@ -17,6 +17,7 @@ cancels, so that the two variants differ only in steps with a single difference.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -45,26 +46,28 @@ class UniPC(Multistep):
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {', '.join(VARIANTS)}")
 
     def weights(self, levels, start, end, score):
-        h = end.half_log_snr - start.half_log_snr
+        nodes = tuple(level.half_log_snr for level in levels)
         here = next(i for i, level in enumerate(levels) if level is start)
-        others = [i for i in range(len(levels)) if i != here]
-        weights = np.zeros(len(levels))
-        weights[here] = -end.alpha * math.expm1(-h)
-        if others:
-            ratios = np.array([(levels[i].half_log_snr - start.half_log_snr) / h for i in others])
-            of_differences = -end.alpha * self._coefficients(ratios, h) / ratios
-            weights[others] = of_differences
-            weights[here] -= of_differences.sum()
-        return weights.tolist()
+        return _weights(nodes, here, end.half_log_snr, end.alpha, self.variant)
 
-    def _coefficients(self, ratios: np.ndarray, h: float) -> np.ndarray:
-        """B(h) a_k of the differences at ``ratios``."""
-        scale = -h if self.variant == "bh1" else math.expm1(-h)
-        if len(ratios) == 1:
-            return np.array([scale / 2])
-        powers = np.arange(len(ratios))
-        moments = np.array([math.factorial(n + 1) * _phi(n + 2, -h) * -h for n in powers])
-        return np.linalg.solve(ratios[None, :] ** powers[:, None], moments)
+
+@lru_cache(maxsize=8192)
+def _weights(nodes: tuple[float, ...], here: int, end: float, alpha: float, variant: str) -> tuple[float, ...]:
+    """The weights of the values at ``nodes``, log-SNRs, in a step from the one at the index ``here`` to ``end``."""
+    h = end - nodes[here]
+    ratios = (np.delete(nodes, here) - nodes[here]) / h
+    of_differences = -alpha * _coefficients(ratios, h, variant) / ratios
+    own = -alpha * math.expm1(-h) - of_differences.sum()
+    return tuple(np.insert(of_differences, here, own).tolist())
+
+
+def _coefficients(ratios: np.ndarray, h: float, variant: str) -> np.ndarray:
+    """B(h) a_k of the differences at ``ratios``."""
+    if len(ratios) == 1:
+        return np.array([(-h if variant == "bh1" else math.expm1(-h)) / 2])
+    powers = np.arange(len(ratios))
+    moments = np.array([math.factorial(n + 1) * _phi(n + 2, -h) * -h for n in powers])
+    return np.linalg.solve(ratios[None, :] ** powers[:, None], moments)
 
 
 def _phi(n: int, z: float) -> float:
