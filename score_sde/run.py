@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,34 +229,57 @@ def load_moments(folder: Path) -> Moments | None:
 
 
 def save_choice(folder: Path, choice: Choice, about: Config) -> None:
-    """Add a tuned solver, and ``about``, how it was chosen, to ``tuned.json``, in place of one of as many evaluations."""
+    """Add a tuned solver, and ``about``, how it was chosen, to ``tuned.json``.
+
+    It takes the place of one for as many evaluations and for the same ``class`` of ``about``, if any.
+    """
     path = folder / TUNED
     entries = _tuned_entries(path) if path.is_file() else []
     measured = {"nfe": choice.nfe, "error": choice.error, "standard": choice.standard}
     solvers = {"solver": as_options(choice.solver, SOLVERS), "rival": as_options(choice.rival, SOLVERS)}
-    entries = [entry for entry in entries if entry["nfe"] != choice.nfe] + [{**measured, **solvers, "about": dict(about)}]
+    entry = {**measured, **solvers, "about": dict(about)}
+    entries = [other for other in entries if _chosen_for(other) != _chosen_for(entry)] + [entry]
     write_json(path, {"choices": sorted(entries, key=lambda entry: entry["nfe"])})
 
 
-def has_tuned(folder: Path) -> bool:
-    """Whether solvers were chosen for a run."""
-    return (Path(folder) / TUNED).is_file()
+def has_tuned(folder: Path, class_: int | None = None) -> bool:
+    """Whether solvers were chosen for a run and this class."""
+    path = Path(folder) / TUNED
+    return path.is_file() and any(of in (None, class_) for _, of in map(_chosen_for, _tuned_entries(path)))
 
 
-def load_tuned(folder: Path) -> Tuned:
+def load_tuned(folder: Path, *, class_: int | None = None, step: int | None = None) -> Tuned:
     """The solvers that were chosen for a run.
+
+    Args:
+        folder: the run's.
+        class_: choices for this class come before those for all classes.
+        step: the training step of the weights in use; a warning says where a choice was made for others.
 
     Raises:
         RunError: none were chosen, or ``tuned.json`` is damaged.
     """
     path = Path(folder) / TUNED
-    if not has_tuned(folder):
-        raise RunError(f"no solver was tuned for {folder} yet: score-sde tune --workdir={folder}")
+    again = f"score-sde tune --workdir={folder}" + ("" if class_ is None else f" --class={class_}")
+    if not path.is_file():
+        raise RunError(f"no solver was tuned for {folder} yet: {again}")
     entries = _tuned_entries(path)
+    known = {_chosen_for(entry): entry for entry in entries}
+    entries = [e for (nfe, of), e in known.items() if of == class_ or (of is None and (nfe, class_) not in known)]
+    if known and not entries:
+        raise RunError(f"solvers were tuned for {folder}, but only for other classes: {again}")
+    steps = {entry["about"].get("step", step) for entry in entries} - {step}
+    if step is not None and steps:
+        warnings.warn(f"solvers were tuned at training step {steps.pop()}, and this is step {step}: {again}", stacklevel=2)
     try:
         return Tuned(tuple(map(_choice, entries)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
+
+
+def _chosen_for(entry: Config) -> tuple[int, int | None]:
+    """The evaluations and the class of an entry."""
+    return entry["nfe"], entry["about"].get("class")
 
 
 def _choice(entry: Config) -> Choice:
@@ -268,9 +292,9 @@ def _choice(entry: Config) -> Choice:
 def _tuned_entries(path: Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads(path.read_text())["choices"]
-        _ = [entry["nfe"] for entry in entries]
+        _ = [hash(_chosen_for(entry)) for entry in entries]
         return entries
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
 
 

@@ -282,6 +282,8 @@ def test_tuned_solvers_are_used_by_name(capsys, moons):
         "gaussian",
         "tuned",
     ]
+    mistaken = refused(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--config.solver.unipc.p=3")
+    assert "--config.solver.unipc.p=3: solvers that were tuned have their options already" in mistaken
 
 
 # compare, list, config, doctor

@@ -1,6 +1,7 @@
 """Solvers chosen by measurement."""
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import torch
 
 from score_sde import DDIM, GaussianMixture, ProbabilityFlow, SolverError, Tuned, UniPC, tune
 from score_sde.data import Moments
-from score_sde.run import RunError, load_tuned, save_choice
+from score_sde.run import RunError, has_tuned, load_tuned, save_choice
 from score_sde.solvers import DEIS, SOLVERS, GaussianReference
 from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, PowerGrid, time_grid
 from score_sde.solvers.tuned import Choice, as_options
@@ -162,6 +163,37 @@ def test_saved_choices_come_back(tmp_path):
     assert load_tuned(tmp_path) == Tuned(tuple(choices[1:]))
 
 
+def test_a_choice_is_for_its_class(tmp_path):
+    """Choices for a class come before those for all, budget by budget, and neither takes the other's place."""
+    every = [choice(nfe, UniPC(), steps=nfe) for nfe in (3, 5)]
+    own, rest = choice(5, DEIS(), p=2, steps=5), choice(7, DEIS(), p=2, steps=7)
+    for each in every:
+        save_choice(tmp_path, each, {"class": None})
+    save_choice(tmp_path, own, {"class": 1})
+    save_choice(tmp_path, rest, {"class": 2})
+    assert load_tuned(tmp_path) == Tuned(tuple(every))
+    assert load_tuned(tmp_path, class_=0) == Tuned(tuple(every))
+    assert load_tuned(tmp_path, class_=1) == Tuned((every[0], own))
+    assert load_tuned(tmp_path, class_=2) == Tuned((*every, rest))
+
+
+def test_choices_for_other_classes_alone_are_none(tmp_path):
+    save_choice(tmp_path, choice(5, UniPC(), steps=5), {"class": 2})
+    assert [has_tuned(tmp_path, of) for of in (2, None, 1)] == [True, False, False]
+    with pytest.raises(RunError, match=r"only for other classes: score-sde tune --workdir=.* --class=1"):
+        load_tuned(tmp_path, class_=1)
+
+
+def test_choices_made_for_other_weights_are_told(tmp_path):
+    save_choice(tmp_path, choice(5, UniPC(), steps=5), {"step": 100})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_tuned(tmp_path)
+        load_tuned(tmp_path, step=100)
+    with pytest.warns(UserWarning, match=r"tuned at training step 100, and this is step 200: score-sde tune --workdir="):
+        load_tuned(tmp_path, step=200)
+
+
 def test_every_family_has_a_name():
     from score_sde.tuning import families
 
@@ -170,7 +202,7 @@ def test_every_family_has_a_name():
         assert SOLVERS[saved["name"]](**saved[saved["name"]]) == family
 
 
-ENTRY = '{"nfe": 3, "error": 0.1, "standard": 0.2, "rival": {"name": "ddim"}, "solver": %s}'
+ENTRY = '{"nfe": 3, "error": 0.1, "standard": 0.2, "rival": {"name": "ddim"}, "about": {}, "solver": %s}'
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,10 @@ def refuse_changes(overrides: list[str], reason: str) -> None:
             raise ConfigError(f"{argument}: {reason}, only {', '.join(FREE_TO_CHANGE[1:])} and data can be set here")
 
 
-def chosen_solver(config: ConfigDict, name: str | None, folder: Path) -> Solver:
-    """The solver of that name, ``tuned`` being those that were chosen for the run in ``folder``; else the config's."""
+def chosen_solver(config: ConfigDict, name: str | None, run: Run, class_: int | None = None) -> Solver:
+    """The solver of that name, ``tuned`` being those that were chosen for the run and the class; else the config's."""
     if (name or config.solver.name) == "tuned":
-        return load_tuned(folder)
+        return load_tuned(run.folder, class_=class_, step=run.step)
     if name is not None:
         if name not in SOLVERS:
             close = difflib.get_close_matches(name, [*SOLVERS, "tuned"], n=1)
@@ -42,6 +42,12 @@ def chosen_solver(config: ConfigDict, name: str | None, folder: Path) -> Solver:
             raise ConfigError(f"unknown solver {name!r}{hint}; choose one of {', '.join(SOLVERS)}, or tuned")
         config.solver.name = name
     return build_solver(config.to_dict())
+
+
+def refuse_options_of_tuned(overrides: list[str]) -> None:
+    for argument in overrides:
+        if argument.startswith("--config.solver.") and not argument.startswith("--config.solver.name="):
+            raise ConfigError(f"{argument}: solvers that were tuned have their options already; choose one by --solver=NAME")
 
 
 def evaluations(text: str) -> list[int]:

@@ -10,13 +10,20 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_sde.cli.choices import chosen_solver, evaluations, likelihood_of_a_file, loaded_run, told_class
+from score_sde.cli.choices import (
+    chosen_solver,
+    evaluations,
+    likelihood_of_a_file,
+    loaded_run,
+    refuse_options_of_tuned,
+    told_class,
+)
 from score_sde.comparison import Comparison, compare
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
 from score_sde.report import quality_curve, sample_matrix, write_comparison_page
 from score_sde.run import Run, build_data, has_tuned
-from score_sde.solvers import Solver
+from score_sde.solvers import Solver, Tuned
 
 COMPARED = ("euler_maruyama", "ancestral", "sde_dpm_solver_pp", "pc", "ddim", "heun", "dpm_solver_pp", "unipc", "gaussian")
 """What is compared where no solvers are named; what was tuned for the run joins them."""
@@ -24,7 +31,9 @@ COMPARED = ("euler_maruyama", "ancestral", "sde_dpm_solver_pp", "pc", "ddim", "h
 
 def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides)
-    solver = chosen_solver(config, options.solver, run.folder)
+    solver = chosen_solver(config, options.solver, run, options.class_)
+    if isinstance(solver, Tuned):
+        refuse_options_of_tuned(overrides)
     if options.nfe is not None:
         solver = solver.with_budget(options.nfe)
     score, spec, name = told_class(run, options.class_), run.model.data, options.solver or config.solver.name
@@ -62,8 +71,9 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides)
-    names = options.solvers.split(",") if options.solvers else [*COMPARED, *(["tuned"] if has_tuned(run.folder) else [])]
-    solvers = {name: chosen_solver(config, name, run.folder) for name in names}
+    usual = [*COMPARED, "tuned"] if has_tuned(run.folder, options.class_) else COMPARED
+    names = options.solvers.split(",") if options.solvers else usual
+    solvers = {name: chosen_solver(config, name, run, options.class_) for name in names}
     budgets = evaluations(options.nfe)
     how = {"samples": options.n, "seed": options.seed, "progress": not options.quiet}
     result = run_comparison(run, config, solvers, budgets, class_=options.class_, **how)

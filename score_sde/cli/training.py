@@ -120,7 +120,7 @@ def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     record = run_likelihood(run, config, data.test, seed=0, progress=not options.quiet)
     record.save(folder / "likelihood_test.json", run=str(folder), step=run.step, checkpoint=run.checkpoint.name, data="test")
     print(record.sentence())
-    solvers = {name: chosen_solver(config, name, run.folder) for name in ("euler_maruyama", "pc", "ddim", "unipc", "gaussian")}
+    solvers = {name: chosen_solver(config, name, run) for name in ("euler_maruyama", "pc", "ddim", "unipc", "gaussian")}
     print("comparing the solvers ...")
     result = run_comparison(run, config, solvers, [5, 10, 20, 50], samples=128, seed=0, progress=not options.quiet)
     result.save_csv(folder / "compare" / "compare.csv")

@@ -13,7 +13,7 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     run, _ = loaded_run(options, overrides)
     if overrides:
         raise ConfigError(f"{overrides[0]}: tune tries solvers of its own, and takes no options of theirs")
-    earlier = load_tuned(run.folder) if has_tuned(run.folder) else None
+    earlier = load_tuned(run.folder, class_=options.class_) if has_tuned(run.folder, options.class_) else None
     how = {"pilot": options.pilot, "trials": options.trials, "seed": options.seed}
     score = told_class(run, options.class_)
 
@@ -22,7 +22,7 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
 
     budgets = evaluations(options.nfe)
     tuned = tune(score, run.model.data.shape, budgets, **how, earlier=earlier, keep=keep, progress=not options.quiet)
-    print(load_tuned(run.folder).table())
+    print(load_tuned(run.folder, class_=options.class_).table())
     print(
         f"errors: root mean square distance from the converged ODE, on {options.pilot} latents that had no part in the choice\n"
         f"saved:  {run.folder / 'tuned.json'}\n"
