@@ -104,8 +104,10 @@ def chosen(options: argparse.Namespace, score, shape, budgets: list[int], t_end:
     except RunError:
         missing = budgets
     keep = (lambda choice: save_choice(options.workdir, choice, how)) if options.workdir else None
+    if not missing:
+        return load_tuned(options.workdir)
     start = time.perf_counter()
-    tuned = tune(score, shape, sorted(missing), **how, keep=keep, progress=True) if missing else None
+    tuned = tune(score, shape, sorted(missing), **how, keep=keep, progress=True)
     print(f"tuned for {len(missing)} budgets in {time.perf_counter() - start:.0f} s on {options.pilot} latents", flush=True)
     return load_tuned(options.workdir) if options.workdir else tuned
 
