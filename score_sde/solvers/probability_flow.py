@@ -24,7 +24,7 @@ from torchdiffeq import odeint
 from score_sde.sdes import SDE
 from score_sde.solvers.base import BoundScore, FiniteGuard, Observer, Solver, SolverError, non_finite
 from score_sde.solvers.runge_kutta import dormand_prince
-from score_sde.solvers.time_grids import TimeGrid, as_grid, check_grid, time_grid
+from score_sde.solvers.time_grids import ExplicitGrid, TimeGrid, as_grid, check_grid, time_grid
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 # method: (order, evaluations per step); the Adams methods of torchdiffeq raise their order as they go, so have none to declare
@@ -87,7 +87,9 @@ class ProbabilityFlow(Solver):
 
     def finer(self) -> Self:
         """The same method with a tenth of the tolerance, or twice the steps: what shows the error of this one."""
-        return dataclasses.replace(self, rtol=self.rtol / 10, atol=self.atol / 10, steps=2 * self.steps)
+        grid = as_grid(self.grid)
+        twice = {"grid": grid.halved()} if isinstance(grid, ExplicitGrid) else {"steps": 2 * self.steps}
+        return dataclasses.replace(self, rtol=self.rtol / 10, atol=self.atol / 10, **twice)
 
     def describe(self) -> str:
         """The method and its tolerances or steps, in words."""

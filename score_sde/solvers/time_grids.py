@@ -21,15 +21,16 @@ import torch
 from torch import Tensor
 
 from score_sde.sdes import SDE
+from score_sde.tensors import as_time
 
 
 def _line(start: float, end: float, steps: int) -> Tensor:
-    return torch.linspace(start, end, steps + 1, dtype=torch.float64)
+    return torch.linspace(start, end, steps + 1, dtype=torch.float64, device="cpu")
 
 
 def _in_terms_of(value: Callable, inverse: Callable, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
     """Equal steps in ``value(log_snr)``, whose inverse is ``inverse``."""
-    ends = [float(value(sde.log_snr(torch.tensor(t, dtype=torch.float64)))) for t in (t_from, t_to)]
+    ends = [float(value(sde.log_snr(as_time(t)))) for t in (t_from, t_to)]
     return sde.inverse_log_snr(inverse(_line(*ends, steps)))
 
 
@@ -118,16 +119,21 @@ class ExplicitGrid(TimeGrid):
     def count(self) -> int:
         return len(self.nodes) - 1
 
+    def halved(self) -> "ExplicitGrid":
+        """These times and those midway between them."""
+        middle = [(t + s) / 2 for t, s in pairwise(self.nodes)]
+        return ExplicitGrid(tuple(sorted((*self.nodes, *middle), reverse=True)))
+
     def times(self, sde, t_from, t_to, steps):
         low, high = min(t_from, t_to), max(t_from, t_to)
         margin = 1e-9 * (high - low)
         if high > self.nodes[0] + margin or low < self.nodes[-1] - margin:
             raise ValueError(
                 f"the grid is a list of times from {self.nodes[0]:g} to {self.nodes[-1]:g}, which does not reach from {high:g} "
-                f"to {low:g}: give other times, or another t_end"
+                f"to {low:g}: give times that do"
             )
         inner = [t for t in self.nodes if low + margin < t < high - margin]
-        return torch.tensor([t_from, *(inner if t_from > t_to else reversed(inner)), t_to], dtype=torch.float64)
+        return torch.tensor([t_from, *(inner if t_from > t_to else reversed(inner)), t_to], dtype=torch.float64, device="cpu")
 
 
 TIME_GRIDS: dict[str, TimeGrid] = {

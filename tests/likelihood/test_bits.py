@@ -12,6 +12,7 @@ from score_sde.data import DataError
 from score_sde.likelihood import DualWeighted
 from score_sde.likelihood.accuracy import choose_solver, enough_probes
 from score_sde.likelihood.evaluation import Estimator, Values
+from score_sde.solvers.time_grids import ExplicitGrid
 from score_sde.tensors import SampleNoise
 from tests.conftest import DoubleWellSDE, mixture
 
@@ -95,19 +96,24 @@ def test_a_single_sample_has_no_standard_error(tmp_path):
     assert json.loads((tmp_path / "one.json").read_text())["stderr"] is None
 
 
+VE = VESDE(sigma_min=0.03, sigma_max=500.0)
+LEVELS = torch.linspace(float(VE.log_snr(VE.T)), float(VE.log_snr(VE.t_min)), 9, dtype=torch.float64)
+
+
 @pytest.mark.parametrize(
     "solver",
     [
         DualWeighted(steps=24, doublings=0),
         ProbabilityFlow(method="rk4", steps=8, grid="log_snr"),
+        ProbabilityFlow(method="rk4", grid=ExplicitGrid(tuple(VE.inverse_log_snr(LEVELS).tolist()))),
         ProbabilityFlow(method="rk45", rtol=1e-2, atol=1e-2),
     ],
-    ids=["dual_weighted", "rk4", "rk45"],
+    ids=["dual_weighted", "rk4", "rk4 on a list of times", "rk45"],
 )
 def test_the_audit_measures_the_solver_s_error(solver):
     """Root mean square and mean difference from the closed form, the prior being that of the noised data nearly."""
     truth = mixture((4,), seed=2)
-    score, x = truth.score(VESDE(sigma_min=0.03, sigma_max=500.0)), truth.sample(64, seed=3)
+    score, x = truth.score(VE), truth.sample(64, seed=3)
     record = bits_per_dim(score, x, data=DataSpec((4,)), divergence="exact", solver=solver, audit=64)
     error = torch.tensor(record.per_sample, dtype=torch.float64) - unit_bits(score, x)
     assert record.solver_error == pytest.approx(error.square().mean().sqrt().item(), rel=0.3)
