@@ -15,7 +15,7 @@ from torch import Tensor
 
 def as_time(t: Tensor | float) -> Tensor:
     """``t`` as a tensor; a Python number becomes a 0-dimensional float64 one, which mixes with any device and dtype."""
-    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
 
 
 def batch_time(t: Tensor | float, x: Tensor) -> Tensor:

@@ -23,11 +23,11 @@ import math
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from score_sde.sdes.memory import remembered
 from score_sde.sdes.quadrature import linear_marginal
 from score_sde.tensors import as_time, expand, sum_event
 
@@ -150,21 +150,21 @@ class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes
         return -sum_event((x / std) ** 2) / 2 - dim * (math.log(std) + math.log(2 * math.pi) / 2)
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _is_linear(sde: SDE) -> bool:
-    x = torch.tensor([[0.0], [1.0], [-2.0]], dtype=torch.float64)
+    x = torch.tensor([[0.0], [1.0], [-2.0]], dtype=torch.float64, device="cpu")
     for t in (sde.t_min, sde.T / 2, sde.T):
-        at_0, at_1, at_2 = sde.drift(x, torch.full((3,), t, dtype=torch.float64)).flatten().tolist()
+        at_0, at_1, at_2 = sde.drift(x, torch.full_like(x[:, 0], t)).flatten().tolist()
         if at_0 != 0 or not math.isclose(at_2, -2 * at_1, rel_tol=1e-9):
             return False
     return True
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _log_snr_table(sde: SDE, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Times from t_min to T, half of them equally spaced and half geometrically, and the log-SNR at each."""
-    equal = torch.linspace(sde.t_min, sde.T, 257, dtype=torch.float64)
-    geometric = torch.logspace(math.log10(sde.t_min), math.log10(sde.T), 257, dtype=torch.float64)[1:-1]
+    equal = torch.linspace(sde.t_min, sde.T, 257, dtype=torch.float64, device="cpu")
+    geometric = torch.logspace(math.log10(sde.t_min), math.log10(sde.T), 257, dtype=torch.float64, device="cpu")[1:-1]
     times = torch.cat([equal, geometric]).unique()
     return times.to(device, dtype), sde.log_snr(times).to(device, dtype)
 

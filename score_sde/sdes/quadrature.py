@@ -9,11 +9,11 @@ is a Gauss-Legendre rule on the panels before t, tabulated once in float64, plus
 to t.
 """
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
+
+from score_sde.sdes.memory import remembered
 
 _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(12))
 _EQUAL, _GEOMETRIC = 100, 40
@@ -29,17 +29,18 @@ def linear_marginal(sde, t: Tensor) -> tuple[Tensor, Tensor]:
     return log_alpha.reshape(t.shape), variance.reshape(t.shape)
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _table_on(sde, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     return tuple(values.to(device, dtype) for values in _table(sde))
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _table(sde) -> tuple[Tensor, Tensor, Tensor]:
     """Panel edges, and log alpha and sigma^2 at each of them, in float64."""
-    equal = torch.linspace(0, sde.T, _EQUAL + 1, dtype=torch.float64)
-    edges = torch.cat([equal[:1], equal[1] * torch.logspace(-12, 0, _GEOMETRIC, dtype=torch.float64)[:-1], equal[1:]])
-    log_alpha, variance = torch.zeros(1, dtype=torch.float64), torch.full((1,), sde.sigma_0**2, dtype=torch.float64)
+    equal = torch.linspace(0, sde.T, _EQUAL + 1, dtype=torch.float64, device="cpu")
+    geometric = equal[1] * torch.logspace(-12, 0, _GEOMETRIC, dtype=torch.float64, device="cpu")
+    edges = torch.cat([equal[:1], geometric[:-1], equal[1:]])
+    log_alpha, variance = equal.new_zeros(1), equal.new_full((1,), sde.sigma_0**2)
     log_alphas, variances = [log_alpha], [variance]
     for start, end in zip(edges[:-1, None], edges[1:, None], strict=True):
         log_alpha, variance = _advance(sde, log_alpha, variance, start, end)

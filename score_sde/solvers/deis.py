@@ -10,12 +10,12 @@ in rho). One node is DDIM.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
 
 from score_sde.sdes import SDE
+from score_sde.sdes.memory import remembered
 from score_sde.solvers.interpolation import lagrange_weights
 from score_sde.solvers.multistep import Level, Multistep
 from score_sde.solvers.time_grids import TimeGrid
@@ -47,7 +47,7 @@ class DEIS(Multistep):
         return _weights(score.sde, tuple(levels), start, end, self.variable)
 
 
-@lru_cache(maxsize=8192)
+@remembered(8192)
 def _weights(sde: SDE, levels: tuple[Level, ...], start: Level, end: Level, variable: str) -> tuple[float, ...]:
     kernel = lambda u: -end.alpha * math.e**-u
     ends = start.half_log_snr, end.half_log_snr

@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from score_sde.solvers.base import GridSolver
 from score_sde.solvers.time_grids import TimeGrid
 
@@ -76,7 +74,7 @@ class EDM(Heun):
         z = noise.normal()
         if self.s_churn and self.s_min <= rho <= self.s_max:
             gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1)
-            raised = sde.inverse_log_snr(torch.tensor(-2 * math.log((1 + gamma) * rho), dtype=torch.float64)).clamp_max(sde.T)
+            raised = sde.inverse_log_snr(-2 * math.log((1 + gamma) * rho)).clamp_max(sde.T)
             alpha, up = sde.alpha(raised), sde.sigma(raised) / sde.alpha(raised)
             x, t = alpha * (x / sde.alpha(t) + self.s_noise * (up**2 - rho**2).clamp_min(0).sqrt() * z), raised
         return super().step(score, x, t, s, noise)

@@ -27,15 +27,16 @@ grids of few steps have it. Either lowers the order that is declared, and is oft
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from score_sde.sdes import SDE
+from score_sde.sdes.memory import remembered
 from score_sde.solvers.base import BoundScore, GridSolver
 from score_sde.solvers.time_grids import TimeGrid
+from score_sde.tensors import as_time
 
 
 class Level(NamedTuple):
@@ -55,13 +56,13 @@ class Level(NamedTuple):
     def between(cls, sde: SDE, start: "Level", end: "Level", fraction: float) -> Self:
         """The level at ``fraction`` of the way from one to another in log-SNR."""
         log_snr = 2 * (start.half_log_snr + fraction * (end.half_log_snr - start.half_log_snr))
-        return cls.at(sde, sde.inverse_log_snr(torch.tensor(log_snr, dtype=torch.float64)))
+        return cls.at(sde, sde.inverse_log_snr(log_snr))
 
 
-@lru_cache(maxsize=8192)
+@remembered(8192)
 def _level(sde: SDE, t: float) -> Level:
     with torch.inference_mode(False):
-        time = torch.tensor(t, dtype=torch.float64)
+        time = as_time(t)
     return Level(time, float(sde.alpha(time)), float(sde.sigma(time)), float(sde.log_snr(time)) / 2)
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy.integrate import quad, solve_ivp
 
-from score_sde import SDE, VESDE, VPSDE, SubVPSDE, TabulatedSDE
+from score_sde import DDIM, SDE, VESDE, VPSDE, SubVPSDE, TabulatedSDE
 from score_sde.sdes import SDES, ddpm_schedule
-from score_sde.tensors import expand
-from tests.conftest import SDE_CASES, CosineSDE, DoubleWellSDE, OrnsteinUhlenbeckSDE
+from score_sde.solvers.multistep import Level
+from score_sde.tensors import as_time, expand
+from tests.conftest import SDE_CASES, CosineSDE, DoubleWellSDE, OrnsteinUhlenbeckSDE, mixture
 
 
 def times(sde, count=13):
@@ -157,6 +158,45 @@ def test_works_in_inference_mode():
     with torch.inference_mode():
         t = torch.tensor([0.5])
         assert CosineSDE(t_min=1e-3).diffusion(t).isfinite().all()
+
+
+def test_what_is_known_of_an_sde_is_not_taken_for_another():
+    """No dataclass of its own, a field that is a list, a tensor that changes in place: each has its own coefficients."""
+
+    class Scaled(SDE):
+        def __init__(self, rate):
+            super().__init__(t_min=1e-3)
+            object.__setattr__(self, "rate", rate)
+
+        def drift(self, x, t):
+            return -self.rate * x
+
+        def diffusion(self, t):
+            return torch.full_like(as_time(t), 1.0)
+
+    for sde in (Scaled(1.0), Scaled(2.0)):
+        assert float(sde.alpha(0.5)) == pytest.approx(math.exp(-0.5 * sde.rate))
+        level = Level.at(sde, torch.tensor(0.5, dtype=torch.float64))
+        assert level.alpha == pytest.approx(math.exp(-0.5 * sde.rate))
+        assert level is Level.at(sde, torch.tensor(0.5, dtype=torch.float64))
+
+    @dataclass(frozen=True)
+    class Learned(SDE):
+        rates: object = None
+
+        def alpha(self, t):
+            return (-self.rates[0] * as_time(t)).exp()
+
+        def sigma(self, t):
+            return (-torch.expm1(-2 * self.rates[0] * as_time(t))).sqrt()
+
+    rates = torch.tensor([1.0], dtype=torch.float64)
+    for sde in (Learned(rates=[1.0]), Learned(rates=rates)):
+        for rate in (1.0, 3.0):
+            sde.rates[0] = rate
+            assert Level.at(sde, torch.tensor(0.5, dtype=torch.float64)).alpha == pytest.approx(math.exp(-0.5 * rate))
+            assert float(sde.inverse_log_snr(sde.log_snr(0.5))) == pytest.approx(0.5)
+            assert DDIM(steps=5).sample(mixture().score(sde), (2, 2)).x.isfinite().all()
 
 
 def test_an_sde_needs_one_pair_of_methods():
