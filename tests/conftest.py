@@ -127,3 +127,18 @@ def autograd_score(score, x, t):
     x = x.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(score.log_prob(x, t).sum(), x)
     return gradient
+
+
+@dataclass(frozen=True, eq=False)
+class OwnPrecision:
+    """A score that is not touched by autocast."""
+
+    inner: object
+
+    @property
+    def sde(self):
+        return self.inner.sde
+
+    def __call__(self, x, t, cond=None):
+        with torch.autocast("cpu", enabled=False):
+            return self.inner(x, t, cond)

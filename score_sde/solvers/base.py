@@ -132,7 +132,7 @@ class ClippedScore:
 
     def _clipped(self, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
         alpha, variance = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t) ** 2, x)
-        return (alpha * ((x + variance * score) / alpha).clamp(self.low, self.high) - x) / variance
+        return ((alpha * ((x + variance * score) / alpha).clamp(self.low, self.high) - x) / variance).to(x.dtype)
 
 
 def draw_latents(
@@ -257,7 +257,7 @@ class Solver(ABC):
 
         Raises:
             SolverError: the state stopped being finite.
-            ValueError: there is neither ``shape`` nor ``x_T``, they disagree, or ``t_end`` is outside [t_min, T).
+            ValueError: neither ``shape`` nor ``x_T`` is given, they disagree or hold no sample, or ``t_end`` is outside [t_min, T).
         """
         start = time.perf_counter()
         sde = score.sde
@@ -270,6 +270,8 @@ class Solver(ABC):
             x_T = x_T.to(device or x_T.device, dtype or x_T.dtype)
         elif shape is None:
             raise ValueError("give the shape (B, *D) of the samples, or x_T")
+        if (shape if x_T is None else x_T.shape)[0] < 1:
+            raise ValueError("a batch has at least one sample, got none")
         counter = Counter()
         score = counted(score, counter)
         if clip is not None:
@@ -389,7 +391,8 @@ class FiniteGuard:
         """Note whether ``x``, reached at ``t``, is finite."""
         self.seen += 1
         self.times.append(t)
-        self.notes.append(torch.linalg.vector_norm(x, math.inf))  # one kernel, and NaN and infinity survive it
+        if x.numel():
+            self.notes.append(torch.linalg.vector_norm(x, math.inf))  # one kernel, and NaN and infinity survive it
         if len(self.notes) == self.every:
             self.check()
 

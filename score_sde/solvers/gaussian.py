@@ -58,17 +58,23 @@ class Reference(NamedTuple):
         x = x.to(self.mean.dtype)
         if self.fourier:
             return torch.fft.fftn(x, dim=tuple(range(2, x.ndim)), norm="ortho").flatten(1)
-        return x.flatten(1) if self.basis is None else x.flatten(1) @ self.basis
+        return x.flatten(1) if self.basis is None else _product(x.flatten(1), self.basis)
 
     def event(self, y: Tensor) -> Tensor:
         """The events ``(B, *D)`` of coefficients ``(B, d)``."""
         if self.fourier:
             shaped = y.reshape(-1, *self.mean.shape)
             return torch.fft.ifftn(shaped, dim=tuple(range(2, shaped.ndim)), norm="ortho").real
-        return (y if self.basis is None else y @ self.basis.mT).reshape(-1, *self.mean.shape)
+        return (y if self.basis is None else _product(y, self.basis.mT)).reshape(-1, *self.mean.shape)
 
 
-@lru_cache(maxsize=8)
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in their own precision, also where a network runs in a lower one."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
+@lru_cache(maxsize=2)
 def _of_moments(moments: Moments, dtype: torch.dtype, device: torch.device) -> Reference:
     """The reference with these moments, decomposed once."""
     with torch.inference_mode(False), torch.no_grad():
@@ -156,7 +162,7 @@ class GaussianReference(Multistep):
         variances = score.memory["reference"].variances
         nodes = tuple(level.half_log_snr for level in levels)
         s, rule = _rule(nodes, start.half_log_snr, end.half_log_snr, variances.dtype, variances.device)
-        return rule @ (s / (variances + s**2))
+        return _product(rule, s / (variances + s**2))
 
     def advance(self, z, weights, nodes, start, end, score):
         reference = score.memory["reference"]

@@ -47,7 +47,7 @@ def dormand_prince(
     Raises:
         SolverError: a state stopped being finite, or the tolerance asks for steps below the precision.
     """
-    name, sign = "ode (rk45)", 1.0 if t_to > t_from else -1.0
+    given, name, sign = y.dtype, "ode (rk45)", 1.0 if t_to > t_from else -1.0
     precise = torch.promote_types(y.dtype, torch.float32)
     done = torch.zeros(len(y), dtype=torch.float64, device=y.device)  # time behind each sample
     span, first, last = abs(t_to - t_from), min(t_from, t_to), max(t_from, t_to)
@@ -96,7 +96,7 @@ def dormand_prince(
             slowest = behind
             observe(t_to if behind == span else t_from + sign * behind, y)
         if behind == span:
-            return y
+            return y.to(given)
         if stuck <= 1e-14 * span:
             break
     raise SolverError(

@@ -10,7 +10,7 @@ from score_sde.solvers import SOLVERS
 from score_sde.solvers.base import CountedScore, Counter, counted
 from score_sde.solvers.probability_flow import METHODS
 from score_sde.solvers.time_grids import TIME_GRIDS, time_grid
-from tests.conftest import SDE_CASES, BrokenScore, DoubleWellSDE, Recorder, mixture
+from tests.conftest import SDE_CASES, BrokenScore, DoubleWellSDE, OwnPrecision, Recorder, mixture
 
 SOLVER_CASES = {
     **{name: build().with_budget(24) for name, build in SOLVERS.items()},
@@ -282,3 +282,46 @@ def test_scipy_giving_up_is_an_error(monkeypatch):
     monkeypatch.setattr("score_sde.solvers.probability_flow.odeint", lambda function, y, t, **options: y[None])
     with pytest.raises(SolverError, match="did not reach the end"):
         ProbabilityFlow(method="scipy_solver").sample(mixture().score(SDE_CASES["vp"]), (2, 2))
+
+
+@pytest.fixture
+def elsewhere():
+    """Another device is the default, on which values cannot be computed."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+def test_the_default_device_is_nobody_s_business(solver, sde, elsewhere):
+    score = mixture_on_cpu().score(sde)
+    steps = solver.sample(score, (3, 2), seed=0, device="cpu")
+    assert steps.x.device.type == "cpu"
+    assert steps.x.isfinite().all()
+
+
+def mixture_on_cpu():
+    with torch.device("cpu"):
+        return mixture()
+
+
+def test_a_lower_precision_around_a_solver_is_for_the_network_alone(solver):
+    """A network computes in bfloat16 under autocast; the coefficients of the solver do not."""
+    score = OwnPrecision(mixture(dtype=torch.float32).score(SDE_CASES["vp"]))
+    exact = solver.sample(score, (4, 2), seed=0).x
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(solver.sample(score, (4, 2), seed=0).x, exact)
+
+
+def test_a_state_keeps_its_precision(solver):
+    score = mixture(dtype=torch.float32).score(SDE_CASES["vp"])
+    drawn = solver.sample(score, (4, 2), seed=0, dtype=torch.bfloat16, clip=(-2.0, 2.0), t_end=0.1)
+    assert drawn.x.dtype == torch.bfloat16
+    assert drawn.x.isfinite().all()
+
+
+def test_no_samples_are_no_error(solver):
+    score = mixture().score(SDE_CASES["vp"])
+    if not solver.stochastic and getattr(solver, "method", "") not in ("dopri5", "rk45"):
+        assert solver.solve(score, torch.zeros(0, 2, dtype=torch.float64), 1.0, 0.1).shape == (0, 2)
+    with pytest.raises(ValueError, match="at least one sample"):
+        solver.sample(score, (0, 2))

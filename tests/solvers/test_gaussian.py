@@ -12,7 +12,7 @@ from score_sde.data import DataSpec, Moments, moments
 from score_sde.solvers.base import BoundScore
 from score_sde.solvers.gaussian import Reference
 from score_sde.solvers.multistep import Level
-from tests.conftest import SDE_CASES, mixture
+from tests.conftest import SDE_CASES, OwnPrecision, mixture
 
 
 def gaussian(shape=(3,), seed=0) -> GaussianMixture:
@@ -184,6 +184,17 @@ def test_half_precision_states_are_combined_in_single(name):
     half = solver.solve(score, x.bfloat16(), 1.0, 0.1)
     assert half.dtype == torch.bfloat16
     assert (half.float() - solver.solve(score, x, 1.0, 0.1)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("name", ["matrix", "spectrum"])
+def test_the_basis_is_not_touched_by_autocast(name):
+    score = mixture((1, 4), torch.float32).score(SDE_CASES["vp"])
+    mean = torch.zeros(1, 4)
+    moments = {"matrix": Moments(mean, torch.diag(torch.arange(1.0, 5)), None), "spectrum": Moments(mean, None, mean + 0.5)}
+    solver, x = GaussianReference(steps=1, reference=moments[name]), torch.randn(6, 1, 4)
+    exact = solver.solve(OwnPrecision(score), x, 1.0, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(solver.solve(OwnPrecision(score), x, 1.0, 0.1), exact)
 
 
 def test_references_can_be_compared_and_shown():
