@@ -45,7 +45,7 @@ AUDITED = 32
 
 @dataclass(frozen=True)
 class Measurement:
-    """One solver at one budget; NaN is what does not apply.
+    """One solver at one budget, with all its ``settings``; NaN is what does not apply.
 
     ``nfe`` evaluations were counted, in ``seconds`` of which ``overhead`` were not spent in the network: what the solver itself
     takes, its random numbers included. All distances are in model coordinates. ``distance`` is the sliced Wasserstein
@@ -69,6 +69,7 @@ class Measurement:
     recall: float
     error: float
     nll: float
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -270,8 +271,10 @@ def compare(
         ValueError: there are fewer than 2 samples or 4 data points, or a budget is below 1 or too small for every solver.
         SolverError: the ODE could not be solved.
     """
-    if samples < 2 or len(data) < 4 or (other is not None and len(other) < 2):
+    if samples < 2 or len(data) < 4:
         raise ValueError(f"a comparison needs at least 2 samples and 4 data points, got {samples} and {len(data)}")
+    if other is not None and len(other) < 2:
+        raise ValueError(f"the other data that is judged as samples are must be at least 2 points, got {len(other)}")
     if min(budgets, default=0) < 1:
         raise ValueError(f"budgets must be positive numbers of evaluations, got {list(budgets)}")
     x_T, clock = draw_latents(score, (samples, *data.shape[1:]), seed=seed), Clock()
@@ -286,7 +289,7 @@ def compare(
         _wait(x_T.device)
         seconds = time.perf_counter() - start
         cost = {"nfe": result.nfe, "seconds": seconds, "overhead": seconds - clock.seconds}
-        return Measurement(name, budget, **cost, error=math.nan, **judge(result.x)), result.x
+        return Measurement(name, budget, **cost, error=math.nan, **judge(result.x), settings=str(solver)), result.x
 
     exact = ProbabilityFlow(method="rk45", rtol=1e-5, atol=1e-5)  # steps for each sample: some may be solved again alone
     converged, solution = measured(CONVERGED, exact, 0, bar=progress)

@@ -289,6 +289,9 @@ _BETTER = {
 def write_comparison_page(path: Path, comparison: Comparison, curves: Image.Image, matrix: Image.Image, *, source: str) -> None:
     """Write everything as one HTML file; ``source`` says of what, as HTML."""
     explained = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _EXPLAINED.items() if name in comparison.columns())
+    settings = "".join(
+        f"<dt>{html.escape(m.solver)}, {m.nfe}</dt><dd>{html.escape(m.settings)}</dd>" for m in comparison.rows if m.settings
+    )
     blocks = [
         paragraph(f"{source}. {html.escape(comparison.protocol)}"),
         image(curves, "Against evaluations. Dashed: stochastic solvers; dotted: data against data, grey its interval"),
@@ -296,6 +299,7 @@ def write_comparison_page(path: Path, comparison: Comparison, curves: Image.Imag
         paragraph("In bold: the best of each budget. Where intervals overlap, so may the order of the solvers change."),
         image(matrix, "The same latents in every cell: deterministic solvers show the same sample in the same place"),
         f"<h2>What was measured</h2><dl>{explained}</dl>",
+        f"<h2>Settings</h2><dl>{settings}</dl>",
     ]
     write_page(path, "Solvers compared", blocks)
 

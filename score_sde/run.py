@@ -267,12 +267,18 @@ def load_tuned(folder: Path, *, class_: int | None = None, step: int | None = No
     known = {_chosen_for(entry): entry for entry in entries}
     entries = [e for (nfe, of), e in known.items() if of == class_ or (of is None and (nfe, class_) not in known)]
     if known and not entries:
-        raise RunError(f"solvers were tuned for {folder}, but only for other classes: {again}")
-    steps = {entry["about"].get("step", step) for entry in entries} - {step}
-    if step is not None and steps:
-        warnings.warn(f"solvers were tuned at training step {steps.pop()}, and this is step {step}: {again}", stacklevel=2)
+        classes = ", ".join(map(str, sorted({of for _, of in known})))
+        raise RunError(f"solvers were tuned for {folder}, but only for class {classes}: {again}")
+    stale = {e["nfe"]: e["about"]["step"] for e in entries if step is not None and e["about"].get("step", step) != step}
+    if stale:
+        budgets, steps = (list(map(str, numbers)) for numbers in (sorted(stale), sorted(set(stale.values()))))
+        warnings.warn(
+            f"the solvers for {', '.join(budgets)} evaluations were tuned at training step {', '.join(steps)}, and this is "
+            f"step {step}: {again} --nfe={','.join(budgets)}",
+            stacklevel=2,
+        )
     try:
-        return Tuned(tuple(map(_choice, entries)))
+        return Tuned(tuple(map(_choice, entries)), more=again)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
@@ -292,7 +298,11 @@ def _choice(entry: Config) -> Choice:
 def _tuned_entries(path: Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads(path.read_text())["choices"]
-        _ = [hash(_chosen_for(entry)) for entry in entries]
+        for nfe, class_ in map(_chosen_for, entries):
+            if not (isinstance(nfe, int) and isinstance(class_, int | None)):
+                raise TypeError(f"nfe is {nfe!r} and class {class_!r}")
+        if not all(isinstance(entry["about"].get("step"), int | None) for entry in entries):
+            raise TypeError("a step is no number")
         return entries
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error

@@ -10,8 +10,8 @@ latents are solved once to convergence, and candidates are judged by their root 
 2. The steps of the best two are bent: each is multiplied by exp(b), b linear between a few knots along the grid, and the
    heights of the knots are found by the simplex method of Nelder and Mead (1965), which takes no gradients and forgives noise.
    Half-way it starts again from the best so far.
-3. What this gave, and the best of what was there before, is measured again on latents that had no part in it. The better is
-   chosen.
+3. What this gave, and the best of what was there before, is measured again on latents that had no part in it. The best of
+   these few is chosen.
 
 Budgets are taken from the smallest to the largest, and what was good for one is tried first for the next.
 """
@@ -129,8 +129,7 @@ def tune(
 ) -> Tuned:
     """Choose solver, order and time grid for each budget of evaluations.
 
-    Costs about 400 evaluations of ``pilot`` samples and, for each budget, ``nfe * (trials + 25)``, for the first ``nfe * 20``
-    more.
+    Costs about 400 evaluations of ``pilot`` samples and, for each budget, ``nfe * (trials + 50)``.
 
     Args:
         score: the score.

@@ -1,6 +1,7 @@
 """The command: what it writes on the happy paths, and one sentence with exit code 2 for every mistake."""
 
 import csv
+import html
 import json
 import os
 import pickle
@@ -274,7 +275,9 @@ def test_tuned_solvers_are_used_by_name(capsys, moons):
     said = run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=5", "--n=4", "--quiet")
     assert "4 evaluations each" in said
     assert (moons / "samples" / "tuned_nfe5_seed0.png").is_file()
-    run(capsys, "tune", f"--workdir={moons}", "--nfe=5", "--pilot=8", "--trials=10", "--quiet")
+    said = run(capsys, "tune", f"--workdir={moons}", "--nfe=5", "--pilot=9", "--trials=10", "--quiet")
+    assert [line.split()[0] for line in said.splitlines()[:3]] == ["evaluations", "5", "errors:"]  # of this run alone
+    assert "on 9 latents that had no part in the search" in said
     assert "5 evaluations each" in run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=5", "--n=4", "--quiet")
     said = run(capsys, "compare", f"--workdir={moons}", "--nfe=6", "--n=24", "--quiet")
     assert [line.split()[0] for line in said.splitlines() if line.startswith(("tuned", "unipc", "gaussian"))] == [
@@ -284,6 +287,8 @@ def test_tuned_solvers_are_used_by_name(capsys, moons):
     ]
     mistaken = refused(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--config.solver.unipc.p=3")
     assert "--config.solver.unipc.p=3: solvers that were tuned have their options already" in mistaken
+    small = refused(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=3")
+    assert f"got 3: score-sde tune --workdir={moons} --nfe=3 adds them" in small
 
 
 # compare, list, config, doctor
@@ -303,6 +308,8 @@ def test_compare_writes_a_table_and_a_page_that_needs_nothing_else(capsys, moons
     assert all(float(line["energy_low"]) < float(line["energy"]) < float(line["energy_high"]) for line in table)
     assert all(0 <= float(line[share]) <= 1 for line in table for share in ("precision", "recall"))
     assert [line["error"] == "nan" for line in measured] == [True, True, False, False, False, False]
+    assert measured[5]["settings"] == "DDIM(steps=8, grid='uniform', eta=0.0)"
+    assert measured[3]["settings"].startswith("ProbabilityFlow(method='midpoint'")  # in place of dopri5, which has no budget
     for name in ("compare.png", "samples.png"):
         with Image.open(moons / "compare" / name) as picture:
             assert picture.convert("L").getextrema()[0] < 128
@@ -312,12 +319,22 @@ def test_compare_writes_a_table_and_a_page_that_needs_nothing_else(capsys, moons
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"https?://|<link|<script|@import|url\(", page)
     for line in table:
+        assert html.escape(line["settings"]) in page
         for text in (page, said):
             assert f"{float(line['distance']):.4f}" in text
             assert f"{float(line['energy_low']):.4f} to {float(line['energy_high']):.4f}" in text
     protocol = "24 samples per setting, seed 0, from the same latents, against 40 held-out data points"
     assert protocol in said
     assert protocol in page
+
+
+@pytest.mark.parametrize(("command", "option"), [("sample", "--batch_size"), ("compare", "--n"), ("tune", "--pilot")])
+def test_too_little_memory_says_which_option_helps(capsys, monkeypatch, moons, command, option):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr("score_sde.model.ScoreModel.forward", fail)
+    assert f"out of memory; use a smaller {option}: tried" in refused(capsys, command, f"--workdir={moons}", "--quiet")
 
 
 def test_list_names_everything(capsys):
@@ -588,6 +605,8 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
         (["likelihood", "--config.likelihood.solver.ode.rtol=-1"], "rtol and atol must be positive"),
         (["likelihood", "--data=nowhere.npy"], "nowhere.npy not found"),
         (["compare", "--solvers=ode,od"], "unknown solver 'od', did you mean ode?"),
+        (["compare", "--config.solver.name=ddim"], "compare takes several solvers, as --solvers=pc,ddim"),
+        (["sample", "--solver=tuned", "--class=9"], "there is no class 9: the model"),
         (["compare", "--nfe=ten"], "--nfe takes numbers of evaluations separated by commas, got 'ten'"),
         (["tune", "--nfe=ten"], "--nfe takes numbers of evaluations separated by commas, got 'ten'"),
         (["tune", "--nfe=1"], "give numbers of evaluations, each at least 2, got [1]"),

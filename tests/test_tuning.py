@@ -64,6 +64,7 @@ def test_budgets_take_the_largest_choice_within_them(tuned):
         assert solver.with_budget(budget).sample(score, (2, 4)).nfe == spent
     with pytest.raises(ValueError, match="tuned for 6 evaluations or more, got 5"):
         solver.with_budget(5)
+    assert solver.with_budget(7) == solver.with_budget(6)
     assert "evaluations" in str(solver)
     assert len(solver.table().splitlines()) == 3
 
@@ -179,19 +180,30 @@ def test_a_choice_is_for_its_class(tmp_path):
 
 def test_choices_for_other_classes_alone_are_none(tmp_path):
     save_choice(tmp_path, choice(5, UniPC(), steps=5), {"class": 2})
+    save_choice(tmp_path, choice(5, UniPC(), steps=5), {"class": 3})
     assert [has_tuned(tmp_path, of) for of in (2, None, 1)] == [True, False, False]
-    with pytest.raises(RunError, match=r"only for other classes: score-sde tune --workdir=.* --class=1"):
+    with pytest.raises(RunError, match=r"but only for class 2, 3: score-sde tune --workdir=.* --class=1"):
         load_tuned(tmp_path, class_=1)
 
 
 def test_choices_made_for_other_weights_are_told(tmp_path):
-    save_choice(tmp_path, choice(5, UniPC(), steps=5), {"step": 100})
+    for nfe in (5, 7):
+        save_choice(tmp_path, choice(nfe, UniPC(), steps=nfe), {"step": 100})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_tuned(tmp_path)
         load_tuned(tmp_path, step=100)
-    with pytest.warns(UserWarning, match=r"tuned at training step 100, and this is step 200: score-sde tune --workdir="):
+    save_choice(tmp_path, choice(9, UniPC(), steps=9), {"step": 200})
+    told = r"solvers for 5, 7 evaluations were tuned at training step 100, and this is step 200: .*--workdir=.* --nfe=5,7$"
+    with pytest.warns(UserWarning, match=told):
         load_tuned(tmp_path, step=200)
+
+
+def test_too_small_a_budget_says_how_to_add_it(tmp_path):
+    save_choice(tmp_path, choice(5, UniPC(), steps=5), {"class": 2})
+    told = r"tuned for 5 evaluations or more, got 3: score-sde tune --workdir=.* --class=2 --nfe=3 adds them"
+    with pytest.raises(ValueError, match=told):
+        load_tuned(tmp_path, class_=2).with_budget(3)
 
 
 def test_every_family_has_a_name():
@@ -210,13 +222,21 @@ ENTRY = '{"nfe": 3, "error": 0.1, "standard": 0.2, "rival": {"name": "ddim"}, "a
     [
         *("{", '{"choices": [{"nfe": 3}]}', '{"choices": 3}', "[]", '{"choices": []}'),
         *('{"choices": [' + ENTRY % solver + "]}" for solver in ('{"name": "unipc", "unipc": []}', '{"name": "ode"}', "3")),
-        '{"choices": [' + (ENTRY % '{"name": "ddim"}').replace("0.1", "null") + "]}",
+        *(
+            '{"choices": [' + (ENTRY % '{"name": "ddim"}').replace(*wrong) + "]}"
+            for wrong in (
+                ("0.1", "null"),
+                ('"nfe": 3', '"nfe": "3"'),
+                ('"about": {}', '"about": {"class": "a"}'),
+                ('"about": {}', '"about": {"step": [1]}'),
+            )
+        ),
     ],
 )
 def test_damaged_choices_are_named(tmp_path, text):
     (tmp_path / "tuned.json").write_text(text)
     with pytest.raises(RunError, match=r"tuned.json is damaged or of another version: remove it"):
-        load_tuned(tmp_path)
+        load_tuned(tmp_path, step=3)
 
 
 def test_a_run_without_choices_says_how_to_make_them(tmp_path):

@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"score-sde: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as error:
-        print(f"score-sde: out of memory; use a smaller batch_size: {str(error).splitlines()[0]}", file=sys.stderr)
+        smaller = {"sample": "--batch_size", "compare": "--n", "tune": "--pilot"}
+        option = smaller.get(options.command, "batch_size")
+        print(f"score-sde: out of memory; use a smaller {option}: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = "; the same command goes on from here" if options.command == "likelihood" and not options.bounds else ""

@@ -19,6 +19,7 @@ from score_sde.cli.choices import (
     told_class,
 )
 from score_sde.comparison import Comparison, compare
+from score_sde.config import ConfigError
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
 from score_sde.report import quality_curve, sample_matrix, write_comparison_page
@@ -31,12 +32,12 @@ COMPARED = ("euler_maruyama", "ancestral", "sde_dpm_solver_pp", "pc", "ddim", "h
 
 def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides)
+    score, spec, name = told_class(run, options.class_), run.model.data, options.solver or config.solver.name
     solver = chosen_solver(config, options.solver, run, options.class_)
     if isinstance(solver, Tuned):
         refuse_options_of_tuned(overrides)
     if options.nfe is not None:
         solver = solver.with_budget(options.nfe)
-    score, spec, name = told_class(run, options.class_), run.model.data, options.solver or config.solver.name
     parts, nfe, seconds = [], 0, 0.0
     for first in range(0, options.n, options.batch_size):
         shape = (min(options.batch_size, options.n - first), *spec.shape)
@@ -71,6 +72,9 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides)
+    for argument in overrides:
+        if argument.startswith("--config.solver.name="):
+            raise ConfigError(f"{argument}: compare takes several solvers, as --solvers=pc,{argument.split('=', 1)[1]}")
     usual = [*COMPARED, "tuned"] if has_tuned(run.folder, options.class_) else COMPARED
     names = options.solvers.split(",") if options.solvers else usual
     solvers = {name: chosen_solver(config, name, run, options.class_) for name in names}

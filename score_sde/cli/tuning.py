@@ -22,9 +22,9 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
 
     budgets, of_class = evaluations(options.nfe), "" if options.class_ is None else f" --class={options.class_}"
     tuned = tune(score, run.model.data.shape, budgets, **how, earlier=earlier, keep=keep, progress=not options.quiet)
-    print(load_tuned(run.folder, class_=options.class_).table())
+    print(tuned.table())
     print(
-        f"errors: root mean square distance from the converged ODE, on {options.pilot} latents that had no part in the choice\n"
+        f"errors: root mean square distance from the converged ODE, on {options.pilot} latents that had no part in the search\n"
         f"saved:  {run.folder / 'tuned.json'}\n"
         f"next:   score-sde sample --workdir={run.folder} --solver=tuned --nfe={tuned.choices[-1].nfe}{of_class}"
     )

@@ -257,7 +257,7 @@ class Solver(ABC):
 
         Raises:
             SolverError: the state stopped being finite.
-            ValueError: neither ``shape`` nor ``x_T`` is given, they disagree or hold no sample, or ``t_end`` is outside [t_min, T).
+            ValueError: ``shape`` and ``x_T`` are both absent, disagree or hold no sample, or ``t_end`` is outside [t_min, T).
         """
         start = time.perf_counter()
         sde = score.sde

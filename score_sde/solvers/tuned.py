@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from score_sde.solvers.base import GridSolver, Solver
@@ -14,8 +14,8 @@ class Choice:
     """What was chosen for a budget.
 
     ``nfe`` evaluations by ``solver``, whose root mean square ``error`` from the converged solution was measured on latents
-    that had no part in the choice, as was that of the best among known solvers on standard grids, ``standard``, which is
-    ``rival``.
+    that had no part in the search, as was that of the best among known solvers on standard grids, ``standard``, which is
+    ``rival``. The best of a few was taken there, so on others ``error`` may be slightly larger.
     """
 
     nfe: int
@@ -29,12 +29,18 @@ class Choice:
 class Tuned(Solver):
     """Choices for several budgets, of which the largest within ``nfe`` evaluations is used, by default the largest.
 
+    Args:
+        choices: one for each budget.
+        nfe: the evaluations to stay within.
+        more: the command that makes further choices, for the message where there are none.
+
     Raises:
         ValueError: there is no choice within ``nfe`` evaluations.
     """
 
     choices: tuple[Choice, ...]
     nfe: int | None = None
+    more: str = field(default="score-sde tune", compare=False, repr=False)
 
     def __post_init__(self):
         if not self.choices:
@@ -48,7 +54,7 @@ class Tuned(Solver):
         if not within:
             raise ValueError(
                 f"tuned for {min(c.nfe for c in self.choices)} evaluations or more, got {self.nfe}: "
-                f"score-sde tune --nfe={self.nfe} adds them"
+                f"{self.more} --nfe={self.nfe} adds them"
             )
         return max(within, key=lambda choice: choice.nfe)
 
@@ -61,7 +67,8 @@ class Tuned(Solver):
         return self.choice.solver.order
 
     def with_budget(self, nfe: int) -> Self:
-        return dataclasses.replace(self, nfe=nfe)
+        within = dataclasses.replace(self, nfe=nfe)
+        return dataclasses.replace(self, nfe=within.choice.nfe)
 
     def solve(self, score, x, t_from, t_to, *, cond=None, noise=None, observe=None):
         return self.choice.solver.solve(score, x, t_from, t_to, cond=cond, noise=noise, observe=observe)
