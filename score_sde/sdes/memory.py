@@ -17,10 +17,13 @@ PLAIN = (int, float, str, tuple, type(None))
 class _Told:
     """An SDE as the key of a cache; it holds what it is told by, so that no two things have one identity."""
 
+    __slots__ = ("held", "sde", "state")
+
     def __init__(self, sde: Any):
         self.sde = sde
-        self.held = tuple(vars(sde).items())
-        self.state = (type(sde), *((name, _state(value)) for name, value in self.held))
+        self.held = vars(sde) | {name: getattr(sde, name) for name in _slots(type(sde))}
+        values = self.held.values()
+        self.state = (type(sde), *self.held, *[value if type(value) in PLAIN else _state(value) for value in values])
 
     def __hash__(self) -> int:
         return hash(self.state)
@@ -29,9 +32,12 @@ class _Told:
         return self.state == other.state
 
 
+@lru_cache(maxsize=64)
+def _slots(kind: type) -> tuple[str, ...]:
+    return tuple(name for each in kind.__mro__ for name in getattr(each, "__slots__", ()))
+
+
 def _state(value: Any) -> Any:
-    if isinstance(value, PLAIN):
-        return value
     if isinstance(value, list):
         return tuple(map(_state, value))
     if isinstance(value, Tensor):

@@ -70,6 +70,8 @@ class Reference(NamedTuple):
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` in their own precision, also where a network runs in a lower one."""
+    if not torch.is_autocast_enabled(a.device.type):
+        return a @ b
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
 

@@ -180,6 +180,20 @@ def test_what_is_known_of_an_sde_is_not_taken_for_another():
         assert level.alpha == pytest.approx(math.exp(-0.5 * sde.rate))
         assert level is Level.at(sde, torch.tensor(0.5, dtype=torch.float64))
 
+    @dataclass(frozen=True, slots=True)
+    class Slotted(SDE):
+        rate: float = 1.0
+
+        def alpha(self, t):
+            return (-self.rate * as_time(t)).exp()
+
+        def sigma(self, t):
+            return (-torch.expm1(-2 * self.rate * as_time(t))).sqrt()
+
+    for rate in (1.0, 2.0):
+        level = Level.at(Slotted(rate), torch.tensor(0.5, dtype=torch.float64))
+        assert level.alpha == pytest.approx(math.exp(-0.5 * rate))
+
     @dataclass(frozen=True)
     class Learned(SDE):
         rates: object = None
