@@ -22,8 +22,7 @@ class _Told:
     def __init__(self, sde: Any):
         self.sde = sde
         self.held = vars(sde) | {name: getattr(sde, name) for name in _slots(type(sde))}
-        values = self.held.values()
-        self.state = (type(sde), *self.held, *[value if type(value) in PLAIN else _state(value) for value in values])
+        self.state = (type(sde), *self.held, *map(_state, self.held.values()))
 
     def __hash__(self) -> int:
         return hash(self.state)
@@ -38,6 +37,8 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 def _state(value: Any) -> Any:
+    if type(value) in PLAIN:
+        return value
     if isinstance(value, list):
         return tuple(map(_state, value))
     if isinstance(value, Tensor):
