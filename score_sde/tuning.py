@@ -9,9 +9,9 @@ latents are solved once to convergence, and candidates are judged by their root 
    equal errors mean steps in proportion to |F^(p)|^(-1/(p+1)). The derivatives are differences along the converged solution.
 2. The steps of the best two are bent: each is multiplied by exp(b), b linear between a few knots along the grid, and the
    heights of the knots are found by the simplex method of Nelder and Mead (1965), which takes no gradients and forgives noise.
-   Half-way it starts again from the best so far.
+   Half-way it starts again from the best so far. Then every other family is tried on the bent steps.
 3. What this gave, and the best of what was there before, is measured again on latents that had no part in it. The best of
-   these few is chosen.
+   these few is chosen. Known solvers on standard grids, to which nothing was fitted, are ranked by both sets of latents.
 
 Budgets are taken from the smallest to the largest, and what was good for one is tried first for the next.
 """
@@ -129,7 +129,7 @@ def tune(
 ) -> Tuned:
     """Choose solver, order and time grid for each budget of evaluations.
 
-    Costs about 400 evaluations of ``pilot`` samples and, for each budget, ``nfe * (trials + 50)``.
+    Costs about 400 evaluations of ``pilot`` samples and, for each budget, ``nfe * (trials + 75)``.
 
     Args:
         score: the score.
@@ -181,6 +181,7 @@ class _Pilot:
         self.score, self.sde, self.cond, self.count = score, score.sde, cond, count
         self.t_from, self.t_to = self.sde.T, self.sde.t_min if t_end is None else t_end
         self.latents = draw_latents(score, (2 * count, *shape), seed=seed, purpose="tuning")
+        self.families = families(score, shape)
         self.roughness = Roughness(score, 3)
         fine = UniPC(steps=FINE, p=3, lower_order_first=True)  # no evaluations between its equal steps
         self.fine = fine.solve(self.roughness, self.latents, self.t_from, self.t_to, cond=cond)
@@ -189,7 +190,7 @@ class _Pilot:
         """Every family on every grid."""
         equalized = {p: self.roughness.grid(p) for p in (2, 3)}
         grids = lambda family: (*GRIDS, equalized[family.p])
-        return [Candidate(f, grid) for f in families(self.score, self.latents.shape[1:]) for grid in grids(f)]
+        return [Candidate(f, grid) for f in self.families for grid in grids(f)]
 
     def error(self, candidate: Candidate, nfe: int, rows: slice) -> float:
         """Root mean square distance from the converged solution, infinite where the candidate fails."""
@@ -266,7 +267,10 @@ def _choose(
     close = [c for error, c in measured if _kind(c) != _kind(best) and error < 1.3 * least]
     found = [_bend(pilot, best, nfe, 2 * trials // 3 if close else trials)]
     found += [_bend(pilot, second, nfe, trials // 3) for second in close[:1]]
-    known = next(c for _, c in measured if is_standard(c))
+    swapped = [dataclasses.replace(found[0], family=family) for family in pilot.families]
+    found += [c for _, c in _ranked(swapped, lambda c: pilot.error(c, nfe, pilot.all))[:2]]
+    standards = [(error, c) for error, c in measured if is_standard(c)][: KEPT // 2]
+    known = min(standards, key=lambda pair: math.hypot(pair[0], pilot.error(pair[1], nfe, pilot.fresh)))[1]
     checked = _ranked(list(dict.fromkeys([*found, *before, best, known])), lambda c: pilot.error(c, nfe, pilot.fresh))
     (error, winner), standard = checked[0], next(error for error, c in checked if c == known)
     built = [c.solver(nfe, pilot.sde, pilot.t_from, pilot.t_to) for c in (winner, known)]
