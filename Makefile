@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 # tests of small tensors: a process for each core, and each with one thread
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-all slow lint clean
 .DEFAULT_GOAL := test

@@ -312,12 +312,15 @@ def test_half_precision_networks_are_told_the_time_exactly(embedding, label):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "ncsnpp", "ncsnv2", "dit"])  # adm is a unet, ddpm an ncsnpp
 def test_compiled_networks_agree(name):
-    """``module.compile()``: the same output and gradients up to the order of sums, and the same names of weights."""
+    """Captured whole, forward and backward: the same output and gradients up to the order of sums, the same names of weights.
+
+    What the compiler makes of a captured graph takes a minute for each; the trainer's test has one of them compiled.
+    """
     x, noise = torch.randn(2, 3, 16, 16), torch.rand(2) + 0.1
     network = build(name, **({} if name == "ncsnv2" else {"dropout": 0.0}))
     names = list(network.state_dict())
     eager = gradients(network, x, noise)
-    network.compile()
+    network.compile(backend="aot_eager", fullgraph=True)
     for ours, theirs in zip(gradients(network, x, noise), eager, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
     assert list(network.state_dict()) == names

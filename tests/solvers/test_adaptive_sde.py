@@ -13,7 +13,7 @@ from score_sde.solvers.adaptive_sde import AdaptiveSDE, _Increments
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.tensors import SampleNoise
 from tests.conftest import SDE_CASES, mixture
-from tests.solvers.test_accuracy import MOMENT_CASES, check_moments
+from tests.solvers.test_accuracy import check_moments
 
 
 @dataclass(frozen=True)
@@ -238,12 +238,10 @@ def test_a_fixed_step_method_stands_in_for_a_budget():
     assert AdaptiveSDE().with_budget(24) == StochasticHeun(steps=12)
 
 
-def test_mean_and_covariance_of_samples_under_vp(monkeypatch):
-    monkeypatch.setitem(MOMENT_CASES, "adaptive_sde", AdaptiveSDE())
-    check_moments("adaptive_sde", SDE_CASES["vp"])
+def test_mean_and_covariance_of_samples_under_vp():
+    check_moments(AdaptiveSDE(), SDE_CASES["vp"])
 
 
 @pytest.mark.slow
-def test_mean_and_covariance_of_samples(sde, monkeypatch):
-    monkeypatch.setitem(MOMENT_CASES, "adaptive_sde", AdaptiveSDE())
-    check_moments("adaptive_sde", sde)
+def test_mean_and_covariance_of_samples(sde):
+    check_moments(AdaptiveSDE(), sde)

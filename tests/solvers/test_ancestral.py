@@ -18,7 +18,7 @@ from score_sde.solvers.reverse_diffusion import transition
 from score_sde.solvers.time_grids import ExplicitGrid
 from score_sde.tensors import SampleNoise, expand
 from tests.conftest import SDE_CASES, mixture
-from tests.solvers.test_accuracy import MOMENT_CASES, check_moments
+from tests.solvers.test_accuracy import check_moments
 from tests.solvers.test_stochastic_heun import affine_moments, gaussian
 
 
@@ -269,13 +269,11 @@ def test_the_samples_of_diffusers(kind, steps, of, monkeypatch):
 
 
 @pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
-def test_mean_and_covariance_of_samples_under_vp(variance, monkeypatch):
-    monkeypatch.setitem(MOMENT_CASES, "ancestral", Ancestral(steps=400, grid="log_snr", variance=variance))
-    check_moments("ancestral", SDE_CASES["vp"])
+def test_mean_and_covariance_of_samples_under_vp(variance):
+    check_moments(Ancestral(steps=400, grid="log_snr", variance=variance), SDE_CASES["vp"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
-def test_mean_and_covariance_of_samples(variance, sde, monkeypatch):
-    monkeypatch.setitem(MOMENT_CASES, "ancestral", Ancestral(steps=400, grid="log_snr", variance=variance))
-    check_moments("ancestral", sde)
+def test_mean_and_covariance_of_samples(variance, sde):
+    check_moments(Ancestral(steps=400, grid="log_snr", variance=variance), sde)

@@ -14,7 +14,7 @@ from score_sde.solvers.base import BoundScore
 from score_sde.solvers.reverse_diffusion import ReverseDiffusion, transition
 from score_sde.tensors import SampleNoise
 from tests.conftest import SDE_CASES, mixture
-from tests.solvers.test_accuracy import MOMENT_CASES, PUBLISHED, check_moments
+from tests.solvers.test_accuracy import PUBLISHED, check_moments
 from tests.solvers.test_stochastic_heun import affine_moments, exact_moments, gaussian
 
 
@@ -94,12 +94,10 @@ def test_weak_order_1_on_gaussian_data(name):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.2), errors
 
 
-def test_mean_and_covariance_of_samples_under_vp(monkeypatch):
-    monkeypatch.setitem(MOMENT_CASES, "reverse_diffusion", ReverseDiffusion(steps=500))
-    check_moments("reverse_diffusion", SDE_CASES["vp"])
+def test_mean_and_covariance_of_samples_under_vp():
+    check_moments(ReverseDiffusion(steps=500), SDE_CASES["vp"])
 
 
 @pytest.mark.slow
-def test_mean_and_covariance_of_samples(sde, monkeypatch):
-    monkeypatch.setitem(MOMENT_CASES, "reverse_diffusion", ReverseDiffusion(steps=800))
-    check_moments("reverse_diffusion", sde)
+def test_mean_and_covariance_of_samples(sde):
+    check_moments(ReverseDiffusion(steps=800), sde)

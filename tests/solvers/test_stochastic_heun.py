@@ -15,7 +15,7 @@ from score_sde.solvers.base import BoundScore
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.tensors import SampleNoise
 from tests.conftest import SDE_CASES, mixture
-from tests.solvers.test_accuracy import MOMENT_CASES, PUBLISHED, check_moments
+from tests.solvers.test_accuracy import PUBLISHED, check_moments
 
 
 class Impulses:
@@ -179,12 +179,10 @@ def test_budget_counts_both_evaluations():
         StochasticHeun().with_budget(1)
 
 
-def test_mean_and_covariance_of_samples_under_vp(monkeypatch):
-    monkeypatch.setitem(MOMENT_CASES, "stochastic_heun", StochasticHeun(steps=60))
-    check_moments("stochastic_heun", SDE_CASES["vp"])
+def test_mean_and_covariance_of_samples_under_vp():
+    check_moments(StochasticHeun(steps=60), SDE_CASES["vp"])
 
 
 @pytest.mark.slow
-def test_mean_and_covariance_of_samples(sde, monkeypatch):
-    monkeypatch.setitem(MOMENT_CASES, "stochastic_heun", StochasticHeun(steps=60))
-    check_moments("stochastic_heun", sde)
+def test_mean_and_covariance_of_samples(sde):
+    check_moments(StochasticHeun(steps=60), sde)
