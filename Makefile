@@ -1,5 +1,5 @@
 # make demo      train on real digits, sample, measure, compare: runs/demo/report.html
-# make test      the quick tests, two to three minutes
+# make test      the quick tests, two to five minutes
 # make test-all  all tests
 # make lint      style
 
