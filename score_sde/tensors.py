@@ -22,7 +22,8 @@ def batch_time(t: Tensor | float, x: Tensor) -> Tensor:
     """``t`` as ``(B,)`` beside ``x`` ``(B, *D)``, in its dtype or float32: the form in which a score takes its time."""
     precise = torch.promote_types(x.dtype, torch.float32)
     if not isinstance(t, Tensor) or (t.ndim == 0 and t.device.type == "cpu" and not t.requires_grad):
-        return torch.full((x.shape[0],), float(t), dtype=precise, device=x.device)  # a copy to a GPU would be waited for
+        one = torch.full((1,), float(t), dtype=precise, device=x.device)  # a copy to a GPU would be waited for
+        return one.expand(x.shape[0])
     return torch.as_tensor(t, dtype=precise, device=x.device).expand(x.shape[0])
 
 

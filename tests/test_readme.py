@@ -66,12 +66,14 @@ def test_commands_run_in_order(tmp_path):
         return done.stdout
 
     assert "score-sde demo --workdir=runs/demo" in (ROOT / "Makefile").read_text().replace("$(BIN)/", "")
-    run("score-sde demo --workdir=runs/demo --config.training.steps=60 --config.network.unet.width=8 --quiet")
+    tiny = ("training.steps=60", "network.unet.width=8", "network.unet.multipliers=1,", "network.unet.attention=()")
+    run(f"score-sde demo --workdir=runs/demo --quiet {shlex.join(f'--config.{option}' for option in tiny)}")
     report = (tmp_path / "runs" / "demo" / "report.html").read_text()
     assert report.count("data:image/png;base64,") >= 10
     assert "http" not in report
     for block in blocks("console"):
         for command in block.strip().splitlines():
-            shorter = " --config.training.steps=300" if command.startswith("score-sde train") else ""
-            assert run(command + shorter).strip(), command
+            if command.startswith("score-sde train"):
+                command += " --config.training.steps=300 --config.network.mlp.width=32"
+            assert run(command).strip(), command
     assert (tmp_path / "runs" / "moons" / "samples").is_dir()

@@ -22,6 +22,8 @@ _EQUAL, _GEOMETRIC = 100, 40
 def linear_marginal(sde, t: Tensor) -> tuple[Tensor, Tensor]:
     """log alpha(t) and sigma(t)^2 of a linear ``sde`` from its ``drift`` and ``diffusion``, in the shape of ``t``."""
     sde.require_linear()
+    if t.ndim == 1 and t.stride(0) == 0 and len(t) > 1:  # one time, expanded to a batch: integrate once
+        return tuple(value.expand(t.shape) for value in linear_marginal(sde, t[:1]))
     edges, log_alphas, variances = _table_on(sde, t.dtype, t.device)
     flat = t.reshape(-1)
     panel = (torch.searchsorted(edges, flat.detach().contiguous(), right=True) - 1).clamp(0, len(edges) - 2)

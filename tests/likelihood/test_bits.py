@@ -37,16 +37,16 @@ def points_of(values, seed):
 
 
 def test_intervals_cover_the_truth_over_draws_of_the_data():
-    """100 data sets of 100 integers; the truth is the mean of a hundred thousand, by the closed form."""
+    """60 data sets of 100 integers; the truth is the mean of a hundred thousand, by the closed form."""
     score = TRUTH.score(VPSDE())
     many = SPEC.quantized(TRUTH.sample(100_000, seed=1000))
     expected = (unit_bits(score, points_of(many, 1000)) - math.log2(SPEC.slope)).mean().item()
     records = []
-    for seed in range(100):
+    for seed in range(60):
         values = SPEC.quantized(TRUTH.sample(100, seed=seed))
         how = {"divergence": "exact", "solver": CHEAP, "audit": 0, "seed": seed}
         records.append(bits_per_dim(score, values, data=SPEC, **how))
-    assert covered([r.mean - expected for r in records], [r.stderr for r in records]) >= 90
+    assert covered([r.mean - expected for r in records], [r.stderr for r in records]) >= 54
 
 
 @pytest.mark.slow
@@ -56,8 +56,8 @@ def test_intervals_cover_the_truth_over_draws_of_the_probes(probes):
     score, x = mixture((4,)).score(VPSDE()), mixture((4,)).sample(64, seed=1)
     how = {"data": DataSpec((4,)), "solver": CHEAP}
     expected = bits_per_dim(score, x, divergence="exact", audit=0, **how).mean
-    records = [bits_per_dim(score, x, probes=probes, seed=seed, **how) for seed in range(100)]
-    assert covered([r.mean - expected for r in records], [r.stderr_probe for r in records]) >= 90
+    records = [bits_per_dim(score, x, probes=probes, seed=seed, **how) for seed in range(60)]
+    assert covered([r.mean - expected for r in records], [r.stderr_probe for r in records]) >= 54
     seen = np.std([r.mean for r in records])
     assert np.median([r.stderr_probe for r in records]) == pytest.approx(seen, rel=0.25)
 
@@ -68,8 +68,8 @@ def test_intervals_cover_the_truth_over_draws_of_dequantization():
     draws = torch.stack([unit_bits(score, points_of(values, 1000 + seed)).mean() for seed in range(2000)])
     expected = (draws.mean() - math.log2(SPEC.slope)).item()
     how = {"data": SPEC, "divergence": "exact", "solver": CHEAP}
-    records = [bits_per_dim(score, values, seed=seed, **how) for seed in range(100)]
-    assert covered([r.mean - expected for r in records], [r.stderr_dequantization for r in records]) >= 90
+    records = [bits_per_dim(score, values, seed=seed, **how) for seed in range(60)]
+    assert covered([r.mean - expected for r in records], [r.stderr_dequantization for r in records]) >= 54
     assert np.median([r.stderr_dequantization for r in records]) == pytest.approx(draws.std().item(), rel=0.25)
 
 
@@ -216,12 +216,12 @@ def test_intervals_cover_the_truth_when_probes_were_added():
     score, x = mixture((16,)).score(VPSDE()), mixture((16,)).sample(12, seed=1)
     how = {"data": DataSpec((16,))}
     expected = bits_per_dim(score, x, divergence="exact", audit=0, **how).mean
-    records = [bits_per_dim(score, x, target_error=0.03, seed=seed, **how) for seed in range(50)]
+    records = [bits_per_dim(score, x, target_error=0.03, seed=seed, **how) for seed in range(25)]
     probes = [int(record.divergence.split()[0]) for record in records if record.divergence != "the exact trace"]
-    assert len(probes) > 40
+    assert len(probes) > 20
     assert np.median(probes) > 1
     errors = [r.mean - expected for r in records]
-    assert covered(errors, [math.hypot(r.stderr_probe, 0.005) for r in records]) >= 45  # the solvers are not the same
+    assert covered(errors, [math.hypot(r.stderr_probe, 0.005) for r in records]) >= 22  # the solvers are not the same
 
 
 def test_the_exact_divergence_is_taken_where_it_is_cheaper():

@@ -212,7 +212,7 @@ def test_correlated_coordinates_of_a_bin_are_followed():
         second = (first @ grid).softmax(0)
     product = first[:, None] * second
     best_product = log_probability - (product * (grid - (400**2 * product).log())).sum()
-    flow = fit_dequantizer(score, values, data=spec, steps=400)
+    flow = fit_dequantizer(score, values, data=spec, steps=250)
     x, log_q = flow(values.double(), noise_for(values, torch.float64), spec, sde)
     difference = log_probability - (score.log_prob(x, sde.t_min) - log_q)
     assert best_product > 0.5

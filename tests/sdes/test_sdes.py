@@ -12,7 +12,7 @@ from scipy.integrate import quad, solve_ivp
 from score_sde import DDIM, SDE, VESDE, VPSDE, SubVPSDE, TabulatedSDE
 from score_sde.sdes import SDES, ddpm_schedule
 from score_sde.solvers.multistep import Level
-from score_sde.tensors import as_time, expand
+from score_sde.tensors import as_time, batch_time, expand
 from tests.conftest import SDE_CASES, CosineSDE, DoubleWellSDE, OrnsteinUhlenbeckSDE, mixture
 
 
@@ -152,6 +152,21 @@ def test_ornstein_uhlenbeck_in_closed_form():
     sde, t = OrnsteinUhlenbeckSDE(t_min=1e-3), torch.tensor([1e-3, 0.01, 0.3, 1.0], dtype=torch.float64)
     torch.testing.assert_close(sde.alpha(t), torch.exp(-3 * t), rtol=1e-12, atol=0)
     torch.testing.assert_close(sde.sigma(t) ** 2, -torch.expm1(-6 * t) * 2 / 3, rtol=1e-12, atol=0)
+
+
+def test_one_time_for_a_whole_batch_is_integrated_once(monkeypatch):
+    """What a solver asks for: equal to the same times one by one, gradient included, at the cost of a single one."""
+    sde, asked = OrnsteinUhlenbeckSDE(t_min=1e-3), []
+    alone = torch.tensor([0.37], dtype=torch.float64, requires_grad=True)
+    separate = alone.detach().repeat(500).requires_grad_()
+    wanted = sde.log_snr(separate)
+    (slopes,) = torch.autograd.grad(wanted.sum(), separate)
+    drift = OrnsteinUhlenbeckSDE.drift
+    monkeypatch.setattr(OrnsteinUhlenbeckSDE, "drift", lambda self, x, t: (asked.append(t.numel()), drift(self, x, t))[1])
+    found = sde.log_snr(batch_time(alone, torch.zeros(500, 2, dtype=torch.float64)))
+    assert max(asked) < 500
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), alone)[0], slopes.sum()[None])
 
 
 def test_works_in_inference_mode():

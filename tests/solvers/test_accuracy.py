@@ -120,7 +120,7 @@ def test_mean_and_covariance_of_samples(case, sde):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_mean_and_covariance_by_the_norm_ratio(name):
     """In 64 dimensions: the rule is biased in few."""
-    check_moments(predictor_corrector(steps=300, snr=0.1, rule="norm_ratio"), SDE_CASES[name], mixture((64,)))
+    check_moments(predictor_corrector(steps=150, snr=0.1, rule="norm_ratio"), SDE_CASES[name], mixture((64,)))
 
 
 def check_moments(solver, sde, truth=None):
