@@ -29,7 +29,8 @@ table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align:
 td:first-child, th:first-child { text-align: left; }
 code, pre { background: #f4f4f4; padding: .1rem .3rem; font-size: .88rem; } pre { padding: .6rem; overflow-x: auto; }
 .figure { font-size: 1.4rem; }
-.wide { overflow-x: auto; font-size: .85rem; } .wide td, .wide th { padding: .15rem .5rem; white-space: nowrap; }
+.wide { overflow-x: auto; width: max-content; max-width: calc(50vw + 50% - 1rem); font-size: .85rem; }
+.wide td, .wide th { padding: .15rem .5rem; white-space: nowrap; }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem 1.2rem; }
 """
 
@@ -271,9 +272,10 @@ def comparison_table(comparison: Comparison) -> str:
         better, value = _BETTER.get(heading, (None, None))
         for budget in {m.budget for m in found} if better else ():
             rivals = [i for i, m in enumerate(found) if m.budget == budget and not math.isnan(value(m))]
-            if len(rivals) > 1:
+            if rivals:
                 best = columns[heading][better(rivals, key=lambda i: value(found[i]))]
-                bold |= {(i, j) for i in rivals if columns[heading][i] == best}
+                first = {(i, j) for i in rivals if columns[heading][i] == best}
+                bold |= first if len(first) < len(rivals) else set()
     return f'<div class="wide">{table(list(columns), list(zip(*columns.values(), strict=True)), bold=bold)}</div>'
 
 

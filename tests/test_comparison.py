@@ -302,6 +302,14 @@ def test_the_best_of_each_budget_is_bold(found):
     assert not any("<b>" in cells[i][headings.index("seconds")] for i in range(11))
 
 
+def test_where_all_solvers_are_alike_none_is_bold(found):
+    alike = dataclasses.replace(found, measurements=tuple(dataclasses.replace(m, precision=0.0) for m in found.measurements))
+    column = list(found.columns()).index("precision")
+    cells = [line.split("<td>")[1:] for line in comparison_table(alike).split("<tr>")[2:]]
+    assert not any("<b>" in row[column] for row in cells)
+    assert any("<b>" in "".join(row) for row in cells)
+
+
 @pytest.mark.parametrize("shape", [(1,), (2,), (7,), (2, 6), (1, 4, 4), (3, 4, 4), (1, 3, 4, 4)])
 def test_pictures_of_samples_of_every_shape(found, shape):
     """Other samples in one cell change the picture there and nowhere else."""
