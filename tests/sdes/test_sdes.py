@@ -154,19 +154,23 @@ def test_ornstein_uhlenbeck_in_closed_form():
     torch.testing.assert_close(sde.sigma(t) ** 2, -torch.expm1(-6 * t) * 2 / 3, rtol=1e-12, atol=0)
 
 
-def test_one_time_for_a_whole_batch_is_integrated_once(monkeypatch):
-    """What a solver asks for: equal to the same times one by one, gradient included, at the cost of a single one."""
-    sde, asked = OrnsteinUhlenbeckSDE(t_min=1e-3), []
-    alone = torch.tensor([0.37], dtype=torch.float64, requires_grad=True)
-    separate = alone.detach().repeat(500).requires_grad_()
-    wanted = sde.log_snr(separate)
-    (slopes,) = torch.autograd.grad(wanted.sum(), separate)
-    drift = OrnsteinUhlenbeckSDE.drift
+@pytest.mark.parametrize("form", [float, torch.tensor, lambda t: torch.tensor([t])], ids=["number", "0-dimensional", "of one"])
+def test_one_time_for_a_whole_batch_is_integrated_once(form, monkeypatch):
+    """In every form in which a solver has it: the closed form, at the cost of a single time."""
+    x, asked, drift = torch.zeros(500, 2, dtype=torch.float64), [], OrnsteinUhlenbeckSDE.drift
     monkeypatch.setattr(OrnsteinUhlenbeckSDE, "drift", lambda self, x, t: (asked.append(t.numel()), drift(self, x, t))[1])
-    found = sde.log_snr(batch_time(alone, torch.zeros(500, 2, dtype=torch.float64)))
-    assert max(asked) < 500
-    torch.testing.assert_close(found, wanted)
-    torch.testing.assert_close(torch.autograd.grad(found.sum(), alone)[0], slopes.sum()[None])
+    found = OrnsteinUhlenbeckSDE(t_min=1e-3).log_snr(batch_time(form(0.375), x))
+    assert max(asked) < len(x)
+    exact = -6 * 0.375 - math.log(2 / 3 * -math.expm1(-6 * 0.375))
+    torch.testing.assert_close(found, torch.full((500,), exact, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_one_time_for_a_whole_batch_has_its_gradient():
+    """d log-SNR / dt = -g^2 / sigma^2 for each of the batch."""
+    t = torch.tensor([0.375], dtype=torch.float64, requires_grad=True)
+    found = OrnsteinUhlenbeckSDE(t_min=1e-3).log_snr(t.expand(500))
+    (slope,) = torch.autograd.grad(found.sum(), t)
+    assert slope.item() == pytest.approx(500 * -4 / (2 / 3 * -math.expm1(-6 * 0.375)), rel=1e-9)
 
 
 def test_works_in_inference_mode():
