@@ -1,0 +1,38 @@
+"""Data: its description, where it comes from, and its first two moments."""
+
+from collections.abc import Callable
+
+from score_sde.data.arrays import array_file, load_array
+from score_sde.data.dataset import Dataset
+from score_sde.data.folders import image_folder
+from score_sde.data.known import IMAGES, cifar10, digits, image_spec, mnist5k, two_moons
+from score_sde.data.moments import Moments, moments
+from score_sde.data.spec import DataError, DataSpec
+
+__all__ = [
+    "DATASETS",
+    "IMAGES",
+    "DataError",
+    "DataSpec",
+    "Dataset",
+    "Moments",
+    "array_file",
+    "cifar10",
+    "digits",
+    "image_folder",
+    "image_spec",
+    "load_array",
+    "mnist5k",
+    "moments",
+    "two_moons",
+]
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "two_moons": two_moons,
+    "digits": digits,
+    "mnist5k": mnist5k,
+    "cifar10": cifar10,
+    "file": array_file,
+    "folder": image_folder,
+}
+"""Name -> function that gives the data set."""

@@ -1,0 +1,42 @@
+"""A data set: what is trained on, what is held out, and its description."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from score_sde.data.spec import DataError, DataSpec
+
+
+class Dataset(NamedTuple):
+    """Data in its own units, split into what is trained on and what is held out, with its description.
+
+    Where it has classes, ``train_classes`` and ``test_classes`` hold their indices, ``(N,)``.
+    """
+
+    train: Tensor
+    test: Tensor
+    spec: DataSpec
+    train_classes: Tensor | None = None
+    test_classes: Tensor | None = None
+
+
+def split(values: Tensor, spec: DataSpec, fraction: float, seed: int, classes: Tensor | None = None) -> Dataset:
+    """Shuffle and hold out ``fraction`` of ``values``, and their classes with them."""
+    if not 0 < fraction < 1:
+        raise DataError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    held_out = round(fraction * len(values))
+    if not 0 < held_out < len(values):
+        raise DataError(f"{len(values)} samples are too few to hold out {fraction:.0%} of them")
+    train, test = order[held_out:], order[:held_out]
+    both = (None, None) if classes is None else (classes[train], classes[test])
+    return Dataset(values[train], values[test], spec, *both)
+
+
+def standardized(values: Tensor) -> DataSpec:
+    """Continuous data scaled, all coordinates alike, to mean 0 and standard deviation 1."""
+    mean, std = values.double().mean().item(), values.double().std().item()
+    if not std > 0:
+        raise DataError("the data is constant: there is nothing to learn")
+    return DataSpec(tuple(values.shape[1:]), data_range=(mean - std, mean + std))
