@@ -134,9 +134,18 @@ def load_config(folder: Path) -> tuple[dict[str, Any], DataSpec]:
         missing = {"seed", "data", "sde", "network", "model"} - set(config)
         if missing:
             raise KeyError(f"it lacks {', '.join(sorted(missing))}")
-        return config, DataSpec(**saved["data_spec"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        spec = DataSpec(**saved["data_spec"])
+        _complete(config["data"], spec)
+        return config, spec
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged or of another program: {error}") from error
+
+
+def _complete(section: dict[str, Any], spec: DataSpec) -> None:
+    """Add to a saved data section what the version before did where today's options say otherwise."""
+    options = section.get(section["name"], {})
+    if section["name"] == "file" and options.get("path") and "layout" not in options:
+        options |= {"layout": "channels_first", "levels": options.get("levels") or spec.levels or 0}
 
 
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Run:

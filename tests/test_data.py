@@ -330,7 +330,7 @@ def test_shape_is_given_to_each_sample(tmp_path):
     path = save(tmp_path / "a.npy", np.arange(20 * 12, dtype=np.uint8).reshape(20, 3, 4))
     data = array_file(path, shape=(1, 3, 4))
     assert data.train.shape == (18, 1, 3, 4)
-    plain = array_file(path)
+    plain = array_file(path, layout="channels_first")
     assert torch.equal(data.train[:, 0], plain.train)
     with pytest.raises(DataError, match=r"shape \(3, 4\), which does not fill \(5,\)"):
         array_file(path, shape=(5,))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from score_sde.cli.choices import loaded_run, told_class
 from score_sde.config import ConfigError
 from score_sde.data import DataError, load_array
+from score_sde.data.layout import arranged
 from score_sde.files import write_atomically
 from score_sde.likelihood import (
     DEQUANTIZATIONS,
@@ -46,10 +47,10 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides)
     if options.data:
         values, name = load_array(options.data, options.key), f"data_{Path(options.data).stem}"
-        shape, sides = run.model.data.shape, [side for side in values.shape[1:] if side > 1]
-        if sides == [side for side in shape if side > 1] or sides == [run.model.data.dim]:  # no channel given, or flat
-            values = values.reshape(-1, *shape)
-        run.model.data.check(values, options.data)
+        spec = run.model.data
+        if values[0].numel() == spec.dim and len(spec.shape) > 1:
+            values = arranged(values, options.data, shape=spec.shape, layout=config.data.file.layout)
+        spec.check(values, options.data)
     else:
         values, name = getattr(build_data(config.to_dict()), options.split), options.split
     values = values[: options.n]

@@ -1,6 +1,6 @@
 """Data from ``.npy`` and ``.npz`` files."""
 
-import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 
 from score_sde.data.dataset import Dataset, split, standardized
+from score_sde.data.layout import arranged
 from score_sde.data.spec import DataError, DataSpec
+
+LARGEST = 1e30
+"""Beyond it, and below its inverse, numbers cannot be scaled in float32."""
 
 
 def array_file(
     path: str = "",
     key: str = "",
     shape: tuple[int, ...] = (),
+    layout: str = "",
     levels: int = 0,
     dequantize: bool = True,
     model_range: tuple[float, float] = (-1.0, 1.0),
@@ -25,39 +30,65 @@ def array_file(
     """An array ``(N, *D)`` from a ``.npy`` or ``.npz`` file.
 
     Floating-point data is continuous and scaled to standard deviation 1, unless ``levels`` says how many integers it takes;
-    8-bit data has 256 levels unless ``levels`` says otherwise.
+    8-bit data has 256 levels and a mask of booleans 2, unless ``levels`` says otherwise.
 
     Args:
         path: the file.
         key: the array inside a ``.npz`` that holds several.
-        shape: event shape to give each sample, such as (1, 28, 28) for images stored without a channel.
+        shape: event shape to give each sample, such as (1, 28, 28) for images stored flat or without a channel.
+        layout: what the axes of a stored sample are, ``channels_first``, ``channels_last`` or ``no_channel``; empty where
+            that is certain, as ``score_sde.data.layout`` explains.
         levels: number of integer values, 0 to derive it.
         model_range: the interval onto which integers are mapped.
         classes: the array ``(N,)`` of class indices in the same ``.npz``; empty for none.
+
+    Raises:
+        DataError: the file cannot be used, or what it holds is not certain; the message says what to write.
     """
-    values = load_array(path, key)
-    if shape:
-        if min(shape) < 1 or math.prod(shape) != math.prod(values.shape[1:]):
-            raise DataError(f"samples of {path} have shape {tuple(values.shape[1:])}, which does not fill {tuple(shape)}")
-        values = values.reshape(len(values), *shape)
+    loaded = _numbers(path, key)
+    values = arranged(_tensor(loaded), path, shape=tuple(shape), layout=layout)
     event = tuple(values.shape[1:])
     if values.is_floating_point() and not levels:
-        if not values.isfinite().all():
-            raise DataError(f"{path} holds NaN or infinite values; remove or replace them")
+        _check_floats(values, path)
         spec = standardized(values)
-    elif values.dtype == torch.uint8 or levels:
-        spec = DataSpec(event, levels=levels or 256, dequantize=dequantize, model_range=model_range)
+    elif loaded.dtype == np.uint8 or loaded.dtype == bool or levels:
+        known = 2 if loaded.dtype == bool else 256
+        spec = DataSpec(event, levels=levels or known, dequantize=dequantize, model_range=model_range)
     else:
-        raise DataError(
-            f"{path} holds integers of type {str(values.dtype)[6:]}: say how many levels, --config.data.file.levels="
-        )
+        raise DataError(f"{path} holds integers of type {loaded.dtype}: say how many levels, --config.data.file.levels=")
     spec.check(values, path)
+    if loaded.dtype == np.uint8 and not levels and values.max() < 32:
+        _warn_of_few_levels(path, int(values.max()))
     return split(values, spec, test_fraction, seed, _load_classes(path, classes, len(values)) if classes else None)
+
+
+def _check_floats(values: Tensor, path: str) -> None:
+    """Refuse what cannot be scaled; warn where numbers that are whole are taken as continuous."""
+    if not values.isfinite().all():
+        raise DataError(f"{path} holds NaN or infinite values; remove or replace them")
+    largest = max(abs(values.min().item()), abs(values.max().item()))
+    if largest and not 1 / LARGEST < largest < LARGEST:
+        raise DataError(f"{path} holds values up to {largest:.3g}: give them in a unit in which they are nearer to 1")
+    if (values[:1000] == values[:1000].round()).all() and (values == values.round()).all():
+        warnings.warn(
+            f"{path} holds whole numbers stored as {str(values.dtype)[6:]}, which are taken as continuous: if they are "
+            "integers 0 to K - 1, such as grey values, write --config.data.file.levels=K",
+            stacklevel=3,
+        )
+
+
+def _warn_of_few_levels(path: str, largest: int) -> None:
+    warnings.warn(
+        f"{path} holds 8-bit integers up to {largest} and is taken to have 256 levels: if it has fewer, write "
+        f"--config.data.file.levels={largest + 1}",
+        stacklevel=3,
+    )
 
 
 def _load_classes(path: str, key: str, count: int) -> Tensor:
     classes = _load(path, key)
-    if classes.shape != (count,) or classes.dtype.kind not in "iu" or classes.min() < 0:
+    whole = classes.dtype.kind in "iu" and classes.shape == (count,)
+    if not whole or classes.min() < 0 or classes.max() >= 2**31:
         given = f"{classes.dtype} of shape {classes.shape}"
         raise DataError(f"{key} in {path} must hold {count} class indices from 0 on, one per sample, got {given}")
     return torch.from_numpy(classes.astype(np.int64))
@@ -70,34 +101,53 @@ def load_array(path: str, key: str = "") -> Tensor:
         DataError: there is no such file, it is not an array of numbers, it holds several arrays and ``key`` names none
             of them, or the array is empty or has no event dimension.
     """
-    loaded = _load(path, key)
-    if loaded.dtype == np.float16:
+    return _tensor(_numbers(path, key))
+
+
+def _tensor(loaded: np.ndarray) -> Tensor:
+    """The same values in a type that torch computes with."""
+    kind, bits = loaded.dtype.kind, 8 * loaded.dtype.itemsize
+    if kind == "f" and bits == 16:
         loaded = loaded.astype(np.float32)
-    if loaded.dtype.kind not in "fiub" or loaded.dtype.itemsize > 8:
-        raise DataError(f"{path} holds values of type {loaded.dtype}; real numbers or integers are needed")
-    if loaded.dtype.kind == "u" and loaded.dtype.itemsize > 1:
+    if kind == "u" and bits > 8:
         loaded = loaded.astype(np.int64)
+    if kind == "b":
+        loaded = loaded.astype(np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(loaded.astype(loaded.dtype.newbyteorder("="))))
+
+
+def _numbers(path: str, key: str) -> np.ndarray:
+    """The array of a file, in the type in which it is stored."""
+    loaded = _load(path, key)
+    if loaded.dtype.kind not in "fiub":
+        raise DataError(f"{path} holds values of type {loaded.dtype}; real numbers or integers are needed")
+    if loaded.dtype.itemsize > 8:
+        raise DataError(f"{path} holds values of type {loaded.dtype}; store them as float64")
     if not loaded.size:
         raise DataError(f"{path} is empty: its shape is {loaded.shape}")
     if loaded.ndim < 2:
         raise DataError(f"{path} has shape {loaded.shape}; the first dimension counts samples, at least one more is needed")
-    values = torch.from_numpy(np.ascontiguousarray(loaded.astype(loaded.dtype.newbyteorder("="))))
-    return values.to(torch.uint8) if values.dtype == torch.bool else values
+    if loaded.dtype.kind == "u" and loaded.max() >= 2**63:
+        raise DataError(f"{path} holds integers up to {loaded.max()}, which do not fit into 64 bits with a sign")
+    return loaded
 
 
 def _load(path: str, key: str) -> np.ndarray:
     if not path:
         raise DataError("no file given: --config.data.file.path=mine.npy")
-    if not Path(path).is_file():
-        raise DataError(f"{path} not found")
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"{path} is no file" if file.exists() else f"{file.absolute()} not found")
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
             names = loaded.files
             if key not in names and (key or len(names) != 1):
                 how = "choose one by its key, --config.data.file.key= (--key= for a likelihood)"
                 raise DataError(f"{path} holds {', '.join(names) or 'no array'}: {how}")
             loaded = loaded[key or names[0]]
+        elif key:
+            raise DataError(f"{path} holds one array without a name: leave {key!r} away, or store both in a .npz file")
     except DataError:
         raise
     except Exception as error:  # of numpy, zipfile, zlib or tokenize, depending on where the file is damaged

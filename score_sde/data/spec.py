@@ -11,8 +11,6 @@ model and is saved with it.
 """
 
 import math
-
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
