@@ -146,6 +146,8 @@ def _complete(section: dict[str, Any], spec: DataSpec) -> None:
     options = section.get(section["name"], {})
     if section["name"] == "file" and options.get("path") and "layout" not in options:
         options |= {"layout": "channels_first", "levels": options.get("levels") or spec.levels or 0}
+    if section["name"] == "folder" and options.get("path") and "as_before" not in options:
+        options |= {"as_before": True}
 
 
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Run:

@@ -11,7 +11,8 @@ from score_sde.data.spec import DataError, DataSpec
 class Dataset(NamedTuple):
     """Data in its own units, split into what is trained on and what is held out, with its description.
 
-    Where it has classes, ``train_classes`` and ``test_classes`` hold their indices, ``(N,)``.
+    Where it has classes, ``train_classes`` and ``test_classes`` hold their indices, ``(N,)``, and ``class_names`` what each is
+    called, if that is known.
     """
 
     train: Tensor
@@ -19,6 +20,7 @@ class Dataset(NamedTuple):
     spec: DataSpec
     train_classes: Tensor | None = None
     test_classes: Tensor | None = None
+    class_names: tuple[str, ...] = ()
 
 
 def split(values: Tensor, spec: DataSpec, fraction: float, seed: int, classes: Tensor | None = None) -> Dataset:

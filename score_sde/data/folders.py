@@ -1,68 +1,142 @@
 """Data from folders of pictures."""
 
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from score_sde.data.dataset import Dataset, split
+from score_sde.data.pictures import BACKGROUNDS, read_as_before, read_picture
 from score_sde.data.spec import DataError, DataSpec
+from score_sde.data.tree import ENDINGS, Tree, pictures_below
+
+CLASSES = ("auto", "folders", "none")
+"""Where the classes of pictures come from."""
 
 
 def image_folder(
     path: str = "",
     size: int = 0,
     channels: int = 3,
+    classes: str = "auto",
+    background: str = "white",
     dequantize: bool = True,
     model_range: tuple[float, float] = (-1.0, 1.0),
     test_fraction: float = 0.1,
     seed: int = 0,
+    as_before: bool = False,
 ) -> Dataset:
     """All PNG, JPEG, BMP, GIF, TIFF and WebP files in a folder and the folders below it.
 
-    Where every image lies in a folder below ``path``, those folders, in the order of their names, are its classes.
+    Where every picture lies in one of several folders below ``path``, those folders, in natural order (2 before 10), are its
+    classes. Links are followed, hidden names and what programs leave behind are not read, and each file is read once. A
+    warning says what was skipped, and what was done to pictures.
 
     Args:
         path: the folder.
         size: side in pixels to which each image is cropped (to a centred square) and resized; 0 takes them as they are.
         channels: 3 for colour, 1 for grey.
+        classes: ``auto`` as above, ``none``, or ``folders`` to leave out pictures that lie beside the class folders.
+        background: ``white`` or ``black``, over which transparent parts are drawn.
         model_range: the interval onto which the values are mapped.
+        as_before: read as version 0.1.0 did, for its runs: hidden files too, classes in the order of their letters.
+
+    Raises:
+        DataError: a picture cannot be used; the message names it.
     """
     if channels not in (1, 3):
         raise DataError(f"channels must be 1 or 3, got {channels}")
-    if not path or not Path(path).is_dir():
-        raise DataError(f"{path or 'no path'} is not a folder: --config.data.folder.path=my_images")
-    endings = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-    files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in endings)
+    if size < 0:
+        raise DataError(f"size must be a number of pixels, or 0 to take pictures as they are, got {size}")
+    for name, given, known in (("classes", classes, CLASSES), ("background", background, BACKGROUNDS)):
+        if given not in known:
+            raise DataError(f"unknown {name} {given!r}; choose one of {', '.join(known)}")
+    root = Path(path).expanduser()
+    if not path or not root.is_dir():
+        raise DataError(f"{root.absolute() if path else 'no path'} is not a folder: --config.data.folder.path=my_images")
+    if as_before:
+        found = sorted(file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+        tree = Tree(found, [], {}, [])
+        names = sorted({file.parts[0] for file in found}) if found and min(len(file.parts) for file in found) > 1 else []
+    else:
+        tree = pictures_below(root)
+        names = _class_names(root, tree, classes)
+    files = [file for file in tree.files if not names or len(file.parts) > 1]
     if not files:
-        raise DataError(f"{path} holds no image ({', '.join(sorted(endings))})")
-    pictures = [_read_image(file, size, channels) for file in files]
-    for file, image in zip(files, pictures, strict=True):
-        if image.shape != pictures[0].shape:
-            raise DataError(
-                f"{file} has {image.shape[1]} x {image.shape[0]} pixels, {files[0]} has {pictures[0].shape[1]} x "
-                f"{pictures[0].shape[0]}: give --config.data.folder.size= to crop and resize them"
-            )
+        raise DataError(f"{path} holds no image ({', '.join(ENDINGS)}){_skipped(tree.skipped)}")
+    notes: Counter = Counter()
+    pictures = []
+    for file in tqdm(files, desc="reading pictures", unit="picture", delay=3, leave=False, disable=None):
+        if as_before:
+            pictures.append(read_as_before(root / file, channels=channels, size=size))
+        else:
+            pictures.append(read_picture(root / file, channels=channels, size=size, background=background, notes=notes))
+        _refuse_other_size(pictures, files, root)
     values = torch.from_numpy(np.stack(pictures)).reshape(len(files), *pictures[0].shape[:2], channels)
     values = values.permute(0, 3, 1, 2).contiguous()
+    if not as_before:
+        _tell(root, tree.skipped, notes, grey=channels == 3 and bool((values == values[:, :1]).all()))
     spec = DataSpec(tuple(values.shape[1:]), levels=256, dequantize=dequantize, model_range=model_range)
-    parts = [file.relative_to(path).parts for file in files]
-    names = sorted({part[0] for part in parts})
-    classes = torch.tensor([names.index(part[0]) for part in parts]) if min(map(len, parts)) > 1 else None
-    return split(values, spec, test_fraction, seed, classes)
+    place = {name: number for number, name in enumerate(names)}
+    indices = torch.tensor([place[file.parts[0]] for file in files]) if names else None
+    return split(values, spec, test_fraction, seed, indices)._replace(class_names=tuple(names))
 
 
-def _read_image(file: Path, size: int, channels: int) -> np.ndarray:
-    try:
-        image = Image.open(file)
-        if image.mode[0] in "IF":  # Pillow would cut their values off at 255
-            raise DataError(f"{file} has more than 8 bits per pixel: convert it to 8 bits, or store the values as a .npy file")
-        image = image.convert("RGB" if channels == 3 else "L")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise DataError(f"{file} is not a readable image") from error
-    if size:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image)
+def _class_names(root: Path, tree: Tree, classes: str) -> list[str]:
+    """The names of the classes in their order, none where there are no classes; pictures beside them count as skipped."""
+    names = list(dict.fromkeys(file.parts[0] for file in tree.files if len(file.parts) > 1))
+    beside = [file for file in tree.files if len(file.parts) == 1]
+    if classes == "none" or (classes == "auto" and len(names) < 2):
+        return []
+    if not names:
+        raise DataError(f"{root} has no folders with pictures, so there are no classes: --config.data.folder.classes=none")
+    if classes == "auto" and beside:
+        raise DataError(
+            f"{len(beside)} pictures ({_some(beside)}) lie beside the folders {_some(names)} in {root}: write "
+            "--config.data.folder.classes=folders to take the folders for classes without those pictures, or =none to take all "
+            "pictures without classes"
+        )
+    for first, second in tree.doubles:
+        if first.parts[0] != second.parts[0]:
+            raise DataError(
+                f"{root / second} leads to the same as {root / first}, in another class: remove one of them, or write "
+                "--config.data.folder.classes=none"
+            )
+    if beside:
+        tree.skipped["beside the class folders"] = beside
+    empty = [folder for folder in tree.folders if len(folder.parts) == 1 and folder.name not in names]
+    if empty:
+        tree.skipped["folders without pictures"] = empty
+    return names
+
+
+def _refuse_other_size(pictures: Sequence[np.ndarray], files: Sequence[Path], root: Path) -> None:
+    first, last = pictures[0].shape, pictures[-1].shape
+    if last != first:
+        raise DataError(
+            f"{root / files[len(pictures) - 1]} has {last[1]} x {last[0]} pixels, {root / files[0]} has {first[1]} x "
+            f"{first[0]}: give --config.data.folder.size= to crop and resize them"
+        )
+
+
+def _tell(root: Path, skipped: Mapping[str, list[Path]], notes: Counter, *, grey: bool) -> None:
+    """Warn once of all that was skipped, and of what was done to pictures."""
+    done = [f"{count} {what}" for what, count in notes.items()]
+    if grey:
+        done.append("all pictures are grey, and --config.data.folder.channels=1 makes one channel of them")
+    said = "; ".join(filter(None, [_skipped(skipped).removeprefix("; "), *done]))
+    if said:
+        warnings.warn(f"pictures of {root}: {said}", stacklevel=3)
+
+
+def _skipped(skipped: Mapping[str, list[Path]]) -> str:
+    parts = [f"{len(paths)} {reason} ({_some(paths)})" for reason, paths in skipped.items()]
+    return f"; skipped {', '.join(parts)}" if parts else ""
+
+
+def _some(names: Sequence[Path | str]) -> str:
+    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
