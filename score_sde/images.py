@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from score_sde.files import write_atomically
+from score_sde.files import write_bytes
 
 
 def image_grid(images: Tensor, *, columns: int | None = None, tile: int = 48) -> Image.Image:
@@ -74,4 +74,6 @@ def figure_image(figure: Figure) -> Image.Image:
 
 def save_png(image: Image.Image, path: Path | str) -> None:
     """Write ``image`` as PNG, atomically."""
-    write_atomically(path, lambda file: image.save(file, format="PNG"))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from score_sde.comparison import Comparison, Measurement
-from score_sde.files import write_text
+from score_sde.files import read_metrics, write_text
 from score_sde.images import figure_image, image_grid
 from score_sde.likelihood import BitsPerDim
 
@@ -76,7 +75,7 @@ def write_page(path: Path, title: str, blocks: Sequence[str]) -> None:
 
 def loss_curve(metrics: Path) -> Image.Image:
     """Training and test loss against steps, from a ``metrics.jsonl``."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines, _ = read_metrics(metrics)
     figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], label="training", linewidth=1)

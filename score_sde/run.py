@@ -1,20 +1,23 @@
 """The run directory: everything that a trained model is, as plain files.
 
-config.json          the config as plain values, and the description of the data
+config.json          the config as plain values, the description of the data, and the identity of the run
 checkpoints/         numbered checkpoints of a training run
 model.safetensors    the weights alone, of a model that was imported or exported
 metrics.jsonl        a line per ``log_every`` steps
 moments.safetensors  mean and covariance (or spectrum) of the training data in model coordinates
+train.lock           there while the run is being trained
 tuned.json           solvers chosen by measurement, one for each number of evaluations
 samples/  compare/   what was made from it
 likelihood_*.json  likelihood_*.npz   records of likelihoods, and the values of single samples
 bounds/  dequantizer.safetensors      records of all bounds, and the learned dequantization
+
+Every file that is read again has a digest in it (``score_sde.files``).
 """
 
 import dataclasses
 import difflib
 import inspect
-import json
+import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,12 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 
-from score_sde.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights
+from score_sde.checkpoint import CheckpointError, load_newest, load_weights, same_run
 from score_sde.data import DATASETS, IMAGES, Dataset, DataSpec, Moments, image_spec
-from score_sde.files import write_atomically, write_json
+from score_sde.files import DamagedError, read_json, read_safetensors, write_json, write_safetensors
 from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
 from score_sde.sdes import SDES
@@ -110,13 +111,31 @@ class Run:
     checkpoint: Path
 
 
-def save_config(folder: Path, config: Config, spec: DataSpec) -> None:
-    """Write ``config.json``."""
-    write_json(folder / "config.json", {"config": config, "data_spec": dataclasses.asdict(spec)})
+def save_config(folder: Path, config: Config, spec: DataSpec, *, identity: str) -> None:
+    """Write ``config.json``; ``identity`` tells the run from all others."""
+    write_json(folder / "config.json", {"config": config, "data_spec": dataclasses.asdict(spec), "run": identity})
 
 
-def load_config(folder: Path) -> tuple[dict[str, Any], DataSpec]:
+def new_identity() -> str:
+    """What tells a new run from all others."""
+    return uuid.uuid4().hex
+
+
+def load_identity(folder: Path, *, accept_edited_config: bool = False) -> str | None:
+    """The identity of a run, None where an early version wrote it or there is no run."""
+    path = Path(folder) / "config.json"
+    identity = _read_config(path, accept_edited_config).get("run") if path.is_file() else None
+    if not isinstance(identity, str | None):
+        raise RunError(f"{path} is damaged or of another program: its run is {str(identity)[:40]}")
+    return identity
+
+
+def load_config(folder: Path, *, accept_edited_config: bool = False) -> tuple[dict[str, Any], DataSpec]:
     """Read ``config.json``: the config, and the description of the data.
+
+    Args:
+        folder: the run's.
+        accept_edited_config: whether ``config.json`` may have been edited by hand.
 
     Raises:
         RunError: the directory is not a run, or its config.json is damaged.
@@ -127,7 +146,7 @@ def load_config(folder: Path) -> tuple[dict[str, Any], DataSpec]:
             f"{folder} is not a run directory: it has no config.json; train one with score-sde train --workdir={folder}"
         )
     try:
-        saved = json.loads(path.read_text())
+        saved = _read_config(path, accept_edited_config)
         config = saved["config"]
         if not isinstance(config, dict):
             raise TypeError(f"its config is {config!r}")
@@ -137,8 +156,18 @@ def load_config(folder: Path) -> tuple[dict[str, Any], DataSpec]:
         spec = DataSpec(**saved["data_spec"])
         _complete(config["data"], spec)
         return config, spec
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    except RunError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} is damaged or of another program: {error}") from error
+
+
+def _read_config(path: Path, accept_edited: bool) -> dict[str, Any]:
+    try:
+        return read_json(path, accept_edited=accept_edited)
+    except DamagedError as error:
+        edited = "; --accept_edited_config takes it as it is" if "edited" in str(error) else ""
+        raise RunError(f"{error}{edited}") from error
 
 
 def _complete(section: dict[str, Any], spec: DataSpec) -> None:
@@ -150,26 +179,37 @@ def _complete(section: dict[str, Any], spec: DataSpec) -> None:
         options |= {"as_before": True}
 
 
-def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Run:
-    """Load a run: its newest checkpoint's averaged weights in a ``ScoreModel`` in evaluation mode.
+def load(folder: Path | str, *, device: torch.device | str = "cpu", accept_edited_config: bool = False) -> Run:
+    """Load a run: its newest sound checkpoint's averaged weights in a ``ScoreModel`` in evaluation mode.
+
+    A warning says where newer checkpoints are damaged.
 
     A directory without checkpoints, as an import or an export makes it, gives the weights in its ``model.safetensors``.
     Nothing in the directory is executed.
 
+    Args:
+        folder: the run's.
+        device: where the model is to be.
+        accept_edited_config: whether ``config.json`` may have been edited by hand.
+
     Raises:
-        RunError: the directory is not a run.
-        CheckpointError: it has no weights, or damaged ones.
+        RunError: the directory is not a run, or a file in it is damaged.
+        CheckpointError: it has no weights, damaged ones, or those of another run.
     """
     folder = Path(folder)
-    config, spec = load_config(folder)
-    path = latest_checkpoint(folder / "checkpoints")
-    if path is not None:
-        state = load_checkpoint(path, device)
+    config, spec = load_config(folder, accept_edited_config=accept_edited_config)
+    identity = load_identity(folder, accept_edited_config=accept_edited_config)
+    newest = load_newest(folder / "checkpoints", device)
+    if newest is not None:
+        path, state = newest
         if "ema" not in state:
             raise CheckpointError(f"{path} lacks ema: it is not a checkpoint of a training run")
+        same_run(state, identity, path)
         weights, step = state["ema"], state["step"]
     elif (path := folder / WEIGHTS).is_file():
-        weights, step = _read_weights(path, device)
+        weights, metadata = read_weights(path, device)
+        same_run(metadata, identity, path)
+        step = int(metadata.get("step", "0"))
     else:
         raise CheckpointError(f"{folder} has no checkpoint yet: train it with score-sde train --workdir={folder}")
     try:
@@ -177,7 +217,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Run:
     except (TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{folder / 'config.json'} is damaged or of another program: {error}") from error
     load_weights(model, weights, path)
-    model.moments = load_moments(folder)
+    model.moments = load_moments(folder, spec)
     return Run(folder, config, model.eval().requires_grad_(False), step, path)
 
 
@@ -197,46 +237,64 @@ def save_model(folder: Path, config: Config, model: ScoreModel, *, step: int, mo
         raise RunError(f"{folder} holds a run already: give another directory")
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file, and a directory is to be written: give another name")
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    data = save(tensors, metadata={"format": "score_sde model 1", "step": str(step)})
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS, lambda file: file.write(data))
+    identity = new_identity()
+    metadata = {"format": "score_sde model 1", "step": str(step), "run": identity}
+    write_safetensors(folder / WEIGHTS, model.state_dict(), metadata)
     if moments is not None:
         save_moments(folder, moments)
-    save_config(folder, config, model.data)  # last: with it, the directory is a run
+    save_config(folder, config, model.data, identity=identity)  # last: with it, the directory is a run
 
 
 def load_initial_weights(folder: Path, model: ScoreModel) -> None:
     """Load the weights of an imported or exported model into ``model``."""
     path = folder / WEIGHTS
-    load_weights(model, _read_weights(path, model.device)[0], path)
+    load_weights(model, read_weights(path, model.device)[0], path)
 
 
-def _read_weights(path: Path, device: torch.device | str) -> tuple[dict[str, torch.Tensor], int]:
+def read_weights(path: Path, device: torch.device | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The weights in a ``model.safetensors``, and the words about them."""
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            step = int((file.metadata() or {}).get("step", 0))
-            return {name: file.get_tensor(name) for name in file.keys()}, step  # noqa: SIM118  (it is not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
+        weights, metadata = read_safetensors(path, device)
+    except DamagedError as error:
+        raise CheckpointError(str(error)) from error
+    if not metadata.get("step", "0").isdecimal():
+        raise CheckpointError(f"{path} says that it is of step {metadata['step'][:40]!r}")
+    return weights, metadata
 
 
 def save_moments(folder: Path, moments: Moments) -> None:
     """Write ``moments.safetensors``."""
-    tensors = {name: value.contiguous() for name, value in moments._asdict().items() if value is not None}
-    write_atomically(folder / "moments.safetensors", lambda file: file.write(save(tensors)))
+    tensors = {name: value for name, value in moments._asdict().items() if value is not None}
+    write_safetensors(folder / "moments.safetensors", tensors)
 
 
-def load_moments(folder: Path) -> Moments | None:
-    """The training data's moments, None where the run has none."""
+def load_moments(folder: Path, spec: DataSpec) -> Moments | None:
+    """The moments of training data of this description, None where the run has none.
+
+    Raises:
+        RunError: the file is damaged, or not of such data.
+    """
     path = folder / "moments.safetensors"
     if not path.is_file():
         return None
     try:
-        tensors = load_file(path)
+        tensors, _ = read_safetensors(path)
+        _check_moments(tensors, spec)
         return Moments(tensors["mean"], tensors.get("covariance"), tensors.get("spectrum"))
-    except (SafetensorError, KeyError) as error:
-        raise RunError(f"{path} is damaged: remove it, score-sde train --workdir={folder} makes it anew") from error
+    except (DamagedError, KeyError, ValueError) as error:
+        raise RunError(f"{path} is damaged: remove it, score-sde train --workdir={folder} makes it anew ({error})") from error
+
+
+def _check_moments(tensors: Mapping[str, torch.Tensor], spec: DataSpec) -> None:
+    shapes = {"mean": spec.shape, "covariance": (spec.dim, spec.dim), "spectrum": spec.shape}
+    if "mean" not in tensors or len(tensors) != 2:
+        raise ValueError(f"it holds {', '.join(sorted(tensors))}, not a mean and a covariance or spectrum")
+    for name, value in tensors.items():
+        if tuple(value.shape) != shapes[name] or not value.is_floating_point() or not value.isfinite().all():
+            raise ValueError(f"its {name} {tuple(value.shape)} of {value.dtype} is none of data of shape {spec.shape}")
+        variances = value.diagonal() if name == "covariance" else value
+        if name != "mean" and (variances < 0).any():
+            raise ValueError(f"its {name} has negative variances")
 
 
 def save_choice(folder: Path, choice: Choice, about: Config) -> None:
@@ -308,14 +366,14 @@ def _choice(entry: Config) -> Choice:
 
 def _tuned_entries(path: Path) -> list[dict[str, Any]]:
     try:
-        entries = json.loads(path.read_text())["choices"]
+        entries = read_json(path)["choices"]
         for nfe, class_ in map(_chosen_for, entries):
             if not (isinstance(nfe, int) and isinstance(class_, int | None)):
                 raise TypeError(f"nfe is {nfe!r} and class {class_!r}")
         if not all(isinstance(entry["about"].get("step"), int | None) for entry in entries):
             raise TypeError("a step is no number")
         return entries
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 

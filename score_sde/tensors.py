@@ -110,3 +110,13 @@ class SampleNoise:
     def _stack(self, draw, block: int) -> Tensor:
         place = {"device": self.device, "dtype": self.dtype}
         return torch.stack([draw(block, *self.event, generator=g, **place) for g in self.generators])
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, of torch on the CPU, or of a GPU says that there is not enough memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _NO_MEMORY)
+
+
+_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "out of memory")

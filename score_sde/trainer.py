@@ -10,20 +10,32 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from score_sde.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from score_sde.checkpoint import (
+    check_training_state,
+    latest_checkpoint,
+    load_newest,
+    load_optimizer,
+    load_weights,
+    same_run,
+    save_checkpoint,
+    set_aside,
+)
 from score_sde.data import Dataset
 from score_sde.ema import EMA
-from score_sde.files import write_text
+from score_sde.files import append_metrics, read_metrics, remove_leftovers, sync_file, write_text
 from score_sde.images import picture, save_png
+from score_sde.lock import sole_writer
 from score_sde.loss import WEIGHTINGS, denoising_score_matching
 from score_sde.model import ScoreModel
 from score_sde.solvers import DDIM
@@ -109,7 +121,8 @@ class TrainingOptions:
 class Trainer:
     """Trains ``model`` on ``data`` and keeps checkpoints, metrics and pictures in ``folder``.
 
-    It continues from the newest checkpoint in ``folder`` where there is one.
+    It continues from the newest sound checkpoint in ``folder`` where there is one. While it trains, it holds the lock of
+    ``folder``, so that nobody else trains there.
 
     Args:
         model: the model; it is moved to ``device``.
@@ -119,6 +132,10 @@ class Trainer:
         seed: of batches, times, noise and dropout.
         device: where to train.
         pretrained: whether the model's weights were trained before, so that their average may begin with them.
+        identity: of the run, written into its checkpoints; one of a run with another identity is refused.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is sound, or the newest is not one of this run.
     """
 
     def __init__(
@@ -131,6 +148,7 @@ class Trainer:
         seed: int = 0,
         device: torch.device | str = "cpu",
         pretrained: bool = False,
+        identity: str | None = None,
     ):
         if options.flip and len(data.spec.shape) < 3:
             raise ValueError(f"training.flip mirrors images (C, H, W); the data has shape {data.spec.shape}")
@@ -155,10 +173,12 @@ class Trainer:
         self.pending: list[Tensor] = []  # (loss, gradient norm) of each step not yet logged
         self.order: tuple[int, Tensor] | None = None
         self.seconds = 0.0
-        checkpoint = latest_checkpoint(self.folder / "checkpoints")
-        if checkpoint:
-            self._resume(checkpoint)
-        self._truncate_metrics()
+        self.identity = identity
+        self.saved: Path | None = None  # the checkpoint of this state, or the last one before it
+        newest = load_newest(self.folder / "checkpoints", self.device)
+        self.found = latest_checkpoint(self.folder / "checkpoints")  # the newest, sound or not
+        if newest:
+            self._resume(*newest)
 
     def train(self, *, progress: bool = True, announce: Callable[[str], None] = print) -> int | None:
         """Train up to ``options.steps``.
@@ -170,11 +190,20 @@ class Trainer:
 
         Raises:
             TrainingError: the loss or the gradient is not finite any more; nothing is saved from then on.
+            LockedError: another process trains in the folder.
+            WriteError: a file cannot be written; the checkpoints are as they were.
         """
+        with sole_writer(self.folder):
+            self._prepare_folder()
+            return self._train(progress, announce)
+
+    def _train(self, progress: bool, announce: Callable[[str], None]) -> int | None:
         options, began = self.options, time.perf_counter() - self.seconds
         devices = [self.device] if self.device.type == "cuda" else []
         bar = tqdm(total=options.steps, initial=self.step, desc="training", unit="step", disable=not progress)
         with bar, torch.random.fork_rng(devices), _Interrupt() as interrupt:
+            if self._picture_due() and self.step and not self._picture().exists():
+                self._draw()  # the process that took this step was killed before
             while self.step < options.steps:
                 self._take_step()
                 self.seconds = time.perf_counter() - began
@@ -185,7 +214,7 @@ class Trainer:
                 stop = interrupt.signal  # read once: a signal that comes later waits for the next step
                 if self.step % options.checkpoint_every == 0 or last or stop:
                     self.save()
-                if options.sample_every and (self.step % options.sample_every == 0 or last):
+                if self._picture_due():
                     self._draw()
                 bar.update()
                 if stop and not last:
@@ -203,8 +232,12 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "pending": torch.stack(self.pending) if self.pending else torch.zeros(0, 2),
             "seconds": self.seconds,
+            "run": self.identity,
         }
-        return save_checkpoint(self.folder / "checkpoints", self.step, state)
+        with sole_writer(self.folder):
+            sync_file(self.folder / "metrics.jsonl")  # what was logged before must not be lost when the checkpoint is not
+            self.saved = self.found = save_checkpoint(self.folder / "checkpoints", self.step, state)
+        return self.saved
 
     def loss(self, model: ScoreModel, values: Tensor, random: torch.Generator, cond: Tensor | None = None) -> Tensor:
         """The loss of each of ``values`` ``(B, *D)``, in data units, at times and noise from ``random``: ``(B,)``."""
@@ -281,8 +314,7 @@ class Trainer:
         step = self.step - len(values) + bad
         random = generator(self.seed, "step", step, device=self.device)
         t, _ = TIMES[self.options.times].sample(self.model.sde, self.options.batch_size, random)
-        saved = latest_checkpoint(self.folder / "checkpoints")
-        kept = f"the last checkpoint, {saved.name}, is sound" if saved else "no checkpoint was written before"
+        kept = f"the last checkpoint, {self.saved.name}, is sound" if self.saved else "no checkpoint was written before"
         raise TrainingError(
             f"the loss is {values[bad][0]:g} and the norm of its gradient {values[bad][1]:g} in step {step + 1}, with t from "
             f"{t.min().item():.3g} to {t.max().item():.3g}; {kept}: lower training.learning_rate, lengthen "
@@ -296,8 +328,7 @@ class Trainer:
         if tested:
             line["test_loss"] = self._test_loss()
         line["seconds"] = round(self.seconds, 2)
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_metrics(self.folder / "metrics.jsonl", line)
         self.pending = []
         return line
 
@@ -308,6 +339,13 @@ class Trainer:
         cond = None if self.test_classes is None else self.test_classes[:512]
         return self.loss(self.ema.model, values, generator(self.seed, "test", device=self.device), cond).mean().item()
 
+    def _picture_due(self) -> bool:
+        every = self.options.sample_every
+        return every > 0 and (self.step % every == 0 or self.step == self.options.steps)
+
+    def _picture(self) -> Path:
+        return self.folder / "samples" / f"step_{self.step:09d}.png"
+
     def _draw(self) -> None:
         spec = self.data.spec
         count = 1000 if spec.shape == (2,) else 36
@@ -315,34 +353,42 @@ class Trainer:
         cond = torch.arange(count, device=self.device) % classes if classes else None
         solver, shape = DDIM(steps=30, grid="log_snr"), (count, *spec.shape)
         drawn = solver.sample(self.ema.model, shape, seed=self.seed, cond=cond, denoise=True)
-        save_png(picture(spec.displayed(drawn.x)), self.folder / "samples" / f"step_{self.step:09d}.png")
+        save_png(picture(spec.displayed(drawn.x)), self._picture())
 
-    def _resume(self, path: Path) -> None:
-        state = load_checkpoint(path, self.device)
-        missing = {"model", "ema", "ema_updates", "optimizer", "pending", "seconds"} - set(state)
-        if missing:
-            raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: it is not a checkpoint of a training run")
+    def _resume(self, path: Path, state: dict[str, Any]) -> None:
+        self.identity = same_run(state, self.identity, path)
+        check_training_state(state, path)
         load_weights(self.model, state["model"], path)
         load_weights(self.ema.model, state["ema"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:  # what the options say now, not what they said when it was saved
-            group.update(betas=(0.9, self.options.beta2), weight_decay=self.options.weight_decay)
+        load_optimizer(self.optimizer, state["optimizer"], path)
         self.ema.updates, self.step, self.seconds = state["ema_updates"], state["step"], state["seconds"]
         self.pending = list(state["pending"].to(self.device).unbind(0))
+        self.saved = path
+
+    def _prepare_folder(self) -> None:
+        """Make the folder what it was at the step that training goes on from."""
+        checkpoints = self.folder / "checkpoints"
+        if latest_checkpoint(checkpoints) != self.found:
+            raise TrainingError(f"another training wrote to {self.folder} since this one was prepared: start it again")
+        remove_leftovers(self.folder)
+        if self.saved:
+            set_aside(checkpoints, self.saved)
+            self.found = self.saved
+        self._truncate_metrics()
 
     def _truncate_metrics(self) -> None:
-        """Remove what was logged after the checkpoint, and a last line that was cut off."""
+        """Remove what was logged after the checkpoint, and lines that are damaged."""
         path = self.folder / "metrics.jsonl"
-        if path.exists():
-            kept = []
-            for line in path.read_text().splitlines():
-                try:
-                    step = json.loads(line)["step"]
-                except (json.JSONDecodeError, KeyError, TypeError):
-                    break
-                if step <= self.step:
-                    kept.append(line + "\n")
-            write_text(path, "".join(kept))
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        lines, damaged = read_metrics(path)
+        cut_off = not content.endswith(b"\n") and content.count(b"\n") + 1  # by a crash, while it was written
+        if any(number != cut_off for number in damaged):
+            numbers = ", ".join(str(number) for number in damaged if number != cut_off)
+            warnings.warn(f"{path} is damaged in line {numbers}: these lines are left out, all others are kept", stacklevel=4)
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= self.step]
+        write_text(path, "".join(kept))
 
 
 class _Interrupt:

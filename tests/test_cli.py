@@ -2,6 +2,7 @@
 
 import csv
 import html
+import io
 import json
 import os
 import pickle
@@ -651,10 +652,34 @@ def test_a_run_without_checkpoint(capsys, moons):
 def test_a_truncated_checkpoint(capsys, moons, kept):
     whole = latest(moons).read_bytes()
     latest(moons).write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
+    min((moons / "checkpoints").glob("*.pt")).unlink()
     message = everything_refused(capsys, moons)
-    assert str(latest(moons)) in message
-    assert "damaged" in message
+    assert f"{latest(moons)} is damaged" in message
+    assert "remove" not in message
     assert "damaged" in refused(capsys, "train", f"--workdir={moons}", "--quiet")
+
+
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_it_is_used(capsys, moons):
+    sound, whole, path = (moons / "checkpoints" / "000000003.pt"), latest(moons).read_bytes(), latest(moons)
+    metrics = (moons / "metrics.jsonl").read_text()
+    path.write_bytes(whole[:1000] + b"\0" + whole[1001:])
+    said = f"warning: {path} is damaged; {sound.name} is used instead"
+    assert main(["sample", f"--workdir={moons}", "--quiet", "--n=4", "--nfe=2"]) == 0
+    assert said in capsys.readouterr().err
+    assert samples(moons / "samples" / "euler_maruyama_nfe2_seed0.npz")[1]["step"] == 3
+    assert main(["train", f"--workdir={moons}", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "from step 3 of 6" in captured.out
+    again = torch.load(path, weights_only=True)
+    assert all(torch.equal(value, again["ema"][key]) for key, value in torch.load(io.BytesIO(whole))["ema"].items())
+    assert without_seconds((moons / "metrics.jsonl").read_text()) == without_seconds(metrics)
+    assert path.with_suffix(".pt.damaged").read_bytes()[:1000] == whole[:1000]  # nothing is thrown away
+
+
+def without_seconds(metrics: str) -> list[dict]:
+    lines = [json.loads(line) for line in metrics.splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def test_a_checkpoint_of_another_program(capsys, moons):
@@ -662,6 +687,7 @@ def test_a_checkpoint_of_another_program(capsys, moons):
     for other in others:
         torch.save(other, latest(moons))
         assert f"{latest(moons)} is a file of another program or version" in everything_refused(capsys, moons)
+    min((moons / "checkpoints").glob("*.pt")).unlink()
     latest(moons).write_text("this is not even a pickle")
     assert str(latest(moons)) in everything_refused(capsys, moons)
     with zipfile.ZipFile(latest(moons), "w") as archive:
@@ -702,6 +728,12 @@ def test_nothing_in_a_checkpoint_is_executed(capsys, moons, tmp_path):
 def test_a_checkpoint_of_another_model_or_with_parts_missing(capsys, moons, digits):
     sound = torch.load(latest(moons), weights_only=True)
     shutil.copy(latest(digits), latest(moons))
+    assert "says that it is of step 4" in everything_refused(capsys, moons)
+    other = torch.load(latest(digits), weights_only=True)
+    torch.save({**other, "step": 6}, latest(moons))
+    assert "is a checkpoint of another run" in everything_refused(capsys, moons)
+    assert "is a checkpoint of another run" in refused(capsys, "train", f"--workdir={moons}", "--quiet")
+    torch.save({**other, "step": 6, "run": None}, latest(moons))  # as an early version wrote it
     assert "does not fit the model of this run's config.json" in everything_refused(capsys, moons)
     torch.save({key: value for key, value in sound.items() if key != "ema"}, latest(moons))
     assert "lacks ema" in everything_refused(capsys, moons)

@@ -7,11 +7,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-import torch
-
 from score_sde.cli.parser import build_parser
 from score_sde.config import ConfigError
 from score_sde.solvers import SolverError
+from score_sde.tensors import ran_out_of_memory
 from score_sde.trainer import TrainingError
 
 
@@ -31,10 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"score-sde: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if options.traceback or not ran_out_of_memory(error):
+            raise
         smaller = {"sample": "--batch_size", "compare": "--n", "tune": "--pilot"}
         option = smaller.get(options.command, "batch_size")
-        print(f"score-sde: out of memory; use a smaller {option}: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"score-sde: out of memory; use a smaller {option}: {' '.join(str(error).split())[:200]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = "; the same command goes on from here" if options.command == "likelihood" and not options.bounds else ""

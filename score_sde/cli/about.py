@@ -49,7 +49,8 @@ def list_(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def config(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.workdir:
-        chosen = override(from_saved(load_config(Path(options.workdir))[0]), overrides)
+        saved, _ = load_config(Path(options.workdir), accept_edited_config=options.accept_edited_config)
+        chosen = override(from_saved(saved), overrides)
     else:
         chosen = override(read_config(options.config), overrides)
     plain = chosen.to_dict()

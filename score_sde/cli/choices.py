@@ -10,6 +10,7 @@ import torch
 from ml_collections import ConfigDict
 
 from score_sde.config import ConfigError, from_saved, override
+from score_sde.files import remove_leftovers
 from score_sde.model import ForClass, Score
 from score_sde.run import Run, RunError, build_solver, load, load_tuned
 from score_sde.solvers import SOLVERS, Solver
@@ -20,7 +21,9 @@ FREE_TO_CHANGE = ("training", "solver", "likelihood")
 
 def loaded_run(options: argparse.Namespace, overrides: list[str]) -> tuple[Run, ConfigDict]:
     refuse_changes(overrides, "the run is trained")
-    run = load(options.workdir, device=chosen_device(options.device))
+    device, edited = chosen_device(options.device), options.accept_edited_config
+    run = load(options.workdir, device=device, accept_edited_config=edited)
+    remove_leftovers(run.folder)
     return run, override(from_saved(run.config), overrides)
 
 

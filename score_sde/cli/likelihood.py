@@ -3,19 +3,19 @@
 import argparse
 import json
 import os
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 
+from score_sde.checkpoint import load_weights
 from score_sde.cli.choices import loaded_run, told_class
 from score_sde.config import ConfigError
 from score_sde.data import DataError, load_array
 from score_sde.data.layout import arranged
-from score_sde.files import write_atomically
+from score_sde.files import DamagedError, read_metadata, write_safetensors
 from score_sde.likelihood import (
     DEQUANTIZATIONS,
     LIKELIHOOD_SOLVERS,
@@ -29,7 +29,7 @@ from score_sde.likelihood import (
 )
 from score_sde.likelihood.evaluation import ranks_of_this_run, weights_digest
 from score_sde.model import Score
-from score_sde.run import Run, RunError, build_data, chosen
+from score_sde.run import Run, RunError, build_data, chosen, read_weights
 
 
 def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -120,27 +120,23 @@ def run_dequantizer(run: Run, config: ConfigDict, *, progress: bool) -> Variatio
     made = {"weights": str(weights_digest(run.model)), "options": json.dumps(options)}
     rank, ranks = ranks_of_this_run()
     dequantizer = VariationalDequantizer(run.model.data, **{name: options[name] for name in ("couplings", "width")})
-    try:
-        stale = _made(path) != made  # it is not there, of another checkpoint, or trained otherwise
-    except SafetensorError as error:
-        raise RunError(f"{path} is damaged: remove it, and it is trained anew") from error
-    if stale and rank == 0:
+    if _made(path) != made and rank == 0:  # it is not there, damaged, of another checkpoint, or trained otherwise
         _train_dequantizer(run, config, path, made, progress=progress)
     if ranks > 1:
         torch.distributed.barrier()
-    try:
-        dequantizer.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise RunError(f"{path} is damaged: remove it, and it is trained anew") from error
+    load_weights(dequantizer, read_weights(path, "cpu")[0], path)
     return dequantizer.to(run.model.device).eval().requires_grad_(False)
 
 
 def _made(path: Path) -> dict[str, str] | None:
-    """For which weights a dequantizer was trained, and how; None where there is none."""
+    """For which weights a dequantizer was trained, and how; None where there is none, or a damaged one."""
     if not path.is_file():
         return None
-    with safe_open(path, "pt") as file:
-        return file.metadata()
+    try:
+        return read_metadata(path)
+    except DamagedError as error:
+        warnings.warn(f"{error}: it is trained anew", stacklevel=2)
+        return None
 
 
 def _train_dequantizer(run: Run, config: ConfigDict, path: Path, made: dict[str, str], *, progress: bool) -> None:
@@ -149,8 +145,7 @@ def _train_dequantizer(run: Run, config: ConfigDict, path: Path, made: dict[str,
     except DataError as error:
         raise RunError(f"variational dequantization is trained on the training data, and there is none: {error}") from error
     fitted = fit_dequantizer(run.model, train, progress=progress, **json.loads(made["options"]))
-    content = save({name: value.contiguous() for name, value in fitted.state_dict().items()}, made)
-    write_atomically(path, lambda file: file.write(content))
+    write_safetensors(path, fitted.state_dict(), made)
 
 
 def run_bounds(run: Run, config: ConfigDict, values: torch.Tensor, *, score: Score, seed: int, progress: bool) -> dict:

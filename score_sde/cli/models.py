@@ -64,7 +64,7 @@ def _file_spec(plain: Mapping, spec: DataSpec) -> DataSpec:
 
 
 def export(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, target = load(options.workdir), Path(options.output)
+    run, target = load(options.workdir, accept_edited_config=options.accept_edited_config), Path(options.output)
     if options.format == "diffusers":
         to_diffusers(run.model, target)
         how = f"diffusers.DDPMPipeline.from_pretrained({str(target)!r})"

@@ -48,6 +48,12 @@ class _Parser(argparse.ArgumentParser):
         return parsed
 
 
+def _accept_edited(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--accept_edited_config", action="store_true", help="take the run's config.json although it was edited by hand"
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="score-sde", description="Score-based generative models in continuous time.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -58,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--traceback", action="store_true", help="show where an error comes from")
         if workdir:
             sub.add_argument("--workdir", required=True, help="the run directory")
+            _accept_edited(sub)
         if workdir and runs:
             sub.add_argument("--device", help="cpu, cuda, ...; by default a GPU where there is one")
             sub.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -120,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", help="name or path of a config file")
     source.add_argument("--workdir", help="a run directory")
+    _accept_edited(sub)
     sub.add_argument("--all", action="store_true", help="also the options of what is not chosen")
     command("doctor", doctor, "check this installation", workdir=False)
     return parser

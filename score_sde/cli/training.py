@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from score_sde.cli.measuring import run_comparison
 from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
 from score_sde.data import Dataset, moments
 from score_sde.demo import write_demo_report
+from score_sde.lock import sole_writer
 from score_sde.run import (
     WEIGHTS,
     RunError,
@@ -22,7 +24,9 @@ from score_sde.run import (
     build_model,
     build_solver,
     load_config,
+    load_identity,
     load_initial_weights,
+    new_identity,
     save_config,
     save_moments,
 )
@@ -30,21 +34,31 @@ from score_sde.trainer import Trainer, TrainingOptions
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
-    folder = Path(options.workdir)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "training on several processes is not supported yet: start it without torchrun, as score-sde train ..."
+        )
+    with sole_writer(Path(options.workdir)):
+        return _train(options, overrides)
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    folder, edited = Path(options.workdir), options.accept_edited_config
     resumed = latest_checkpoint(folder / "checkpoints") is not None
     imported = not resumed and (folder / WEIGHTS).exists()
     if resumed or imported:
-        config = _continued(folder, options.config, overrides, imported)
+        config = _continued(folder, options.config, overrides, imported, edited)
     elif options.config:
         config = override(read_config(options.config), overrides)
     elif (folder / "config.json").exists():
-        config = override(from_saved(load_config(folder)[0]), overrides)
+        config = override(from_saved(load_config(folder, accept_edited_config=edited)[0]), overrides)
     else:
         raise RunError(f"{folder} is not a run yet: give a config, --config={config_names()[0]} for example")
     device = chosen_device(options.device)
     data = build_data(config.to_dict())
-    if (resumed or imported) and data.spec != load_config(folder)[1]:
-        known, found = (dataclasses.asdict(spec) for spec in (load_config(folder)[1], data.spec))
+    before = load_config(folder, accept_edited_config=edited)[1] if resumed or imported else data.spec
+    if data.spec != before:
+        known, found = (dataclasses.asdict(spec) for spec in (before, data.spec))
         differing = ", ".join(f"{key} {found[key]} for {known[key]}" for key in known if known[key] != found[key])
         raise RunError(f"the data is not that which {folder} was trained on: {differing}")
     if config.model.sigma_data is None:
@@ -59,9 +73,11 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise ConfigError(str(error)) from error
     build_solver(plain)
     pretrained = (folder / WEIGHTS).exists()
-    trainer = Trainer(model, data, folder, training, seed=plain["seed"], device=device, pretrained=pretrained)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(folder, plain, data.spec)
+    identity = load_identity(folder, accept_edited_config=edited)
+    how = {"seed": plain["seed"], "device": device, "pretrained": pretrained, "identity": identity}
+    trainer = Trainer(model, data, folder, training, **how)
+    trainer.identity = trainer.identity or new_identity()
+    save_config(folder, plain, data.spec, identity=trainer.identity)
     if not resumed or not (folder / "moments.safetensors").exists():
         save_moments(folder, moments(data.train, data.spec))
     print(_summary(config, data, model, device))
@@ -76,10 +92,10 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _continued(folder: Path, source: str | None, overrides: list[str], imported: bool) -> ConfigDict:
+def _continued(folder: Path, source: str | None, overrides: list[str], imported: bool, edited: bool) -> ConfigDict:
     """The config of a run that exists, with what may change in it changed: of an imported one, also what it is trained on."""
     free = (*FREE_TO_CHANGE, "data", "seed") if imported else FREE_TO_CHANGE
-    saved = from_saved(load_config(folder)[0])
+    saved = from_saved(load_config(folder, accept_edited_config=edited)[0])
     config = override(read_config(source) if source else from_saved(saved.to_dict()), overrides)
     if config.model.sigma_data is None:
         config.model.sigma_data = saved.model.sigma_data
@@ -106,9 +122,13 @@ def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: 
     )
 
 
+def _data_of(folder: Path, options: argparse.Namespace) -> str:
+    return load_config(folder, accept_edited_config=options.accept_edited_config)[0]["data"]["name"]
+
+
 def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     folder = Path(options.workdir)
-    if (folder / "config.json").exists() and load_config(folder)[0]["data"]["name"] != "digits":
+    if (folder / "config.json").exists() and _data_of(folder, options) != "digits":
         raise RunError(f"{folder} is a run on other data; the demo needs a directory of its own, --workdir=runs/demo")
     trained = argparse.Namespace(**{**vars(options), "config": None if (folder / "config.json").exists() else "digits_vp"})
     code = train(trained, overrides)
