@@ -26,7 +26,7 @@ from score_sde.files import write_text
 from score_sde.metrics import EnergyDistance, Features, precision_recall, principal_components, sliced_wasserstein
 from score_sde.model import Score, score_and_variance
 from score_sde.sdes import SDE
-from score_sde.solvers import ProbabilityFlow, Solver, SolverError
+from score_sde.solvers import SOLVERS, ProbabilityFlow, Solver, SolverError
 from score_sde.solvers.base import draw_latents, innermost
 from score_sde.tensors import SampleNoise
 
@@ -241,6 +241,14 @@ def _entropy(score: MixtureScore, seed: int, draws: int = 4096) -> float:
     return _nll(score, sde.alpha(sde.t_min) * clean + sde.sigma(sde.t_min) * noise)
 
 
+def stand_in(solver: Solver, used: Solver) -> str | None:
+    """The name of the method that took the place of ``solver``'s to keep to a budget; None where none did."""
+    if type(used) is not type(solver):
+        return next((name for name, builder in SOLVERS.items() if builder is type(used)), type(used).__name__)
+    methods = (getattr(one, "method", None) for one in (solver, used))
+    return None if len(set(methods)) == 1 else used.method
+
+
 def compare(
     score: Score,
     solvers: Mapping[str, Solver],
@@ -258,7 +266,8 @@ def compare(
 
     Args:
         score: the score.
-        solvers: by the names under which they are reported.
+        solvers: by the names under which they are reported; where another method takes the place of one that cannot keep to a
+            budget, its name is added.
         budgets: evaluations.
         data: held-out data in model coordinates, ``(N, *D)``, N at least 4.
         other: more data, ``(M, *D)``, of which as much as there are samples is judged as they are, for what a perfect
@@ -302,6 +311,8 @@ def compare(
         except ValueError as reason:
             left_out.append(f"{name} is left out at {budget} evaluations: {reason}")
             continue
+        if other_method := stand_in(solvers[name], solver):
+            name = f"{name} ({other_method})"
         if last and last[0] == (name, solver):  # no more steps than at the budget before
             found.append(dataclasses.replace(found[-1], budget=budget))
             drawn[name, budget] = drawn[name, last[1]]

@@ -1,8 +1,10 @@
 """The report of ``score-sde demo``, for a reader who has never seen a score-based model."""
 
+import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -36,6 +38,7 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
         if nfe == largest or name == "converged ODE"
     ]
     histograms = pixel_histograms(data)
+    folder = html.escape(quote(str(run.folder)))
     test_images = data.test[:36] / (spec.levels - 1)
     blocks = [
         paragraph(
@@ -104,10 +107,10 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
             sample_matrix(comparison, spec.displayed), "Solvers in rows, evaluations in columns, the same latents in each cell"
         ),
         "<h2>Go on</h2>",
-        paragraph(f"Everything is in <code>{run.folder}</code>. Try:"),
-        f"<pre>score-sde sample --workdir={run.folder} --solver=ode --n=100 --seed=1\n"
-        f"score-sde tune --workdir={run.folder} --nfe=6,10\n"
-        f"score-sde compare --workdir={run.folder} --nfe=6,10,20\n"
+        paragraph(f"Everything is in <code>{html.escape(str(run.folder))}</code>. Try:"),
+        f"<pre>score-sde sample --workdir={folder} --solver=ode --n=100 --seed=1\n"
+        f"score-sde tune --workdir={folder} --nfe=6,10\n"
+        f"score-sde compare --workdir={folder} --nfe=6,10,20\n"
         "score-sde train --config=digits_subvp --workdir=runs/subvp\n"
         "score-sde train --config=two_moons --workdir=runs/moons</pre>",
     ]

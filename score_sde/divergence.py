@@ -328,15 +328,19 @@ def as_divergence(divergence: str | Divergence, probes: int | None = None) -> Di
     Args:
         divergence: ``exact``; ``hutchinson``, ``hutchinson_gaussian`` or ``hutchinson_orthogonal``, with ``probes``
             probes; ``hutch++``, with ``probes`` vector-Jacobian products, at least 3; or an object.
-        probes: by default 1, and 3 for ``hutch++``.
+        probes: by default 1, and 3 for ``hutch++``; None for ``exact`` and for objects, which have their own.
 
     Raises:
-        ValueError: the name is unknown, or the number of probes too small.
+        ValueError: the name is unknown, the number of probes too small, or given where it has no effect.
     """
     if not isinstance(divergence, str):
+        if probes is not None:
+            raise ValueError(f"probes = {probes} has no effect: the divergence is an object, {divergence}, which has its own")
         return divergence
     if divergence not in DIVERGENCES:
         raise ValueError(f"unknown divergence {divergence!r}; choose one of {', '.join(DIVERGENCES)}")
+    if divergence == "exact" and probes is not None:
+        raise ValueError(f"probes = {probes} has no effect: the divergence is exact, and takes no probes")
     build = DIVERGENCES[divergence]
     return build() if probes is None else build(probes)
 

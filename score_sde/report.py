@@ -232,7 +232,8 @@ def sample_matrix(comparison: Comparison, display: Callable[[Tensor], Tensor], *
         grid[i, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         for j, budget in enumerate(budgets):
             if i == 1:
-                grid[i, j].set_title(f"{budget} evaluations", fontsize=9)
+                met = all(m.nfe == budget for m in comparison.measurements if m.budget == budget)
+                grid[i, j].set_title(f"{'' if met else '<= '}{budget} evaluations", fontsize=9)
             if (name, budget) in comparison.samples:
                 _draw(grid[i, j], display(comparison.samples[name, budget]), limits, shown)
             else:

@@ -7,7 +7,7 @@ metrics.jsonl        a line per ``log_every`` steps
 moments.safetensors  mean and covariance (or spectrum) of the training data in model coordinates
 train.lock           there while the run is being trained
 tuned.json           solvers chosen by measurement, one for each number of evaluations
-samples/  compare/   what was made from it
+samples/  compare/   what was made from it, a name for each protocol
 likelihood_*.json  likelihood_*.npz   records of likelihoods, and the values of single samples
 bounds/  dequantizer.safetensors      records of all bounds, and the learned dequantization
 
@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -143,7 +144,8 @@ def load_config(folder: Path, *, accept_edited_config: bool = False) -> tuple[di
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise RunError(
-            f"{folder} is not a run directory: it has no config.json; train one with score-sde train --workdir={folder}"
+            f"{folder} is not a run directory: it has no config.json; train one with score-sde train "
+            f"--workdir={quote(str(folder))}"
         )
     try:
         saved = _read_config(path, accept_edited_config)
@@ -211,7 +213,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", accept_edite
         same_run(metadata, identity, path)
         step = int(metadata.get("step", "0"))
     else:
-        raise CheckpointError(f"{folder} has no checkpoint yet: train it with score-sde train --workdir={folder}")
+        raise CheckpointError(f"{folder} has no checkpoint yet: train it with score-sde train --workdir={quote(str(folder))}")
     try:
         model = build_model(config, spec).to(device)
     except (TypeError, KeyError, AttributeError) as error:
@@ -282,7 +284,8 @@ def load_moments(folder: Path, spec: DataSpec) -> Moments | None:
         _check_moments(tensors, spec)
         return Moments(tensors["mean"], tensors.get("covariance"), tensors.get("spectrum"))
     except (DamagedError, KeyError, ValueError) as error:
-        raise RunError(f"{path} is damaged: remove it, score-sde train --workdir={folder} makes it anew ({error})") from error
+        again = f"score-sde train --workdir={quote(str(folder))} makes it anew ({error})"
+        raise RunError(f"{path} is damaged: remove it, {again}") from error
 
 
 def _check_moments(tensors: Mapping[str, torch.Tensor], spec: DataSpec) -> None:
@@ -329,7 +332,7 @@ def load_tuned(folder: Path, *, class_: int | None = None, step: int | None = No
         RunError: none were chosen, or ``tuned.json`` is damaged.
     """
     path = Path(folder) / TUNED
-    again = f"score-sde tune --workdir={folder}" + ("" if class_ is None else f" --class={class_}")
+    again = f"score-sde tune --workdir={quote(str(folder))}" + ("" if class_ is None else f" --class={class_}")
     if not path.is_file():
         raise RunError(f"no solver was tuned for {folder} yet: {again}")
     entries = _tuned_entries(path)

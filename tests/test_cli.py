@@ -9,6 +9,7 @@ import pickle
 import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,8 +36,12 @@ FAST = (
     "--config.likelihood.solver.ode.method=midpoint",
     "--config.likelihood.solver.ode.steps=4",
     "--config.likelihood.audit=0",
-    "--config.likelihood.dequantizer.steps=2",
 )
+
+
+def less(options, *changed):
+    """``options`` without those that the ``changed`` ones set anew: an option that is given twice is refused."""
+    return tuple(option for option in options if option.split("=")[0] not in {other.split("=")[0] for other in changed})
 
 
 def likelihoods(path):
@@ -84,6 +89,11 @@ def run(capsys, *arguments) -> str:
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 0
     return capsys.readouterr().out
+
+
+def written(said: str, what: str) -> Path:
+    """The file, or the folder, that a command said it wrote."""
+    return Path(re.search(rf"^{what}: +(\S+)$", said, flags=re.MULTILINE)[1])
 
 
 def refused(capsys, *arguments) -> str:
@@ -180,21 +190,24 @@ def samples(path):
 
 def test_sample_writes_a_picture_and_the_values(capsys, moons):
     said = run(capsys, "sample", f"--workdir={moons}", "--solver=ode", "--nfe=8", "--n=10", "--seed=3", "--quiet")
-    stem = moons / "samples" / "ode_nfe8_seed3"
-    assert f"picture: {stem}.png" in said
+    assert "ode cannot keep to a number of evaluations: midpoint takes its place" in said
+    kept, picture = written(said, "values"), written(said, "picture")
+    assert re.fullmatch(r"ode_midpoint_nfe8_seed3_[0-9a-f]{8}", kept.stem)
+    assert picture == kept.with_suffix(".png")
+    assert kept.parent == moons / "samples"
     assert "10 samples by ProbabilityFlow" in said
     assert f"score-sde compare --workdir={moons}" in said
-    values, about = samples(f"{stem}.npz")
+    values, about = samples(kept)
     assert values.shape == (10, 2)
     assert np.isfinite(values).all()
     assert (about["seed"], about["nfe"], about["step"], about["denoised"]) == (3, 8, 6, False)
-    with Image.open(f"{stem}.png") as picture:
-        assert picture.convert("L").getextrema()[0] < 128
+    with Image.open(picture) as drawn:
+        assert drawn.convert("L").getextrema()[0] < 128
 
 
 def test_samples_of_images_are_integers_within_their_levels(capsys, digits):
-    run(capsys, "sample", f"--workdir={digits}", "--nfe=10", "--n=5", "--quiet")
-    values, about = samples(digits / "samples" / "euler_maruyama_nfe10_seed0.npz")
+    said = run(capsys, "sample", f"--workdir={digits}", "--nfe=10", "--n=5", "--quiet")
+    values, about = samples(written(said, "values"))
     assert values.shape == (5, 1, 8, 8)
     assert values.dtype.kind == "i"
     assert values.min() >= 0
@@ -207,8 +220,7 @@ def test_the_same_seed_gives_the_same_samples_whatever_the_batch(capsys, moons, 
     drawn = []
     for size, seed in ((64, 0), (64, 0), (7, 0), (64, 1)):
         options = (f"--solver={solver}", "--nfe=12", "--n=20", f"--batch_size={size}", f"--seed={seed}", "--quiet")
-        run(capsys, "sample", f"--workdir={moons}", *options)
-        drawn.append(samples(moons / "samples" / f"{solver}_nfe12_seed{seed}.npz")[0])
+        drawn.append(samples(written(run(capsys, "sample", f"--workdir={moons}", *options), "values"))[0])
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_allclose(drawn[2], drawn[0], atol=1e-4)
     assert np.abs(drawn[3] - drawn[0]).max() > 0.1
@@ -220,7 +232,7 @@ def test_options_of_the_solver_and_of_sampling(capsys, moons):
     )
     assert "EulerMaruyama(steps=9" in said
     assert "10 evaluations" in said
-    assert samples(moons / "samples" / "euler_maruyama_seed0_denoise.npz")[1]["denoised"]
+    assert samples(written(said, "values"))[1]["denoised"]
 
 
 # likelihood
@@ -228,8 +240,9 @@ def test_options_of_the_solver_and_of_sampling(capsys, moons):
 
 def test_likelihood_writes_its_record(capsys, moons):
     said = run(capsys, "likelihood", f"--workdir={moons}", "--n=12", "--seed=1", "--quiet")
-    record = json.loads((moons / "likelihood_test_first12_seed1.json").read_text())
-    bits = likelihoods(moons / "likelihood_test_first12_seed1.json")
+    path = written(said, "record")
+    assert re.fullmatch(r"likelihood_test_first12_seed1_[0-9a-f]{8}", path.stem)
+    record, bits = json.loads(path.read_text()), likelihoods(path)
     assert len(bits) == record["samples"] == 12
     assert record["mean"] == pytest.approx(np.mean(bits), rel=1e-12)
     assert record["stderr"] == pytest.approx(np.std(bits, ddof=1) / 12**0.5, rel=1e-12)
@@ -245,21 +258,19 @@ def test_likelihood_writes_its_record(capsys, moons):
 def test_likelihood_of_a_file_is_that_of_the_split_it_holds(capsys, moons, tmp_path):
     test = two_moons(samples=200).test[:5]
     np.save(tmp_path / "mine.npy", test.numpy())
-    run(capsys, "likelihood", f"--workdir={moons}", "--n=5", "--quiet")
-    run(capsys, "likelihood", f"--workdir={moons}", f"--data={tmp_path / 'mine.npy'}", "--quiet")
-    run(capsys, "likelihood", f"--workdir={moons}", "--split=train", "--n=5", "--quiet")
-    names = ("test_first5", "data_mine", "train_first5")
-    test, mine, train = (likelihoods(moons / f"likelihood_{name}.json") for name in names)
+    asked = (["--n=5"], [f"--data={tmp_path / 'mine.npy'}"], ["--split=train", "--n=5"])
+    paths = [written(run(capsys, "likelihood", f"--workdir={moons}", *of, "--quiet"), "record") for of in asked]
+    test, mine, train = map(likelihoods, paths)
     assert (mine == test).all()
     assert (train != test).all()
-    assert json.loads((moons / "likelihood_data_mine.json").read_text())["data"].endswith("mine.npy")
+    assert json.loads(paths[1].read_text())["data"].endswith("mine.npy")
 
 
 def test_likelihood_of_images_stored_without_a_channel(capsys, digits, tmp_path):
     np.save(tmp_path / "flat.npy", np.arange(2 * 64, dtype=np.uint8).reshape(2, 64) % 17)
     said = run(capsys, "likelihood", f"--workdir={digits}", f"--data={tmp_path / 'flat.npy'}", "--quiet")
     assert "64 dimensions and 17 levels, uniform dequantization" in said
-    record = json.loads((digits / "likelihood_data_flat.json").read_text())
+    record = json.loads(written(said, "record").read_text())
     assert (record["dim"], record["levels"], record["samples"]) == (64, 17, 2)
 
 
@@ -274,8 +285,8 @@ def test_tuned_solvers_are_used_by_name(capsys, moons):
     assert [entry["nfe"] for entry in saved] == [4, 6]
     assert saved[0]["about"] == {"pilot": 8, "trials": 10, "seed": 0, "class": None, "step": saved[0]["about"]["step"]}
     said = run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=5", "--n=4", "--quiet")
-    assert "4 evaluations each" in said
-    assert (moons / "samples" / "tuned_nfe5_seed0.png").is_file()
+    assert "4 evaluations each (of 5 allowed)" in said
+    assert written(said, "picture").name.startswith("tuned_nfe4_seed0_")
     said = run(capsys, "tune", f"--workdir={moons}", "--nfe=5", "--pilot=9", "--trials=10", "--quiet")
     assert [line.split()[0] for line in said.splitlines()[:3]] == ["evaluations", "5", "errors:"]  # of this run alone
     assert "on 9 latents that had no part in the search" in said
@@ -297,11 +308,13 @@ def test_tuned_solvers_are_used_by_name(capsys, moons):
 
 def test_compare_writes_a_table_and_a_page_that_needs_nothing_else(capsys, moons):
     said = run(capsys, "compare", f"--workdir={moons}", "--solvers=euler_maruyama,ode,ddim", "--nfe=8,2", "--n=24", "--quiet")
-    with (moons / "compare" / "compare.csv").open() as file:
+    folder = written(said, "table").parent
+    assert folder.parent == moons / "compare"
+    with (folder / "compare.csv").open() as file:
         table = list(csv.DictReader(file))
     *measured, converged, floor = table
     assert [(line["solver"], line["budget"]) for line in measured] == [
-        (solver, nfe) for solver in ("euler_maruyama", "ode", "ddim") for nfe in ("2", "8")
+        (solver, nfe) for solver in ("euler_maruyama", "ode (midpoint)", "ddim") for nfe in ("2", "8")
     ]
     assert [converged["solver"], floor["solver"]] == ["converged ODE", "data against data"]
     assert all(int(line["nfe"]) <= int(line["budget"]) for line in table)
@@ -312,9 +325,9 @@ def test_compare_writes_a_table_and_a_page_that_needs_nothing_else(capsys, moons
     assert measured[5]["settings"] == "DDIM(steps=8, grid='uniform', eta=0.0)"
     assert measured[3]["settings"].startswith("ProbabilityFlow(method='midpoint'")  # in place of dopri5, which has no budget
     for name in ("compare.png", "samples.png"):
-        with Image.open(moons / "compare" / name) as picture:
+        with Image.open(folder / name) as picture:
             assert picture.convert("L").getextrema()[0] < 128
-    page = (moons / "compare" / "compare.html").read_text()
+    page = (folder / "compare.html").read_text()
     sources = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'>]{0,30})", page)
     assert len(sources) == 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)
@@ -329,7 +342,7 @@ def test_compare_writes_a_table_and_a_page_that_needs_nothing_else(capsys, moons
     assert protocol in page
 
 
-@pytest.mark.parametrize(("command", "option"), [("sample", "--batch_size"), ("compare", "--n"), ("tune", "--pilot")])
+@pytest.mark.parametrize(("command", "option"), [("sample", "--batch_size"), ("compare", "--count"), ("tune", "--pilot")])
 def test_too_little_memory_says_which_option_helps(capsys, monkeypatch, moons, command, option):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")
@@ -359,34 +372,34 @@ def test_a_model_with_classes_draws_from_one(tmp_path, capsys):
     options = ("--config.network.mlp.classes=2", *MOONS)
     run(capsys, "train", "--config=two_moons", f"--workdir={tmp_path}", "--quiet", *options)
     draw = ("sample", f"--workdir={tmp_path}", "--solver=ddim", "--nfe=5", "--n=8", "--quiet")
-    run(capsys, *draw, "--class=1")
-    run(capsys, *draw)
-    files = [np.load(tmp_path / "samples" / f"ddim_nfe5_seed0{mark}.npz") for mark in ("_class1", "")]
+    files = [np.load(written(run(capsys, *draw, *of), "values")) for of in (["--class=1"], [])]
     assert json.loads(str(files[0]["about"]))["class"] == 1
     assert not np.allclose(files[0]["samples"], files[1]["samples"])
     assert "has classes 0 to 1" in refused(capsys, *draw, "--class=2")
     score = ("likelihood", f"--workdir={tmp_path}", "--n=4", "--quiet", *FAST)
-    assert "given class 0" in run(capsys, *score, "--class=0")
-    assert "given no class" in run(capsys, *score)
-    told, untold = (json.loads((tmp_path / f"likelihood_test_first4{mark}.json").read_text()) for mark in ("_class0", ""))
+    said = [run(capsys, *score, "--class=0"), run(capsys, *score)]
+    assert "given class 0" in said[0]
+    assert "given no class" in said[1]
+    paths = [written(text, "record") for text in said]
+    told, untold = (json.loads(path.read_text()) for path in paths)
     assert (told["class"], untold["class"]) == (0, None)
-    values = [likelihoods(tmp_path / f"likelihood_test_first4{mark}.json") for mark in ("_class0", "")]
-    assert (values[0] != values[1]).any()
-    run(capsys, "compare", f"--workdir={tmp_path}", "--solvers=ddim", "--nfe=4", "--n=8", "--quiet", "--class=1")
-    page = (tmp_path / "compare" / "compare.html").read_text()
+    assert (likelihoods(paths[0]) != likelihoods(paths[1])).any()
+    said = run(capsys, "compare", f"--workdir={tmp_path}", "--solvers=ddim", "--nfe=4", "--n=8", "--quiet", "--class=1")
+    page = written(said, "page").read_text()
     held_out = int((two_moons(samples=200).test_classes == 1).sum())
     assert f"against {held_out} held-out data points" in page  # of that class, not of both
     assert "class 1 alone" in page
 
 
 def test_all_bounds_in_one_table(digits, moons, capsys):
-    out = run(capsys, "likelihood", f"--workdir={digits}", "--bounds", "--n=4", "--quiet", *FAST)
+    short = "--config.likelihood.dequantizer.steps=2"
+    out = run(capsys, "likelihood", f"--workdir={digits}", "--bounds", "--n=4", "--quiet", short, *FAST)
     rows = re.findall(r"^(.*?)  (\d+\.\d+) \+- \d+\.\d+", out, flags=re.MULTILINE)
     names = [name.strip() for name, _ in rows]
     chains = ["chain of 1000 steps, beta_tilde", "chain of 1000 steps, beta"]
     flows = ["ODE, uniform", "ODE, uniform, truncation", "ODE, truncated normal", "ODE, variational"]
     assert names == [*flows, *chains, "continuous time"]
-    saved = json.loads((digits / "bounds" / "chain_of_1000_steps_beta.json").read_text())
+    saved = json.loads((written(out, "saved") / "chain_of_1000_steps_beta.json").read_text())
     assert float(rows[5][1]) == pytest.approx(saved["mean"], abs=1e-4)
     assert (digits / "dequantizer.safetensors").is_file()
     assert saved["mean"] == pytest.approx(saved["prior"] + saved["diffusion"] + saved["reconstruction"])
@@ -395,7 +408,7 @@ def test_all_bounds_in_one_table(digits, moons, capsys):
 
 def test_networks_of_the_logarithm_say_what_they_need(tmp_path, capsys):
     options = ("--config.network.name=ncsnpp", "--config.network.ncsnpp.width=8", "--config.network.ncsnpp.multipliers=(1,1)")
-    train = ("train", "--config=digits_vp", f"--workdir={tmp_path / 'new'}", "--quiet", *DIGITS, *options)
+    train = ("train", "--config=digits_vp", f"--workdir={tmp_path / 'new'}", "--quiet", *DIGITS[1:], *options)
     assert "takes the logarithm of its noise level" in refused(capsys, *train)
     assert not (tmp_path / "new").exists()
     run(capsys, *train, "--config.model.time_input=sigma")
@@ -416,7 +429,7 @@ def test_every_network_trains_from_the_digits_config(name, tmp_path, capsys):
         "--config=digits_vp",
         f"--workdir={tmp_path}",
         "--quiet",
-        *DIGITS,
+        *DIGITS[1:],
         f"--config.network.name={name}",
         *options,
     )
@@ -496,7 +509,7 @@ def test_help_is_given(capsys):
     ("arguments", "message"),
     [
         ([], "arguments are required: COMMAND"),
-        (["smaple"], "invalid choice: 'smaple'"),
+        (["smaple"], "did you mean sample?"),
         (["train"], "arguments are required: --workdir"),
         (["train", "--workdir=x"], "x is not a run yet: give a config"),
         (["train", "--workdir=x", "--config=two_mons"], "config 'two_mons' not found, did you mean two_moons?"),
@@ -558,7 +571,7 @@ def test_mistakes_in_a_command(capsys, tmp_path, monkeypatch, arguments, message
 def test_mistakes_in_an_override(capsys, tmp_path, override, message):
     """Refused before anything is written, so that the corrected command works."""
     folder = tmp_path / "run"
-    assert message in refused(capsys, "train", "--config=two_moons", f"--workdir={folder}", *MOONS, override)
+    assert message in refused(capsys, "train", "--config=two_moons", f"--workdir={folder}", *less(MOONS, override), override)
     assert not folder.exists()
 
 
@@ -579,23 +592,26 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
         (["sample", "--nfe=0"], "a positive integer is needed"),
         (["sample", "--nfe=-3"], "a positive integer is needed, got '-3'"),
         (["sample", "--solver=ode", "--nfe=1"], "evaluations"),
-        (["sample", "--n=0"], "argument --n: a positive integer is needed, got '0'"),
-        (["sample", "--n=-4"], "argument --n: a positive integer is needed, got '-4'"),
-        (["sample", "--n=some"], "argument --n: a positive integer is needed, got 'some'"),
+        (["sample", "--n=0"], "argument --count/--n: a positive integer is needed, got '0'"),
+        (["sample", "--n=-4"], "argument --count/--n: a positive integer is needed, got '-4'"),
+        (["sample", "--n=some"], "argument --count/--n: a positive integer is needed, got 'some'"),
         (["sample", "--batch_size=0"], "batch_size"),
         (["sample", "--batch_size=-4"], "batch_size"),
         (["sample", "--seed=-1"], "argument --seed: an integer that is not negative is needed, got '-1'"),
         (["sample", "--seed=1.5"], "argument --seed: an integer that is not negative is needed, got '1.5'"),
         (["likelihood", "--seed=-1"], "argument --seed: an integer that is not negative is needed"),
         (["compare", "--seed=-1"], "argument --seed: an integer that is not negative is needed"),
-        (["sample", "--config.sde.vp.beta_max=3"], "the run is trained, only solver, likelihood and data can be set here"),
+        (["sample", "--config.sde.vp.beta_max=3"], "has no effect on sample: the run is trained, only solver can be set here"),
         (["sample", "--config.solver.pc.stps=3"], "did you mean solver.pc.steps?"),
         (["sample", "--config.solvr.pc.steps=3"], "config.solvr.pc.steps"),
         (["sample", "--config.solver=ode"], "config.solver is a section"),
         (["sample", "--config.solver.pc.steps=few"], "config.solver.pc.steps must be of type int"),
         (["sample", "--solver=pc", "--config.solver.pc.corrector=langevine"], "langevine"),
-        (["likelihood", "--n=0"], "argument --n: a positive integer is needed, got '0'"),
-        (["likelihood", "--config.likelihood.solver.ode.method=dopri6"], "unknown method 'dopri6'; choose one of dopri5"),
+        (["likelihood", "--n=0"], "argument --count/--n: a positive integer is needed, got '0'"),
+        (
+            ["likelihood", "--config.likelihood.solver.name=ode", "--config.likelihood.solver.ode.method=dopri6"],
+            "unknown method 'dopri6'; choose one of dopri5",
+        ),
         (
             ["likelihood", "--config.likelihood.solver.name=od"],
             "unknown likelihood.solver 'od', did you mean ode?; choose one of dual_weighted, ode",
@@ -603,7 +619,10 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
         (["likelihood", "--config.likelihood.target_error=0"], "target_error must be positive"),
         (["likelihood", "--config.likelihood.divergence=exakt"], "unknown divergence 'exakt'; choose one of exact"),
         (["likelihood", "--config.likelihood.batch_size=0"], "batch_size must be at least 1, got 0"),
-        (["likelihood", "--config.likelihood.solver.ode.rtol=-1"], "rtol and atol must be positive"),
+        (
+            ["likelihood", "--config.likelihood.solver.name=ode", "--config.likelihood.solver.ode.rtol=-1"],
+            "rtol and atol must be positive",
+        ),
         (["likelihood", "--data=nowhere.npy"], "nowhere.npy not found"),
         (["compare", "--solvers=ode,od"], "unknown solver 'od', did you mean ode?"),
         (["compare", "--config.solver.name=ddim"], "compare takes several solvers, as --solvers=pc,ddim"),

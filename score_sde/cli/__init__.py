@@ -3,10 +3,12 @@
 A mistake of the user ends in one sentence on standard error and exit code 2.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 
+from score_sde.cli.effect import refuse_repeated
 from score_sde.cli.parser import build_parser
 from score_sde.config import ConfigError
 from score_sde.solvers import SolverError
@@ -18,22 +20,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     overrides = [a for a in arguments if a.startswith(("--config.", "-config."))]
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a letter of a path is shown its number
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        return _run(arguments, overrides)
+    except BrokenPipeError:  # whoever reads has seen enough, as in score-sde list | head -1
+        _forget_output()
+        return 141
+
+
+def _run(arguments: list[str], overrides: list[str]) -> int:
     options = build_parser().parse_args([a for a in arguments if a not in overrides])
     try:
-        if overrides and "workdir" not in options and "config" not in options:
+        if overrides and not options.configured:
             raise ConfigError(f"score-sde {options.command} takes no --config. options")
+        refuse_repeated(overrides)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-            return options.run(options, overrides) or 0
+            code = options.run(options, overrides) or 0
+            print(end="", flush=True)  # a closed pipe, or a full disk behind it, is met here
+            return code
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, SolverError, TrainingError) as error:
         if options.traceback:
             raise
         print(f"score-sde: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, OSError):
+            _forget_output()  # it may be what cannot be written
         return 2
     except (RuntimeError, MemoryError) as error:
         if options.traceback or not ran_out_of_memory(error):
             raise
-        smaller = {"sample": "--batch_size", "compare": "--n", "tune": "--pilot"}
+        smaller = {"sample": "--batch_size", "compare": "--count", "tune": "--pilot"}
         option = smaller.get(options.command, "batch_size")
         print(f"score-sde: out of memory; use a smaller {option}: {' '.join(str(error).split())[:200]}", file=sys.stderr)
         return 2
@@ -41,3 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = "; the same command goes on from here" if options.command == "likelihood" and not options.bounds else ""
         print(f"score-sde: stopped{again}", file=sys.stderr)
         return 130
+
+
+def _forget_output() -> None:
+    """Send what cannot be printed nowhere: Python would try again at its end."""
+    try:
+        print(end="", flush=True)
+        return
+    except OSError:
+        pass
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from score_sde.cli.choices import chosen_device
+from score_sde.cli.effect import refuse_without_effect
 from score_sde.config import chosen_only, config_names, from_saved, override, read_config
 from score_sde.data import DATASETS
 from score_sde.divergence import DIVERGENCES
@@ -53,6 +54,8 @@ def config(options: argparse.Namespace, overrides: list[str]) -> int:
         chosen = override(from_saved(saved), overrides)
     else:
         chosen = override(read_config(options.config), overrides)
+    if not options.all:
+        refuse_without_effect(overrides, chosen)
     plain = chosen.to_dict()
     print(json.dumps(plain if options.all else chosen_only(plain), indent=2))
     return 0

@@ -3,12 +3,14 @@
 import argparse
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 import torch
 from ml_collections import ConfigDict
 
+from score_sde.cli.effect import key_of, refuse_sections
 from score_sde.config import ConfigError, from_saved, override
 from score_sde.files import remove_leftovers
 from score_sde.model import ForClass, Score
@@ -19,19 +21,14 @@ FREE_TO_CHANGE = ("training", "solver", "likelihood")
 """Sections of the config that may change when a run is continued."""
 
 
-def loaded_run(options: argparse.Namespace, overrides: list[str]) -> tuple[Run, ConfigDict]:
-    refuse_changes(overrides, "the run is trained")
+def loaded_run(options: argparse.Namespace, overrides: list[str], sections: Sequence[str]) -> tuple[Run, ConfigDict]:
+    """The run, and its config with overrides of the ``sections`` that the command reads."""
     device, edited = chosen_device(options.device), options.accept_edited_config
     run = load(options.workdir, device=device, accept_edited_config=edited)
+    config = override(from_saved(run.config), overrides)  # first: a misspelt key is named as one
+    refuse_sections(overrides, sections, options.command)
     remove_leftovers(run.folder)
-    return run, override(from_saved(run.config), overrides)
-
-
-def refuse_changes(overrides: list[str], reason: str) -> None:
-    for argument in overrides:
-        section = argument.split(".")[1].split("=")[0]
-        if section not in FREE_TO_CHANGE and section != "data":
-            raise ConfigError(f"{argument}: {reason}, only {', '.join(FREE_TO_CHANGE[1:])} and data can be set here")
+    return run, config
 
 
 def chosen_solver(config: ConfigDict, name: str | None, run: Run, class_: int | None = None) -> Solver:
@@ -49,7 +46,7 @@ def chosen_solver(config: ConfigDict, name: str | None, run: Run, class_: int | 
 
 def refuse_options_of_tuned(overrides: list[str]) -> None:
     for argument in overrides:
-        if argument.startswith("--config.solver.") and not argument.startswith("--config.solver.name="):
+        if key_of(argument).startswith("solver.") and key_of(argument) != "solver.name":
             raise ConfigError(f"{argument}: solvers that were tuned have their options already; choose one by --solver=NAME")
 
 
@@ -90,4 +87,4 @@ def architecture(config: Mapping, model: torch.nn.Module) -> str:
 
 
 def likelihood_of_a_file(folder: Path) -> str:
-    return f"likelihood --workdir={folder} --data=FILE.npy"
+    return f"likelihood --workdir={quote(str(folder))} --data=FILE.npy"

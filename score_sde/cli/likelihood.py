@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 
 from score_sde.checkpoint import load_weights
 from score_sde.cli.choices import loaded_run, told_class
-from score_sde.config import ConfigError
+from score_sde.cli.effect import refuse_without_effect
+from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
+from score_sde.config import ConfigError, chosen_only
 from score_sde.data import DataError, load_array
 from score_sde.data.layout import arranged
 from score_sde.files import DamagedError, read_metadata, write_safetensors
@@ -44,29 +46,41 @@ def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, config = loaded_run(options, overrides)
+    run, config = loaded_run(options, overrides, ("likelihood", "data"))
+    refuse_without_effect(overrides, config, idle=_idle(options, config, continuous=run.model.data.levels is None))
+    if options.key and not str(options.data).endswith(".npz"):
+        raise ConfigError(f"--key={options.key} has no effect: it names an array of a .npz file given by --data")
     if options.data:
+        if options.split:
+            raise ConfigError(f"--split={options.split} has no effect: --data={options.data} takes the place of the run's data")
         values, name = load_array(options.data, options.key), f"data_{Path(options.data).stem}"
         spec = run.model.data
         if values[0].numel() == spec.dim and len(spec.shape) > 1:
             values = arranged(values, options.data, shape=spec.shape, layout=config.data.file.layout)
         spec.check(values, options.data)
     else:
-        values, name = getattr(build_data(config.to_dict()), options.split), options.split
+        name = options.split or "test"
+        values = getattr(build_data(config.to_dict()), name)
+    of = options.data or name
+    name += f"_first{options.n}" if options.n and options.n < len(values) else ""
     values = values[: options.n]
     how = {"score": told_class(run, options.class_), "seed": options.seed, "progress": not options.quiet}
-    about = {"run": str(run.folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": options.data or options.split}
+    about = {"run": str(run.folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": of}
     about |= {"class": options.class_} if run.model.classes else {}
     first = ranks_of_this_run()[0] == 0
-    if options.bounds:
-        records = run_bounds(run, config, values, **how)
-        if first:
-            _show_bounds(run, records, about)
-        return 0
-    name += f"_first{options.n}" if options.n else ""
     name += f"_seed{options.seed}" if options.seed else ""
     name += "" if options.class_ is None else f"_class{options.class_}"
-    path = run.folder / f"likelihood_{name}.json"
+    asked = {"seed": options.seed, "class_": options.class_, "bounds": options.bounds}
+    about["protocol"] = likelihood_digest(run, config, values, **asked)
+    name += f"_{about['protocol']}"
+    if options.bounds:
+        folder = output_folder(options.output, run.folder / "bounds" / name, about["protocol"], marked="continuous_time.json")
+        records = run_bounds(run, config, values, **how)
+        if first:
+            _show_bounds(run, records, about, folder)
+        return 0
+    default = run.folder / f"likelihood_{name}"
+    path, _ = output_files(options.output, default, about["protocol"], endings=(".json", ".npz"))
     record = run_likelihood(run, config, values, keep=path.with_suffix(".parts"), **how)
     if not first:
         return 0
@@ -78,6 +92,37 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
         print(f"mismatch between the noised data and the prior: {record.prior_mismatch:.2e} bits/dim")
     print(f"record:         {path}\neach sample's:  {path.with_suffix('.npz')}")
     return 0
+
+
+def _idle(options: argparse.Namespace, config: ConfigDict, *, continuous: bool) -> dict[str, str]:
+    """Options of the config that the command's own or the data make idle, and why."""
+    idle: dict[str, str] = {}
+    if options.bounds:
+        idle |= {
+            "likelihood.dequantization": "--bounds takes each dequantization in turn",
+            "likelihood.truncation": "--bounds takes it with uniform dequantization",
+            "likelihood.dequantizer": "",  # trained for one of them
+        }
+    if continuous:
+        reason = "the data is continuous, and is not dequantized"
+        idle |= {"likelihood.dequantization": reason, "likelihood.dequantizer": reason}
+    trained = options.bounds or config.likelihood.dequantization == "variational"
+    if options.data and (continuous or not trained):
+        idle["data"] = f"--data={options.data} takes the place of the run's data"
+    return idle
+
+
+def likelihood_digest(
+    run: Run, config: ConfigDict, values: torch.Tensor, *, seed: int, class_: int | None = None, bounds: bool = False
+) -> str:
+    """The digest of the protocol of a likelihood: of the data its content, of the options those that are in use."""
+    settings = chosen_only(config.likelihood.to_dict())
+    if bounds:  # which takes each of them
+        del settings["dequantization"], settings["truncation"]
+    elif settings["dequantization"] != "variational":
+        del settings["dequantizer"]
+    protocol = {"values": data_digest(values), "likelihood": settings, "seed": seed, "class": class_, "bounds": bounds}
+    return protocol_digest(run, protocol)
 
 
 def run_likelihood(
@@ -94,6 +139,8 @@ def run_likelihood(
     settings = config.likelihood.to_dict()
     solver = chosen(LIKELIHOOD_SOLVERS, settings.pop("solver"), kind="likelihood.solver")
     del settings["dequantizer"]
+    if settings["divergence"] == "exact":
+        settings["probes"] = None  # those of a config file, for other divergences
     if run.model.data.levels is None:
         settings["dequantization"] = "uniform"  # continuous data has none
     known = (*DEQUANTIZATIONS, "variational")
@@ -167,12 +214,12 @@ def run_bounds(run: Run, config: ConfigDict, values: torch.Tensor, *, score: Sco
     return records
 
 
-def _show_bounds(run: Run, records: dict, about: dict) -> None:
+def _show_bounds(run: Run, records: dict, about: dict, folder: Path) -> None:
     width = max(map(len, records))
     print(f"{'':<{width}}  bits/dim            evaluations")
     for bound, record in records.items():
-        record.save(run.folder / "bounds" / f"{bound.replace(' ', '_').replace(',', '')}.json", **about)
+        record.save(folder / f"{bound.replace(' ', '_').replace(',', '')}.json", **about)
         print(f"{bound:<{width}}  {record.mean:.4f} +- {record.stderr:.4f}  {record.nfe:>11.6g}")
     if run.model.data.dequantize:
         print("the chains and continuous time bound points at the centres of bins: loose for a model of dequantized data")
-    print(f"saved:  {run.folder / 'bounds'}")
+    print(f"saved:  {folder}")

@@ -1,13 +1,15 @@
 """The commands that draw from a run: ``sample`` and ``compare``."""
 
 import argparse
+import contextlib
 import html
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_sde.cli.choices import (
@@ -18,8 +20,11 @@ from score_sde.cli.choices import (
     refuse_options_of_tuned,
     told_class,
 )
-from score_sde.comparison import Comparison, compare
+from score_sde.cli.effect import idle_under_budget, key_of, refuse_without_effect
+from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
+from score_sde.comparison import Comparison, compare, stand_in
 from score_sde.config import ConfigError
+from score_sde.data import Dataset
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
 from score_sde.report import quality_curve, sample_matrix, write_comparison_page
@@ -31,13 +36,33 @@ COMPARED = ("euler_maruyama", "ancestral", "sde_dpm_solver_pp", "pc", "ddim", "h
 
 
 def sample(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, config = loaded_run(options, overrides)
+    run, config = loaded_run(options, overrides, ("solver",))
+    if options.solver and options.solver != config.solver.name and any(key_of(o) == "solver.name" for o in overrides):
+        raise ConfigError(f"--solver={options.solver} and --config.solver.name={config.solver.name} choose two: give one")
     score, spec, name = told_class(run, options.class_), run.model.data, options.solver or config.solver.name
     solver = chosen_solver(config, options.solver, run, options.class_)
+    idle: dict[str, str] = {}
     if isinstance(solver, Tuned):
         refuse_options_of_tuned(overrides)
     if options.nfe is not None:
-        solver = solver.with_budget(options.nfe)
+        asked, solver = solver, solver.with_budget(options.nfe)
+        if substitute := stand_in(asked, solver):
+            print(f"{name} cannot keep to a number of evaluations: {substitute} takes its place")
+        idle = dict(idle_under_budget(name, config.solver.get(name, {}), substitute))
+        name += f"_{substitute}" if substitute else ""
+    refuse_without_effect(overrides, config, idle=idle)
+    clip = spec.model_range if options.clip else None
+    protocol = {"solver": repr(solver), "seed": options.seed, "n": options.n, "denoised": options.denoise}
+    protocol |= {"class": options.class_, "clip": clip}
+    digest = protocol_digest(run, protocol)
+    marks = [f"seed{options.seed}", "denoise" if options.denoise else "", "clip" if options.clip else ""]
+    marks += ["" if options.class_ is None else f"class{options.class_}", digest]
+
+    def files(used: str) -> list[Path]:
+        default = run.folder / "samples" / "_".join(filter(None, [name, used, *marks]))
+        return output_files(options.output, default, digest, endings=(".npz", ".png"))
+
+    files("")  # refused before anything is computed
     parts, nfe, seconds = [], 0, 0.0
     for first in range(0, options.n, options.batch_size):
         shape = (min(options.batch_size, options.n - first), *spec.shape)
@@ -47,47 +72,52 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
             seed=options.seed,
             first=first,
             denoise=options.denoise,
-            clip=spec.model_range if options.clip else None,
+            clip=clip,
             progress=not options.quiet,
         )
         parts.append(result.x)
         nfe, seconds = max(nfe, result.nfe), seconds + result.seconds
     x = torch.cat(parts)
-    marks = [name, f"nfe{options.nfe}" if options.nfe else "", f"seed{options.seed}"]
-    marks += ["denoise" if options.denoise else "", "clip" if options.clip else ""]
-    marks += [] if options.class_ is None else [f"class{options.class_}"]
-    stem = run.folder / "samples" / "_".join(filter(None, marks))
-    about = {"solver": repr(solver), "nfe": nfe, "seed": options.seed, "denoised": options.denoise}
-    about |= {"class": options.class_, "step": run.step}
-    values = spec.decode(x).cpu().numpy()
-    write_npz(stem.with_suffix(".npz"), {"samples": values, "about": np.array(json.dumps(about))})
+    kept, drawn = files(f"nfe{nfe}" if options.nfe else "")
+    about = {**protocol, "nfe": nfe, "step": run.step, "protocol": digest}
+    write_npz(kept, {"samples": spec.decode(x).cpu().numpy(), "about": np.array(json.dumps(about))})
     shown = x[: 400 if len(spec.shape) > 1 else 5000]
-    save_png(picture(spec.displayed(shown)), stem.with_suffix(".png"))
-    print(f"{options.n} samples by {solver}: {nfe} evaluations each, {seconds:.1f} s")
-    print(f"picture: {stem.with_suffix('.png')}\nvalues:  {stem.with_suffix('.npz')}")
+    save_png(picture(spec.displayed(shown)), drawn)
+    of = f" (of {options.nfe} allowed)" if options.nfe and nfe < options.nfe else ""
+    print(f"{options.n} samples by {solver}: {nfe} evaluations each{of}, {seconds:.1f} s")
+    print(f"picture: {drawn}\nvalues:  {kept}")
     has_data = config.data.get(config.data.name, {}).get("path", "here")
-    print(f"next:    score-sde {f'compare --workdir={run.folder}' if has_data else likelihood_of_a_file(run.folder)}")
+    folder = quote(str(run.folder))
+    print(f"next:    score-sde {f'compare --workdir={folder}' if has_data else likelihood_of_a_file(run.folder)}")
     return 0
 
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, config = loaded_run(options, overrides)
+    run, config = loaded_run(options, overrides, ("solver", "data"))
     for argument in overrides:
-        if argument.startswith("--config.solver.name="):
+        if key_of(argument) == "solver.name":
             raise ConfigError(f"{argument}: compare takes several solvers, as --solvers=pc,{argument.split('=', 1)[1]}")
     usual = [*COMPARED, "tuned"] if has_tuned(run.folder, options.class_) else COMPARED
     names = options.solvers.split(",") if options.solvers else usual
     solvers = {name: chosen_solver(config, name, run, options.class_) for name in names}
     budgets = evaluations(options.nfe)
-    how = {"samples": options.n, "seed": options.seed, "progress": not options.quiet}
-    result = run_comparison(run, config, solvers, budgets, class_=options.class_, **how)
-    folder = run.folder / "compare"
+    idle: dict[str, str] = {}
+    for name, solver in solvers.items():
+        for budget in budgets:
+            with contextlib.suppress(ValueError):  # too small a budget, of which compare warns
+                substitute = stand_in(solver, solver.with_budget(budget))
+                idle |= idle_under_budget(name, config.solver.get(name, {}), substitute)
+    refuse_without_effect(overrides, config, chosen={"solver": names}, idle=idle)
+    how = {"samples": options.n, "seed": options.seed}
+    data = build_data(config.to_dict())
+    folder, digest = comparison_folder(run, data, solvers, budgets, options.output, class_=options.class_, **how)
+    result = run_comparison(run, data, solvers, budgets, class_=options.class_, progress=not options.quiet, **how)
     curves, matrix = quality_curve(result), sample_matrix(result, run.model.data.displayed)
     result.save_csv(folder / "compare.csv")
     save_png(curves, folder / "compare.png")
     save_png(matrix, folder / "samples.png")
     of_class = "" if options.class_ is None else f", class {options.class_} alone"
-    source = f"Samples of <code>{html.escape(str(run.folder))}</code> (step {run.step}{of_class})"
+    source = f"Samples of <code>{html.escape(str(run.folder))}</code> (step {run.step}{of_class}, protocol {digest})"
     write_comparison_page(folder / "compare.html", result, curves, matrix, source=source)
     print(result.table())
     print(f"{result.protocol}\ntable:    {folder / 'compare.csv'}")
@@ -95,9 +125,29 @@ def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def comparison_folder(
+    run: Run,
+    data: Dataset,
+    solvers: Mapping[str, Solver],
+    budgets: Sequence[int],
+    given: str | None,
+    *,
+    samples: int,
+    seed: int,
+    class_: int | None = None,
+) -> tuple[Path, str]:
+    """Where a comparison is written, and the digest of its protocol; ``given`` is the user's own choice, if there is one."""
+    protocol = {"solvers": [(name, repr(solver)) for name, solver in solvers.items()], "budgets": list(budgets)}
+    protocol |= {"samples": samples, "seed": seed, "class": class_, "data": [*map(data_digest, (data.test, data.train))]}
+    digest = protocol_digest(run, protocol)
+    marks = [f"nfe{'-'.join(map(str, budgets))}", f"n{samples}", f"seed{seed}"]
+    marks += ([] if class_ is None else [f"class{class_}"]) + [digest]
+    return output_folder(given, run.folder / "compare" / "_".join(marks), digest, marked="compare.html"), digest
+
+
 def run_comparison(
     run: Run,
-    config: ConfigDict,
+    data: Dataset,
     solvers: Mapping[str, Solver],
     budgets: Sequence[int],
     *,
@@ -106,9 +156,8 @@ def run_comparison(
     progress: bool,
     class_: int | None = None,
 ) -> Comparison:
-    """``compare`` against the held-out data of the run, of one class where one is given; the floor is training data's."""
+    """``compare`` against held-out data, of one class where one is given; the floor is training data's."""
     score, spec = told_class(run, class_), run.model.data
-    data = build_data(config.to_dict())
     random = torch.Generator().manual_seed(seed)
 
     def encoded(values: Tensor, classes: Tensor | None, count: int) -> Tensor:

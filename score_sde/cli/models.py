@@ -4,8 +4,10 @@ import argparse
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
-from score_sde.cli.choices import architecture, likelihood_of_a_file, refuse_changes
+from score_sde.cli.choices import FREE_TO_CHANGE, architecture, likelihood_of_a_file
+from score_sde.cli.effect import KEPT, refuse_sections, refuse_without_effect
 from score_sde.config import ConfigError, from_saved, override, read_config
 from score_sde.data import DataSpec
 from score_sde.interop import import_diffusers, import_published, published_config, read_settings, to_diffusers
@@ -28,7 +30,9 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     elif bool(options.config) == bool(options.model_config):
         raise ConfigError("give the model's settings: --model_config=FILE.json in that project's keys, or --config=NAME")
     elif options.config:
-        plain = override(read_config(options.config), overrides).to_dict()
+        config = override(read_config(options.config), overrides)
+        refuse_without_effect(overrides, config, kept=KEPT)
+        plain = config.to_dict()
         section = plain["data"][plain["data"]["name"]]
         section |= {"dequantize": True} if "dequantize" in section else {}  # as that project's likelihoods are computed
         model, step = import_published(options.path, plain, data_spec(plain))
@@ -40,14 +44,16 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     save_model(folder, plain, model, step=step)
     low, high = model.data.model_range
     print(f"{options.path}: {architecture(plain, model)}, data of shape {model.data.shape} in [{low:g}, {high:g}]")
-    print(f"next:  score-sde sample --workdir={folder}   or   score-sde {likelihood_of_a_file(folder)}")
+    print(f"next:  score-sde sample --workdir={quote(str(folder))}   or   score-sde {likelihood_of_a_file(folder)}")
     return 0
 
 
 def _imported(saved: Mapping, overrides: list[str]) -> dict:
     """The config of an import with what may be said about it in addition."""
-    refuse_changes(overrides, "the settings of the model are given")
-    return override(from_saved(saved), overrides).to_dict()
+    config = override(from_saved(saved), overrides)
+    refuse_sections(overrides, (*FREE_TO_CHANGE, "data"), "import")
+    refuse_without_effect(overrides, config, kept=KEPT)
+    return config.to_dict()
 
 
 def _file_spec(plain: Mapping, spec: DataSpec) -> DataSpec:

@@ -2,8 +2,9 @@
 
 import argparse
 import difflib
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from score_sde.cli.about import config, doctor, list_
@@ -34,18 +35,32 @@ class _Parser(argparse.ArgumentParser):
         if "unrecognized arguments" in message:
             given = message.split(":", 1)[1].split()[0].split("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
-            close = difflib.get_close_matches(given, known, n=1)
-            message = f"unknown option {given}" + (f", did you mean {close[0]}?" if close else "")
+            message = f"unknown option {given}{_nearest(given, known)}"
+        elif found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            message += _nearest(found[1], re.findall(r"[\w-]+", found[2]))
         print(f"{self.prog}: {message}; {self.prog} --help shows what it takes", file=sys.stderr)
         raise SystemExit(2)
 
     def parse_args(self, args=None, namespace=None):
         # sub-parsers hand what they do not know back to this one, whose options are others: report it as theirs
         parsed, unknown = self.parse_known_args(args, namespace)
+        commands: dict[str, _Parser] = self._subparsers._group_actions[0].choices
+        commands[parsed.command].refuse_repeated(args)
         if unknown:
-            commands: dict[str, _Parser] = self._subparsers._group_actions[0].choices
             commands[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
         return parsed
+
+    def refuse_repeated(self, args: Sequence[str]) -> None:
+        """An option that is given twice has one value that is not used."""
+        given = [argument.split("=")[0] for argument in args]
+        for action in self._actions:
+            if sum(given.count(option) for option in action.option_strings) > 1:
+                self.error(f"{'/'.join(action.option_strings)} is given more than once")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def _accept_edited(sub: argparse.ArgumentParser) -> None:
@@ -58,9 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="score-sde", description="Score-based generative models in continuous time.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable, description: str, *, workdir: bool = True, runs: bool = True):
+    def command(
+        name: str, run: Callable, description: str, *, workdir: bool = True, runs: bool = True, configured: bool = True
+    ):
         sub = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, configured=configured)
         sub.add_argument("--traceback", action="store_true", help="show where an error comes from")
         if workdir:
             sub.add_argument("--workdir", required=True, help="the run directory")
@@ -69,6 +86,13 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument("--device", help="cpu, cuda, ...; by default a GPU where there is one")
             sub.add_argument("--quiet", action="store_true", help="no progress bars")
         return sub
+
+    def count(sub: argparse.ArgumentParser, help: str, default: int | None = None) -> None:
+        # torchrun reads the command line first, and takes --n for an abbreviation of its own --nnodes
+        sub.add_argument("--count", "--n", dest="n", type=_positive, default=default, metavar="N", help=help)
+
+    def output(sub: argparse.ArgumentParser, what: str) -> None:
+        sub.add_argument("--output", help=f"{what}; by default in the run, by a name that is this command's alone")
 
     def of_class(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
@@ -81,21 +105,23 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("sample", sample, "draw samples as a picture and an .npz")
     sub.add_argument("--solver", help=f"{', '.join(SOLVERS)}, or tuned; options by --config.solver.NAME.option=value")
     sub.add_argument("--nfe", type=_positive, help="network evaluations, instead of the solver's own steps")
-    sub.add_argument("--n", type=_positive, default=64, help="number of samples")
+    count(sub, "number of samples", 64)
     sub.add_argument("--seed", type=_natural, default=0)
     sub.add_argument("--batch_size", type=_positive, default=256, help="samples at a time")
     of_class(sub)
     sub.add_argument("--denoise", action="store_true", help="end with the posterior mean, at one more evaluation")
     sub.add_argument("--clip", action="store_true", help="clip x0 to the range of the data at every evaluation")
+    output(sub, "the .npz to write, and a .png beside it")
 
     sub = command("likelihood", likelihood, "compute bits/dim with its standard error and protocol")
-    sub.add_argument("--split", choices=("test", "train"), default="test")
+    sub.add_argument("--split", choices=("test", "train"), help="which part of the run's data, by default test")
     sub.add_argument("--data", help="a .npy or .npz file instead of the run's own data")
     sub.add_argument("--key", default="", help="the array in a .npz that holds several")
-    sub.add_argument("--n", type=_positive, help="only the first N samples")
+    count(sub, "only the first N samples")
     sub.add_argument("--seed", type=_natural, default=0)
     sub.add_argument("--bounds", action="store_true", help="a table of all bounds on the bits/dim of integers")
     of_class(sub)
+    output(sub, "the .json to write, and a .npz beside it; with --bounds a folder")
 
     sub = command("import", import_, "make a run of a model that was trained elsewhere", runs=False)
     sub.add_argument("path", help="a .pth file of score_sde_pytorch, or a folder saved by diffusers")
@@ -103,16 +129,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--config", help="settings of the model: name or path of one of our config files")
     sub.add_argument("--model_config", help="settings of the model: a JSON file in score_sde_pytorch's own keys")
 
-    sub = command("export", export, "write a run's model as safetensors and JSON, or for diffusers", runs=False)
+    sub = command(
+        "export", export, "write a run's model as safetensors and JSON, or for diffusers", runs=False, configured=False
+    )
     sub.add_argument("--output", required=True, help="the new folder")
     sub.add_argument("--format", choices=("safetensors", "diffusers"), default="safetensors")
 
     sub = command("compare", compare_, "compare solvers at equal evaluations: CSV, curves, samples and an HTML page")
     sub.add_argument("--solvers", help="names separated by commas; by default some of each kind, and what was tuned")
     sub.add_argument("--nfe", default="5,10,20,50", help="evaluations separated by commas, from 1 or 2 up")
-    sub.add_argument("--n", type=_positive, default=256, help="samples per setting, 20 or more for precision and recall")
+    count(sub, "samples per setting, 20 or more for precision and recall", 256)
     sub.add_argument("--seed", type=_natural, default=0)
     of_class(sub)
+    output(sub, "the folder to write")
 
     sub = command("tune", tune_, "choose solver and time grid for each number of evaluations, by measurement")
     sub.add_argument("--nfe", default="6,8,10,12,16,20", help="evaluations separated by commas")
@@ -122,12 +151,12 @@ def build_parser() -> argparse.ArgumentParser:
     of_class(sub)
 
     sub = command("demo", demo, "train on real digits, sample, measure, compare, and write a report")
-    command("list", list_, "list everything that can be chosen", workdir=False)
+    command("list", list_, "list everything that can be chosen", workdir=False, configured=False)
     sub = command("config", config, "print a config with its overrides applied", workdir=False)
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", help="name or path of a config file")
     source.add_argument("--workdir", help="a run directory")
     _accept_edited(sub)
     sub.add_argument("--all", action="store_true", help="also the options of what is not chosen")
-    command("doctor", doctor, "check this installation", workdir=False)
+    command("doctor", doctor, "check this installation", workdir=False, configured=False)
     return parser

@@ -5,14 +5,16 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from shlex import quote
 
 import torch
 from ml_collections import ConfigDict
 
 from score_sde.checkpoint import latest_checkpoint
 from score_sde.cli.choices import FREE_TO_CHANGE, architecture, chosen_device, chosen_solver, loaded_run
-from score_sde.cli.likelihood import run_likelihood
-from score_sde.cli.measuring import run_comparison
+from score_sde.cli.effect import KEPT, refuse_without_effect
+from score_sde.cli.likelihood import likelihood_digest, run_likelihood
+from score_sde.cli.measuring import comparison_folder, run_comparison
 from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
 from score_sde.data import Dataset, moments
 from score_sde.demo import write_demo_report
@@ -54,6 +56,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         config = override(from_saved(load_config(folder, accept_edited_config=edited)[0]), overrides)
     else:
         raise RunError(f"{folder} is not a run yet: give a config, --config={config_names()[0]} for example")
+    refuse_without_effect(overrides, config, kept=KEPT)
     device = chosen_device(options.device)
     data = build_data(config.to_dict())
     before = load_config(folder, accept_edited_config=edited)[1] if resumed or imported else data.spec
@@ -76,6 +79,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     identity = load_identity(folder, accept_edited_config=edited)
     how = {"seed": plain["seed"], "device": device, "pretrained": pretrained, "identity": identity}
     trainer = Trainer(model, data, folder, training, **how)
+    if resumed:
+        saved = load_config(folder, accept_edited_config=edited)[0]
+        _refuse_idle_training(folder, trainer.step, training, TrainingOptions(**saved["training"]))
     trainer.identity = trainer.identity or new_identity()
     save_config(folder, plain, data.spec, identity=trainer.identity)
     if not resumed or not (folder / "moments.safetensors").exists():
@@ -84,12 +90,30 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     if trainer.step:
         print(f"continuing {folder} from step {trainer.step} of {training.steps}")
     stopped = trainer.train(progress=not options.quiet)
+    quoted = quote(str(folder))
     if stopped:
-        print(f"to go on:  score-sde train --workdir={folder}")
+        print(f"to go on:  score-sde train --workdir={quoted}")
         return 128 + stopped
-    print(f"{folder} is trained for {trainer.step} steps; its pictures are in {folder / 'samples'}")
-    print(f"next:  score-sde sample --workdir={folder}   or   score-sde likelihood --workdir={folder}")
+    drawn = any((folder / "samples").glob("step_*.png"))
+    pictures = f"; its pictures are in {folder / 'samples'}" if drawn else ""
+    print(f"{folder} is trained for {trainer.step} steps{pictures}")
+    print(f"next:  score-sde sample --workdir={quoted}   or   score-sde likelihood --workdir={quoted}")
     return 0
+
+
+def _refuse_idle_training(folder: Path, step: int, training: TrainingOptions, before: TrainingOptions) -> None:
+    """Refuse fewer steps than a run has behind it, and changes of how it is trained when no step is left."""
+    if step > training.steps:
+        raise ConfigError(
+            f"{folder} is trained for {step} steps already, and training.steps is {training.steps}: nothing was changed; "
+            "give more steps, or another --workdir"
+        )
+    if step == training.steps and training != before:
+        changed = next(name for name, value in vars(training).items() if value != vars(before)[name])
+        raise ConfigError(
+            f"training.{changed} has no effect: {folder} is trained for all of its {step} steps; give more, "
+            f"--config.training.steps={2 * step} for example"
+        )
 
 
 def _continued(folder: Path, source: str | None, overrides: list[str], imported: bool, edited: bool) -> ConfigDict:
@@ -134,16 +158,19 @@ def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     code = train(trained, overrides)
     if code:
         return code
-    run, config = loaded_run(options, [])
+    run, config = loaded_run(options, [], ())
     print("computing the test bits/dim ...")
     data = build_data(config.to_dict())
     record = run_likelihood(run, config, data.test, seed=0, progress=not options.quiet)
-    record.save(folder / "likelihood_test.json", run=str(folder), step=run.step, checkpoint=run.checkpoint.name, data="test")
+    digest = likelihood_digest(run, config, data.test, seed=0)
+    about = {"run": str(folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": "test", "protocol": digest}
+    record.save(folder / f"likelihood_test_{digest}.json", **about)
     print(record.sentence())
     solvers = {name: chosen_solver(config, name, run) for name in ("euler_maruyama", "pc", "ddim", "unipc", "gaussian")}
     print("comparing the solvers ...")
-    result = run_comparison(run, config, solvers, [5, 10, 20, 50], samples=128, seed=0, progress=not options.quiet)
-    result.save_csv(folder / "compare" / "compare.csv")
+    budgets, how = [5, 10, 20, 50], {"samples": 128, "seed": 0}
+    result = run_comparison(run, data, solvers, budgets, **how, progress=not options.quiet)
+    result.save_csv(comparison_folder(run, data, solvers, budgets, None, **how)[0] / "compare.csv")
     print(result.table())
     page = folder / "report.html"
     write_demo_report(page, run, data, record, result)

@@ -1,6 +1,7 @@
 """The command that chooses solvers by measurement: ``tune``."""
 
 import argparse
+from shlex import quote
 
 from score_sde.cli.choices import evaluations, loaded_run, told_class
 from score_sde.config import ConfigError
@@ -10,9 +11,9 @@ from score_sde.tuning import tune
 
 
 def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, _ = loaded_run(options, overrides)
     if overrides:
         raise ConfigError(f"{overrides[0]}: tune tries solvers of its own, and takes no options of theirs")
+    run, _ = loaded_run(options, overrides, ())
     earlier = load_tuned(run.folder, class_=options.class_) if has_tuned(run.folder, options.class_) else None
     how = {"pilot": options.pilot, "trials": options.trials, "seed": options.seed}
     score = told_class(run, options.class_)
@@ -26,6 +27,6 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     print(
         f"errors: root mean square distance from the converged ODE, on {options.pilot} latents that had no part in the search\n"
         f"saved:  {run.folder / 'tuned.json'}\n"
-        f"next:   score-sde sample --workdir={run.folder} --solver=tuned --nfe={tuned.choices[-1].nfe}{of_class}"
+        f"next:   score-sde sample --workdir={quote(str(run.folder))} --solver=tuned --nfe={tuned.choices[-1].nfe}{of_class}"
     )
     return 0

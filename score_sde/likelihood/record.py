@@ -81,6 +81,9 @@ class BitsPerDim:
         parts = {"data": self.stderr_data, "dequantization": self.stderr_dequantization, "probes": self.stderr_probe}
         known = [f"{name} {part * unit:.4f}" for name, part in parts.items() if part and not math.isnan(part)]
         errors = f"standard error over {self.samples} samples" + (f": {', '.join(known)}" if known else "")
+        if math.isnan(self.stderr):
+            value = value.replace(" +- nan", "")
+            errors = "one sample: a standard error needs at least two"
         if self.solver_error is not None:
             errors += (
                 f"; solver error {self.solver_error * unit:.4f} a sample and {self.solver_bias * unit:+.4f} in the mean, by "
