@@ -47,12 +47,13 @@ def picture(samples: Tensor, *, limits: tuple[float, float] | None = None) -> Im
         samples = samples[:, :, samples.shape[2] // 2]
     if samples.ndim == 4:
         return image_grid(samples)
-    values = samples.detach().float().cpu().numpy()
+    values = samples.detach().cpu().double().numpy()  # float32 has no digits left for what varies far from 0
     figure = Figure(figsize=(4, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     if values.shape[1:] == (2,):
         axes.scatter(values[:, 0], values[:, 1], s=max(3, min(12, 3000 / max(1, len(values)))), alpha=0.6, linewidths=0)
-        axes.set_aspect("equal")
+        if one_unit(values):
+            axes.set_aspect("equal")
         if limits:
             axes.set(xlim=limits, ylim=limits)
     elif math.prod(values.shape[1:]) == 1:
@@ -63,6 +64,12 @@ def picture(samples: Tensor, *, limits: tuple[float, float] | None = None) -> Im
         if limits:
             axes.set_ylim(limits)
     return figure_image(figure)
+
+
+def one_unit(points: np.ndarray) -> bool:
+    """Whether both coordinates of points ``(B, 2)`` vary alike, so that they may be drawn to one scale."""
+    first, second = points.std(0) if len(points) else (1.0, 1.0)
+    return bool(max(first, second) < 10 * min(first, second))
 
 
 def figure_image(figure: Figure) -> Image.Image:

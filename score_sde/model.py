@@ -83,7 +83,7 @@ class ScoreModel(nn.Module):
         time_input: how time is fed, a key of ``TIME_INPUTS``.
         labels: number of steps of the discrete chain that ``time_input`` counts.
         scale_input: whether the network is given c_in x, of unit scale, or x itself.
-        sigma_data: standard deviation of the data in model coordinates, used by ``edm``.
+        sigma_data: root mean square of the data in model coordinates, about 0, used by ``edm``.
 
     ``moments`` are those of the training data, where they are known: set by ``load``, taken by solvers.
 

@@ -13,7 +13,7 @@ give the others, so that a parameterization is three numbers at each t. Solving 
     v         a = -1 / n^2              b = -alpha / (sigma n^2)              (Salimans and Ho 2022, Appendix D)
     edm       a = -1 / m^2              b = alpha sigma_data / (sigma m)      (Karras et al. 2022, Table 1)
 
-with m^2 = sigma^2 + alpha^2 sigma_data^2, the variance of x_t for data of variance sigma_data^2. The last row is EDM's
+with m^2 = sigma^2 + alpha^2 sigma_data^2, the mean square of x_t for data of mean square sigma_data^2. The last row is EDM's
 c_skip and c_out, written there for x / alpha and s = sigma / alpha: D = c_skip x / alpha + c_out F,
 score = (alpha D - x) / sigma^2, and 1 - c_skip = s^2 / (s^2 + sigma_data^2) is taken before anything cancels.
 

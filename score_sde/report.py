@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from score_sde.comparison import Comparison, Measurement
 from score_sde.files import read_metrics, write_text
-from score_sde.images import figure_image, image_grid
+from score_sde.images import figure_image, image_grid, one_unit
 from score_sde.likelihood import BitsPerDim
 
 _STYLE = """
@@ -216,8 +217,7 @@ def sample_matrix(comparison: Comparison, display: Callable[[Tensor], Tensor], *
     budgets = sorted({m.budget for m in comparison.measurements})
     rows, columns, side = len(names) + 1, max(2, len(budgets)), 1.5
     data = display(comparison.data[: len(next(iter(comparison.samples.values())))].cpu())
-    low, high = data.min().item(), data.max().item()
-    limits = (low - 0.15 * (high - low), high + 0.15 * (high - low))
+    limits = _limits(data)
     figure = Figure(figsize=(side * columns + 1.2, (side + 0.12) * rows + 0.2), dpi=110, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -241,23 +241,35 @@ def sample_matrix(comparison: Comparison, display: Callable[[Tensor], Tensor], *
     return figure_image(figure)
 
 
-def _draw(axes: Axes, x: Tensor, limits: tuple[float, float], shown: int) -> None:
-    """Samples ``(B, *D)`` in one small cell."""
+def _limits(data: Tensor) -> np.ndarray:
+    """The ends of the axes, ``(2, 2)`` a column for each coordinate of points, ``(2, 1)`` for anything else."""
+    values = data.double().numpy()
+    values = values if values.shape[1:] == (2,) else values.reshape(-1, 1)
+    low, high = values.min(0), values.max(0)
+    if values.shape[1] == 2 and one_unit(values):
+        low, high = np.full(2, low.min()), np.full(2, high.max())
+    margin = 0.15 * np.where(high > low, high - low, 1.0)
+    return np.stack([low - margin, high + margin])
+
+
+def _draw(axes: Axes, x: Tensor, limits: np.ndarray, shown: int) -> None:
+    """Samples ``(B, *D)`` in one small cell, in ``_limits`` of the data."""
     if x.ndim == 5:
         x = x[:, :, x.shape[2] // 2]
     if x.ndim == 4:
         axes.imshow(image_grid(x[:shown], tile=32), cmap="gray", interpolation="antialiased", vmin=0, vmax=255)
         return
     axes.spines[:].set(visible=True, color="#ccc")
-    values = x.detach().float().cpu().numpy()
+    values = x.detach().cpu().double().numpy()
     if values.shape[1:] == (2,):
         axes.scatter(values[:, 0], values[:, 1], s=3, alpha=0.5, linewidths=0)
-        axes.set(xlim=limits, ylim=limits, aspect="equal")
+        axes.set(xlim=limits[:, 0], ylim=limits[:, 1])
+        axes.set_box_aspect(1)
     elif math.prod(values.shape[1:]) == 1:
-        axes.hist(values.ravel(), bins=40, range=limits)
+        axes.hist(values.ravel(), bins=40, range=tuple(limits[:, 0]))
     else:
         axes.plot(values[:shown].reshape(-1, values.shape[-1]).T, linewidth=0.6)
-        axes.set_ylim(limits)
+        axes.set_ylim(limits[:, 0])
         values = values[:shown]
     outside = ((values < limits[0]) | (values > limits[1])).reshape(len(values), -1).any(1).sum()
     if outside:

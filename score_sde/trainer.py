@@ -31,7 +31,7 @@ from score_sde.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from score_sde.data import Dataset
+from score_sde.data import Dataset, warn_of_fine_structure
 from score_sde.ema import EMA
 from score_sde.files import append_metrics, read_metrics, remove_leftovers, sync_file, write_text
 from score_sde.images import picture, save_png
@@ -179,6 +179,9 @@ class Trainer:
         self.found = latest_checkpoint(self.folder / "checkpoints")  # the newest, sound or not
         if newest:
             self._resume(*newest)
+        else:
+            sde = model.sde
+            warn_of_fine_structure(data.train, data.spec, float(sde.sigma(sde.t_min) / sde.alpha(sde.t_min)))
 
     def train(self, *, progress: bool = True, announce: Callable[[str], None] = print) -> int | None:
         """Train up to ``options.steps``.

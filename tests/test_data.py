@@ -29,6 +29,8 @@ from score_sde.data import moments as data_moments
 SPECS = {
     "continuous": DataSpec((3,), data_range=(-2.0, 5.0)),
     "continuous in [0, 1]": DataSpec((2, 2), data_range=(10.0, 11.5), model_range=(0.0, 1.0)),
+    "by coordinate": DataSpec((3,), location=(10.0, 0.0, -2.0), spread=(7.0, 0.5, 50.0), limits=((-9.0, 9.0),) * 3),
+    "by channel": DataSpec((2, 3, 1, 2), location=(5.0, -4.0), spread=(0.1, 3.0)),
     "dequantized": DataSpec((1, 2, 2), levels=17),
     "undequantized": DataSpec((1, 2, 2), levels=17, dequantize=False),
     "bytes in [0, 1]": DataSpec((5,), levels=256, dequantize=False, model_range=(0.0, 1.0)),
@@ -50,6 +52,10 @@ def test_unscale_inverts_scale(spec):
 
 
 def test_scale_maps_the_interval_onto_the_model_range(spec):
+    if spec.spread:
+        with pytest.raises(ValueError, match="an interval of its own"):
+            spec.interval  # noqa: B018
+        return
     ends = torch.tensor([spec.interval], dtype=torch.float64)
     torch.testing.assert_close(spec.scale(ends), torch.tensor([spec.model_range], dtype=torch.float64))
 
@@ -134,6 +140,13 @@ def test_displayed_images_fill_the_unit_interval():
         ({"shape": (3,), "levels": 1}, "levels must be at least 2"),
         ({"shape": (3,), "data_range": (1.0, 1.0)}, "data_range must rise"),
         ({"shape": (3,), "model_range": (1.0, 0.0)}, "model_range must rise"),
+        ({"shape": (3,), "location": (0.0, 0.0), "spread": (1.0, 1.0)}, "a number for each of 3, got 2 and 2"),
+        ({"shape": (2,), "location": (0.0, 0.0)}, "a number for each of 2, got 2 and 0"),
+        ({"shape": (1,), "location": (0.0,), "spread": (0.0,)}, "spread positive and finite"),
+        ({"shape": (1,), "location": (math.nan,), "spread": (1.0,)}, "location must be finite"),
+        ({"shape": (3,), "limits": ((0.0, 1.0), (0.0, 1.0))}, "a pair for each of 3, got 2"),
+        ({"shape": (3,), "limits": ((1.0, 0.0),)}, "limits must be pairs"),
+        ({"shape": (3,), "levels": 4, "limits": ((0.0, 1.0),)}, "location, spread and limits are for continuous data"),
     ],
 )
 def test_bad_descriptions_are_refused(options, message):
@@ -224,10 +237,9 @@ def test_two_moons_have_standard_deviation_1_in_model_coordinates():
     data = two_moons(samples=1000)
     assert (len(data.train), len(data.test)) == (800, 200)
     assert not set(rows(data.train)) & set(rows(data.test))
-    x = data.spec.scale(torch.cat([data.train, data.test]).double())
-    assert x.std().item() == pytest.approx(1, abs=1e-6)
-    assert x.mean().item() == pytest.approx(0, abs=1e-6)
-    assert data.spec.slope == pytest.approx(1 / torch.cat([data.train, data.test]).std().item(), rel=1e-5)  # one for both axes
+    x = data.spec.scale(data.train.double())
+    torch.testing.assert_close(x.std(0, correction=0), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(x.mean(0), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
 def test_mnist5k():
@@ -292,13 +304,13 @@ def save(path, array, **more) -> str:
 
 @pytest.mark.parametrize("ending", [".npy", ".npz"])
 def test_floats_are_continuous_and_standardized(tmp_path, ending):
-    array = np.random.default_rng(0).normal(40, 7, (200, 2, 6)).astype(np.float32)
+    array = (np.random.default_rng(0).normal(40, 7, (200, 2, 6)) * [[1], [1e-3]]).astype(np.float32)
     data = array_file(save(tmp_path / f"a{ending}", array))
     assert (len(data.train), len(data.test), data.spec.shape, data.spec.levels) == (180, 20, (2, 6), None)
     assert rows(torch.cat([data.train, data.test])) == rows(torch.from_numpy(array))
-    x = data.spec.scale(torch.cat([data.train, data.test]).double())
-    assert abs(x.mean().item()) < 1e-6
-    assert x.std().item() == pytest.approx(1, abs=1e-6)
+    x = data.spec.scale(data.train.double())
+    torch.testing.assert_close(x.mean((0, 2)), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(x.std((0, 2), correction=0), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
 def test_8_bit_data_has_256_levels_unless_told_otherwise(tmp_path):

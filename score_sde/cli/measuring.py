@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -24,11 +25,11 @@ from score_sde.cli.effect import idle_under_budget, key_of, refuse_without_effec
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
 from score_sde.comparison import Comparison, compare, stand_in
 from score_sde.config import ConfigError
-from score_sde.data import Dataset
+from score_sde.data import Dataset, DataSpec
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
 from score_sde.report import quality_curve, sample_matrix, write_comparison_page
-from score_sde.run import Run, build_data, has_tuned
+from score_sde.run import Run, RunError, build_data, has_tuned
 from score_sde.solvers import Solver, Tuned
 
 COMPARED = ("euler_maruyama", "ancestral", "sde_dpm_solver_pp", "pc", "ddim", "heun", "dpm_solver_pp", "unipc", "gaussian")
@@ -51,11 +52,11 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
         idle = dict(idle_under_budget(name, config.solver.get(name, {}), substitute))
         name += f"_{substitute}" if substitute else ""
     refuse_without_effect(overrides, config, idle=idle)
-    clip = spec.model_range if options.clip else None
+    limited = None if options.clip is None else _range(run, options.clip)
     protocol = {"solver": repr(solver), "seed": options.seed, "n": options.n, "denoised": options.denoise}
-    protocol |= {"class": options.class_, "clip": clip}
+    protocol |= {"class": options.class_, "clip": limited and (limited.limits or limited.model_range)}
     digest = protocol_digest(run, protocol)
-    marks = [f"seed{options.seed}", "denoise" if options.denoise else "", "clip" if options.clip else ""]
+    marks = [f"seed{options.seed}", "denoise" if options.denoise else "", "clip" if limited else ""]
     marks += ["" if options.class_ is None else f"class{options.class_}", digest]
 
     def files(used: str) -> list[Path]:
@@ -72,7 +73,7 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
             seed=options.seed,
             first=first,
             denoise=options.denoise,
-            clip=clip,
+            clip=limited and limited.model_limits(run.model.device, run.model.dtype),
             progress=not options.quiet,
         )
         parts.append(result.x)
@@ -90,6 +91,16 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     folder = quote(str(run.folder))
     print(f"next:    score-sde {f'compare --workdir={folder}' if has_data else likelihood_of_a_file(run.folder)}")
     return 0
+
+
+def _range(run: Run, ends: tuple[float, ...]) -> DataSpec:
+    """The run's data with the range to which ``--clip`` clips: its own, or the one that is given in its units."""
+    spec = run.model.data
+    if spec.levels is not None and ends:
+        raise ConfigError(f"the data of this run is integer, from 0 to {spec.levels - 1}: --clip takes no other range")
+    if not ends and spec.levels is None and not spec.limits:
+        raise RunError(f"{run.folder} does not know the range of its data: give it in the data's units, --clip=LOW,HIGH")
+    return dataclasses.replace(spec, limits=(ends,)) if ends else spec
 
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +29,17 @@ def _natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"an integer that is not negative is needed, got {text!r}")
     return int(text)
+
+
+def _ends(text: str) -> tuple[float, float]:
+    """A range as it is given on the command line."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not -math.inf < low < high < math.inf:
+        raise argparse.ArgumentTypeError(f"a smallest and a largest value are needed, as 0,1, got {text!r}")
+    return low, high
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,7 +122,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch_size", type=_positive, default=256, help="samples at a time")
     of_class(sub)
     sub.add_argument("--denoise", action="store_true", help="end with the posterior mean, at one more evaluation")
-    sub.add_argument("--clip", action="store_true", help="clip x0 to the range of the data at every evaluation")
+    sub.add_argument(
+        "--clip",
+        nargs="?",
+        type=_ends,
+        const=(),
+        metavar="LOW,HIGH",
+        help="clip x0 at every evaluation, to the range of the data or to --clip=LOW,HIGH in its units",
+    )
     output(sub, "the .npz to write, and a .png beside it")
 
     sub = command("likelihood", likelihood, "compute bits/dim with its standard error and protocol")

@@ -1,7 +1,6 @@
 """The commands that train: ``train``, and ``demo``, which goes on to measure and to compare."""
 
 import argparse
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -16,7 +15,7 @@ from score_sde.cli.effect import KEPT, refuse_without_effect
 from score_sde.cli.likelihood import likelihood_digest, run_likelihood
 from score_sde.cli.measuring import comparison_folder, run_comparison
 from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
-from score_sde.data import Dataset, moments
+from score_sde.data import Dataset, DataSpec, moments, root_mean_square, scaled_alike
 from score_sde.demo import write_demo_report
 from score_sde.lock import sole_writer
 from score_sde.run import (
@@ -59,13 +58,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     refuse_without_effect(overrides, config, kept=KEPT)
     device = chosen_device(options.device)
     data = build_data(config.to_dict())
-    before = load_config(folder, accept_edited_config=edited)[1] if resumed or imported else data.spec
-    if data.spec != before:
-        known, found = (dataclasses.asdict(spec) for spec in (before, data.spec))
-        differing = ", ".join(f"{key} {found[key]} for {known[key]}" for key in known if known[key] != found[key])
-        raise RunError(f"the data is not that which {folder} was trained on: {differing}")
+    if resumed or imported:
+        data = _as_before(data, load_config(folder, accept_edited_config=edited)[1], folder)
     if config.model.sigma_data is None:
-        config.model.sigma_data = moments(data.train[:1000], data.spec, full_up_to=0).spectrum.mean().sqrt().item()
+        config.model.sigma_data = root_mean_square(data.train, data.spec)
     plain = config.to_dict()
     model = build_model(plain, data.spec)
     if imported:
@@ -133,6 +129,19 @@ def _continued(folder: Path, source: str | None, overrides: list[str], imported:
             "run is continued: leave --config away to continue it, or give another --workdir"
         )
     return config
+
+
+def _as_before(data: Dataset, known: DataSpec, folder: Path) -> Dataset:
+    """The data of a run that goes on, with the description that the run has: its scaling stays what it was."""
+    found, differing = data.spec, ""
+    for name in ("shape", "levels", "dequantize", *(() if found.spread else ("model_range",))):
+        if getattr(found, name) != getattr(known, name):
+            differing += f"{', ' if differing else ''}{name} {getattr(found, name)} for {getattr(known, name)}"
+    if not differing and found.spread and not scaled_alike(data, known):
+        differing = "its coordinates have other means or standard deviations"
+    if differing:
+        raise RunError(f"the data is not that which {folder} was trained on: {differing}")
+    return data._replace(spec=known)
 
 
 def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: torch.device) -> str:

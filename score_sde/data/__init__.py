@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from score_sde.data.arrays import array_file, load_array
-from score_sde.data.dataset import Dataset
+from score_sde.data.dataset import Dataset, scaled_alike
 from score_sde.data.folders import image_folder
 from score_sde.data.known import IMAGES, cifar10, digits, image_spec, mnist5k, two_moons
 from score_sde.data.moments import Moments, moments
+from score_sde.data.scaling import root_mean_square, standardized, warn_of_fine_structure
 from score_sde.data.spec import DataError, DataSpec
 
 __all__ = [
@@ -24,7 +25,11 @@ __all__ = [
     "load_array",
     "mnist5k",
     "moments",
+    "root_mean_square",
+    "scaled_alike",
+    "standardized",
     "two_moons",
+    "warn_of_fine_structure",
 ]
 
 DATASETS: dict[str, Callable[..., Dataset]] = {

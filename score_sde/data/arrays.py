@@ -1,13 +1,14 @@
 """Data from ``.npy`` and ``.npz`` files."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.data.dataset import Dataset, split, standardized
+from score_sde.data.dataset import Dataset, split
 from score_sde.data.layout import arranged
 from score_sde.data.spec import DataError, DataSpec
 
@@ -26,11 +27,12 @@ def array_file(
     classes: str = "",
     test_fraction: float = 0.1,
     seed: int = 0,
+    limits: tuple[float, ...] = (),
 ) -> Dataset:
     """An array ``(N, *D)`` from a ``.npy`` or ``.npz`` file.
 
-    Floating-point data is continuous and scaled to standard deviation 1, unless ``levels`` says how many integers it takes;
-    8-bit data has 256 levels and a mask of booleans 2, unless ``levels`` says otherwise.
+    Floating-point data is continuous, unless ``levels`` says how many integers it takes. ``standardized`` scales it: vectors by
+    coordinate, anything else by channel. 8-bit data has 256 levels and a mask of booleans 2, unless ``levels`` says otherwise.
 
     Args:
         path: the file.
@@ -41,6 +43,8 @@ def array_file(
         levels: number of integer values, 0 to derive it.
         model_range: the interval onto which integers are mapped.
         classes: the array ``(N,)`` of class indices in the same ``.npz``; empty for none.
+        limits: smallest and largest value of continuous data, in which it is drawn and may be clipped; by default those of each
+            coordinate or channel of what is trained on.
 
     Raises:
         DataError: the file cannot be used, or what it holds is not certain; the message says what to write.
@@ -50,16 +54,21 @@ def array_file(
     event = tuple(values.shape[1:])
     if values.is_floating_point() and not levels:
         _check_floats(values, path)
-        spec = standardized(values)
+        spec = None
     elif loaded.dtype == np.uint8 or loaded.dtype == bool or levels:
         known = 2 if loaded.dtype == bool else 256
         spec = DataSpec(event, levels=levels or known, dequantize=dequantize, model_range=model_range)
+        spec.check(values, path)
     else:
         raise DataError(f"{path} holds integers of type {loaded.dtype}: say how many levels, --config.data.file.levels=")
-    spec.check(values, path)
     if loaded.dtype == np.uint8 and not levels and values.max() < 32:
         _warn_of_few_levels(path, int(values.max()))
-    return split(values, spec, test_fraction, seed, _load_classes(path, classes, len(values)) if classes else None)
+    data = split(values, spec, test_fraction, seed, _load_classes(path, classes, len(values)) if classes else None)
+    if not limits:
+        return data
+    if spec is not None or len(limits) != 2 or not limits[0] < limits[1]:
+        raise DataError(f"limits are the smallest and the largest value of continuous data, got {limits}")
+    return data._replace(spec=replace(data.spec, limits=(limits,)))
 
 
 def _check_floats(values: Tensor, path: str) -> None:

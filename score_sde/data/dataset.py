@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_sde.data.scaling import standardized
 from score_sde.data.spec import DataError, DataSpec
 
 
@@ -23,8 +24,11 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...] = ()
 
 
-def split(values: Tensor, spec: DataSpec, fraction: float, seed: int, classes: Tensor | None = None) -> Dataset:
-    """Shuffle and hold out ``fraction`` of ``values``, and their classes with them."""
+def split(values: Tensor, spec: DataSpec | None, fraction: float, seed: int, classes: Tensor | None = None) -> Dataset:
+    """Shuffle and hold out ``fraction`` of ``values``, and their classes with them.
+
+    Where ``spec`` is None, the data is continuous, and its scaling is measured on what is trained on.
+    """
     if not 0 < fraction < 1:
         raise DataError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
@@ -33,12 +37,13 @@ def split(values: Tensor, spec: DataSpec, fraction: float, seed: int, classes: T
         raise DataError(f"{len(values)} samples are too few to hold out {fraction:.0%} of them")
     train, test = order[held_out:], order[:held_out]
     both = (None, None) if classes is None else (classes[train], classes[test])
-    return Dataset(values[train], values[test], spec, *both)
+    return Dataset(values[train], values[test], spec or standardized(values[train]), *both)
 
 
-def standardized(values: Tensor) -> DataSpec:
-    """Continuous data scaled, all coordinates alike, to mean 0 and standard deviation 1."""
-    mean, std = values.double().mean().item(), values.double().std().item()
-    if not std > 0:
-        raise DataError("the data is constant: there is nothing to learn")
-    return DataSpec(tuple(values.shape[1:]), data_range=(mean - std, mean + std))
+def scaled_alike(data: Dataset, spec: DataSpec) -> bool:
+    """Whether continuous ``data`` has the scaling of ``spec``, which may be one for all coordinates, as it once was."""
+    if spec.spread:
+        pairs = zip(data.spec.location, data.spec.spread, spec.location, spec.spread, strict=True)
+        return all(abs(a - c) <= 1e-6 * d and abs(b - d) <= 1e-6 * d for a, b, c, d in pairs)
+    x = spec.scale(torch.cat([data.train, data.test]).double())
+    return abs(x.mean().item()) < 1e-5 and abs(x.std().item() - 1) < 1e-5

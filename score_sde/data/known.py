@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from score_sde.data.dataset import Dataset, split, standardized
+from score_sde.data.dataset import Dataset, split
 from score_sde.data.spec import DataError, DataSpec
 
 IMAGES = {"digits": ((1, 8, 8), 17), "mnist5k": ((1, 28, 28), 256), "cifar10": ((3, 32, 32), 256)}
@@ -19,12 +19,12 @@ def image_spec(name: str, dequantize: bool = True, model_range: tuple[float, flo
 
 
 def two_moons(samples: int = 10000, noise: float = 0.06, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
-    """Two interleaved half circles in the plane, standard deviation 1 in model coordinates."""
+    """Two interleaved half circles in the plane, each coordinate of mean 0 and standard deviation 1 in model coordinates."""
     from sklearn.datasets import make_moons
 
     points, moon = make_moons(samples, noise=noise, random_state=seed)
     values = torch.from_numpy(points).float()
-    return split(values, standardized(values), test_fraction, seed, torch.from_numpy(moon))
+    return split(values, None, test_fraction, seed, torch.from_numpy(moon))
 
 
 def digits(dequantize: bool = True, test_fraction: float = 0.2, seed: int = 0) -> Dataset:

@@ -8,16 +8,31 @@ interval of the model's coordinates, [-1, 1] by default. For integers 0 ... leve
 
 The two differ by the width of a bin in model coordinates, log2(levels / (levels - 1)) bits/dim, so the choice belongs to the
 model and is saved with it.
+
+Continuous data may instead have a location and a spread for each coordinate of a vector, or for each channel of anything else:
+
+    x = (value - location) / spread
+
+Its columns may have any units. Both are applied in float64: a value far from 0 has few digits left for what varies.
 """
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 
 class DataError(ValueError):
     """The data cannot be used as it is; the message says why and what to do."""
+
+
+@lru_cache(maxsize=64)
+def _column(numbers: tuple[float, ...], rank: int, device: torch.device) -> Tensor:
+    """Numbers as ``(n, 1, ..., 1)``, in float64, placed once: a copy to a GPU would be waited for."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.float64, device=device).reshape(-1, *[1] * (rank - 1))
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,10 @@ class DataSpec:
         dequantize: whether integers are used as k + u (and k alone otherwise).
         data_range: for continuous data, the interval that is mapped onto ``model_range``; ignored for integers.
         model_range: the interval in model coordinates.
+        location, spread: for continuous data, one of each for every coordinate of a vector ``(d,)`` and for every channel of
+            ``(C, ...)``; they take the place of ``data_range`` and ``model_range``.
+        limits: for continuous data, its smallest and its largest value, a pair for each coordinate or channel or one for all;
+            empty where they are not known. Pictures are drawn, and samples may be clipped, in this range.
     """
 
     shape: tuple[int, ...]
@@ -37,10 +56,14 @@ class DataSpec:
     dequantize: bool = True
     data_range: tuple[float, float] = (-1.0, 1.0)
     model_range: tuple[float, float] = (-1.0, 1.0)
+    location: tuple[float, ...] = ()
+    spread: tuple[float, ...] = ()
+    limits: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self):
-        for name in ("shape", "data_range", "model_range"):
+        for name in ("shape", "data_range", "model_range", "location", "spread"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "limits", tuple(map(tuple, self.limits)))
         if not self.shape or any(side < 1 for side in self.shape):
             raise ValueError(f"shape must be positive sizes, one or more, got {self.shape}")
         if self.levels is not None and self.levels < 2:
@@ -48,6 +71,17 @@ class DataSpec:
         for name, (low, high) in (("data_range", self.data_range), ("model_range", self.model_range)):
             if not low < high:
                 raise ValueError(f"{name} must rise, got {(low, high)}")
+        if self.levels is not None and (self.location or self.spread or self.limits):
+            raise ValueError("integers have levels: location, spread and limits are for continuous data")
+        if len(self.location) != len(self.spread) or len(self.spread) not in (0, self.shape[0]):
+            given = f"{len(self.location)} and {len(self.spread)}"
+            raise ValueError(f"location and spread need a number for each of {self.shape[0]}, got {given}")
+        if not all(math.isfinite(a) and math.isfinite(b) and b > 0 for a, b in zip(self.location, self.spread, strict=True)):
+            raise ValueError("location must be finite, and spread positive and finite")
+        if len(self.limits) not in (0, 1, self.shape[0]):
+            raise ValueError(f"limits need one pair, or a pair for each of {self.shape[0]}, got {len(self.limits)}")
+        if not all(len(pair) == 2 and -math.inf < pair[0] <= pair[1] < math.inf for pair in self.limits):
+            raise ValueError(f"limits must be pairs of a smallest and a largest value, got {self.limits}")
 
     @property
     def dim(self) -> int:
@@ -56,7 +90,9 @@ class DataSpec:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The interval of the data that is mapped onto ``model_range``."""
+        """The interval of the data that is mapped onto ``model_range``; a ``ValueError`` where coordinates have their own."""
+        if self.spread:
+            raise ValueError("each coordinate or channel of this data has an interval of its own: location -+ spread")
         if self.levels is None:
             return self.data_range
         return 0.0, float(self.levels if self.dequantize else self.levels - 1)
@@ -70,15 +106,29 @@ class DataSpec:
     @property
     def log_det(self) -> float:
         """Log-determinant of ``scale`` in nats: log p(data) = log p(model coordinates) + log_det."""
+        if self.spread:
+            return -self.dim // len(self.spread) * math.fsum(map(math.log, self.spread))
         return self.dim * math.log(self.slope)
 
     def scale(self, values: Tensor) -> Tensor:
-        """Data values ``(B, *D)`` to model coordinates."""
+        """Data values ``(B, *D)`` to model coordinates, in their dtype but not below float32."""
+        if self.spread:
+            precise = values.dtype if values.is_floating_point() else torch.get_default_dtype()
+            x = (values.double() - self._placed(self.location, values)) / self._placed(self.spread, values)
+            return x.to(torch.promote_types(precise, torch.float32))
         return self.model_range[0] + (values - self.interval[0]) * self.slope
 
     def unscale(self, x: Tensor) -> Tensor:
-        """Model coordinates ``(B, *D)`` to data values."""
+        """Model coordinates ``(B, *D)`` to data values; in float64 where some lie more than 1000 spreads from 0."""
+        if self.spread:
+            values = self._placed(self.location, x) + x.double() * self._placed(self.spread, x)
+            far = any(abs(a) > 1000 * b for a, b in zip(self.location, self.spread, strict=True))
+            return values if far else values.to(torch.promote_types(x.dtype, torch.float32))
         return self.interval[0] + (x - self.model_range[0]) / self.slope
+
+    def _placed(self, numbers: tuple[float, ...], beside: Tensor) -> Tensor:
+        """A number for each coordinate or channel, in the shape that meets ``beside`` ``(B, *D)``."""
+        return _column(numbers, len(self.shape), beside.device)
 
     def dequantized(self, integers: Tensor, uniform: Tensor) -> Tensor:
         """Integers ``(B, *D)``, spread over their bins by ``uniform`` in [0, 1), in model coordinates."""
@@ -107,9 +157,32 @@ class DataSpec:
         return self.unit(x) if self.levels is None else self.quantized(x) / (self.levels - 1)
 
     def unit(self, x: Tensor) -> Tensor:
-        """Model coordinates with ``model_range`` mapped onto [0, 1]."""
+        """Model coordinates with the ``limits`` of the data mapped onto [0, 1]; with ``model_range`` where it has none."""
+        if self.limits:
+            whole = min(low for low, _ in self.limits), max(high for _, high in self.limits)
+            pairs = [pair if pair[0] < pair[1] else whole for pair in self.limits]  # a constant channel has no range of its own
+            lows, widths = zip(*[(low, (high - low) or 1.0) for low, high in pairs], strict=True)
+            return ((self.unscale(x) - self._placed(lows, x)) / self._placed(widths, x)).to(x.dtype)
         start, end = self.model_range
         return (x - start) / (end - start)
+
+    def model_limits(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> tuple[float, float] | tuple[Tensor, Tensor]:
+        """The smallest and the largest value of the data in model coordinates, to clip samples to.
+
+        Two numbers for integers; for continuous data two tensors that meet ``(B, *D)``.
+
+        Raises:
+            DataError: the data is continuous, and its limits are not known.
+        """
+        if self.levels is not None:
+            return self.model_range
+        if not self.limits:
+            raise DataError("the range of the data is not known")
+        beside = torch.empty(0, device=device)
+        low, high = (self.scale(self._placed(ends, beside)).to(dtype) for ends in zip(*self.limits, strict=True))
+        return low, high
 
     def check(self, values: Tensor, source: str = "the data") -> None:
         """Raise a ``DataError`` unless ``values`` ``(B, *D)`` is data of this description."""

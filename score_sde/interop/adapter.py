@@ -38,7 +38,7 @@ def adapt(
         time: how it takes time: a key of ``TIME_INPUTS``, or a function of t ``(B,)`` in [0, T] that gives what it takes.
         labels: number of steps of a discrete chain that ``time`` counts.
         scale_input: whether it was trained on inputs of unit scale, c_in x, in place of x.
-        sigma_data: standard deviation of the data, for ``edm``.
+        sigma_data: root mean square of the data, for ``edm``.
         levels: for integer data, the number of its values.
         data_range: the interval in which the data that it was trained on lies.
         call: how it is called, a function of module, x ``(B, *D)``, time ``(B,)`` and condition, where it takes or returns
@@ -48,7 +48,7 @@ def adapt(
         ValueError: a name is unknown, or a number is out of its range.
     """
     if levels is None:
-        data = DataSpec(tuple(shape), data_range=data_range, model_range=data_range)
+        data = DataSpec(tuple(shape), data_range=data_range, model_range=data_range, limits=(data_range,))
     else:
         data = DataSpec(tuple(shape), levels=levels, model_range=data_range)
     return ScoreModel(

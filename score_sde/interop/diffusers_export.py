@@ -56,6 +56,8 @@ def _scheduler(model: ScoreModel) -> Any:
     predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     if model.parameterization not in predictions:
         raise _inexpressible(f"its parameterization is {model.parameterization}, where epsilon, v and x0 are known" + REMEDY)
+    if model.data.spread:
+        raise _inexpressible("its data is scaled by channel, where images lie in (-1, 1)")
     if model.data.model_range != (-1.0, 1.0):
         raise _inexpressible(f"its data lies in {model.data.model_range}, where images lie in (-1, 1)")
     times = torch.arange(model.labels, dtype=torch.float64)

@@ -115,8 +115,8 @@ class ClippedScore:
     """A score whose implied x0 = (x + sigma^2 score) / alpha is clipped to ``low`` ... ``high``, in model coordinates."""
 
     score: Score
-    low: float
-    high: float
+    low: float | Tensor
+    high: float | Tensor
 
     @property
     def sde(self) -> SDE:
@@ -233,7 +233,7 @@ class Solver(ABC):
         cond: Tensor | None = None,
         t_end: float | None = None,
         denoise: bool = False,
-        clip: tuple[float, float] | None = None,
+        clip: tuple[float, float] | tuple[Tensor, Tensor] | None = None,
         trajectory: bool = False,
         progress: bool = False,
         device: torch.device | str | None = None,
@@ -250,7 +250,8 @@ class Solver(ABC):
             cond: condition passed to the score, ``(B, ...)``.
             t_end: time at which to stop; by default the SDE's t_min.
             denoise: replace the last state by the posterior mean of the data, at one more evaluation.
-            clip: interval in model coordinates to which the implied x0 is clipped at every evaluation.
+            clip: interval in model coordinates to which the implied x0 is clipped at every evaluation; two numbers, or two
+                tensors that meet ``(B, *D)``, as ``DataSpec.model_limits`` gives them.
             trajectory: keep all states.
             progress: show a progress bar.
             device, dtype: where to draw; by default the score's own.
