@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -101,6 +101,16 @@ def build_model(config: Config, spec: DataSpec) -> ScoreModel:
         raise RunError(f"model: {error}") from error
 
 
+class KnownData(NamedTuple):
+    """What a run remembers of the data that it was trained on; empty where it is not known, as in old runs.
+
+    ``fingerprint`` is that of ``score_sde.data.fingerprint``. ``class_names`` are in the order of the class indices.
+    """
+
+    fingerprint: str = ""
+    class_names: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Run:
     """A run that was loaded: the model with its averaged weights, and where it comes from."""
@@ -110,11 +120,13 @@ class Run:
     model: ScoreModel
     step: int
     checkpoint: Path
+    known_data: KnownData
 
 
-def save_config(folder: Path, config: Config, spec: DataSpec, *, identity: str) -> None:
+def save_config(folder: Path, config: Config, spec: DataSpec, *, identity: str, known_data: KnownData = KnownData()) -> None:
     """Write ``config.json``; ``identity`` tells the run from all others."""
-    write_json(folder / "config.json", {"config": config, "data_spec": dataclasses.asdict(spec), "run": identity})
+    saved = {"config": config, "data_spec": dataclasses.asdict(spec), "run": identity, "data": known_data._asdict()}
+    write_json(folder / "config.json", saved)
 
 
 def new_identity() -> str:
@@ -172,13 +184,30 @@ def _read_config(path: Path, accept_edited: bool) -> dict[str, Any]:
         raise RunError(f"{error}{edited}") from error
 
 
+def load_known_data(folder: Path, *, accept_edited_config: bool = False) -> KnownData:
+    """What the run in ``folder`` remembers of the data that it was trained on.
+
+    Raises:
+        RunError: its config.json is damaged.
+    """
+    path = Path(folder) / "config.json"
+    saved = _read_config(path, accept_edited_config).get("data", {})
+    try:
+        known = KnownData(saved.get("fingerprint", ""), tuple(saved.get("class_names", ())))
+        if not all(isinstance(text, str) for text in (known.fingerprint, *known.class_names)):
+            raise TypeError(f"what it says of the data is {saved!r}")
+        return known
+    except (AttributeError, TypeError) as error:
+        raise RunError(f"{path} is damaged or of another program: {error}") from error
+
+
 def _complete(section: dict[str, Any], spec: DataSpec) -> None:
     """Add to a saved data section what the version before did where today's options say otherwise."""
     options = section.get(section["name"], {})
     if section["name"] == "file" and options.get("path") and "layout" not in options:
-        options |= {"layout": "channels_first", "levels": options.get("levels") or spec.levels or 0}
+        options |= {"layout": "channels_first", "levels": options.get("levels") or spec.levels or 0, "held_out_by": "position"}
     if section["name"] == "folder" and options.get("path") and "as_before" not in options:
-        options |= {"as_before": True}
+        options |= {"as_before": True, "held_out_by": "position"}
 
 
 def load(folder: Path | str, *, device: torch.device | str = "cpu", accept_edited_config: bool = False) -> Run:
@@ -220,14 +249,23 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", accept_edite
         raise RunError(f"{folder / 'config.json'} is damaged or of another program: {error}") from error
     load_weights(model, weights, path)
     model.moments = load_moments(folder, spec)
-    return Run(folder, config, model.eval().requires_grad_(False), step, path)
+    known = load_known_data(folder, accept_edited_config=accept_edited_config)
+    return Run(folder, config, model.eval().requires_grad_(False), step, path, known)
 
 
 WEIGHTS = "model.safetensors"
 """File of the weights in a run that has no checkpoints."""
 
 
-def save_model(folder: Path, config: Config, model: ScoreModel, *, step: int, moments: Moments | None = None) -> None:
+def save_model(
+    folder: Path,
+    config: Config,
+    model: ScoreModel,
+    *,
+    step: int,
+    moments: Moments | None = None,
+    known_data: KnownData = KnownData(),
+) -> None:
     """Make ``folder`` a run of ``model``, which ``config`` describes: config.json, the weights, and moments if there are any.
 
     The weights are a safetensors file of the model's state dict; the network's own begin with ``network.``.
@@ -244,7 +282,7 @@ def save_model(folder: Path, config: Config, model: ScoreModel, *, step: int, mo
     write_safetensors(folder / WEIGHTS, model.state_dict(), metadata)
     if moments is not None:
         save_moments(folder, moments)
-    save_config(folder, config, model.data, identity=identity)  # last: with it, the directory is a run
+    save_config(folder, config, model.data, identity=identity, known_data=known_data)  # last: then it is a run
 
 
 def load_initial_weights(folder: Path, model: ScoreModel) -> None:
@@ -332,7 +370,9 @@ def load_tuned(folder: Path, *, class_: int | None = None, step: int | None = No
         RunError: none were chosen, or ``tuned.json`` is damaged.
     """
     path = Path(folder) / TUNED
-    again = f"score-sde tune --workdir={quote(str(folder))}" + ("" if class_ is None else f" --class={class_}")
+    again = f"score-sde tune --workdir={quote(str(folder))}"
+    if class_ is not None:
+        again += f" {quote(f'--class={_class_title(folder, class_)}')}"
     if not path.is_file():
         raise RunError(f"no solver was tuned for {folder} yet: {again}")
     entries = _tuned_entries(path)
@@ -353,6 +393,13 @@ def load_tuned(folder: Path, *, class_: int | None = None, step: int | None = No
         return Tuned(tuple(map(_choice, entries)), more=again)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
+
+
+def _class_title(folder: Path | str, class_: int) -> str:
+    """The name of a class, or its number."""
+    known = Path(folder) / "config.json"
+    names = load_known_data(folder, accept_edited_config=True).class_names if known.is_file() else ()
+    return names[class_] if class_ < len(names) else str(class_)
 
 
 def _chosen_for(entry: Config) -> tuple[int, int | None]:

@@ -193,12 +193,16 @@ def test_digits_are_split_without_loss_or_overlap():
 def test_the_split_takes_each_row_once_and_follows_the_seed(tmp_path):
     path = str(tmp_path / "rows.npy")
     np.save(path, np.arange(50, dtype=np.float32)[:, None])
-    data = array_file(path, test_fraction=0.3)
-    train, test = set(data.train[:, 0].tolist()), set(data.test[:, 0].tolist())
-    assert (len(train), len(test)) == (35, 15)
-    assert train | test == set(range(50))
-    assert torch.equal(array_file(path, test_fraction=0.3).test, data.test)
-    assert not torch.equal(array_file(path, test_fraction=0.3, seed=1).test, data.test)
+    for how in ("position", "content"):
+        data = array_file(path, test_fraction=0.3, held_out_by=how)
+        train, test = set(data.train[:, 0].tolist()), set(data.test[:, 0].tolist())
+        assert len(data.train) + len(data.test) == 50
+        assert train | test == set(range(50))
+        assert len(data.test) == 15 or how == "content"
+        assert torch.equal(array_file(path, test_fraction=0.3, held_out_by=how).test, data.test)
+        assert not torch.equal(array_file(path, test_fraction=0.3, seed=1, held_out_by=how).test, data.test)
+    with pytest.raises(DataError, match=r"unknown split 'luck'; choose one of content, position"):
+        array_file(path, held_out_by="luck")
 
 
 def test_classes_stay_with_their_samples(tmp_path):
@@ -305,7 +309,7 @@ def save(path, array, **more) -> str:
 @pytest.mark.parametrize("ending", [".npy", ".npz"])
 def test_floats_are_continuous_and_standardized(tmp_path, ending):
     array = (np.random.default_rng(0).normal(40, 7, (200, 2, 6)) * [[1], [1e-3]]).astype(np.float32)
-    data = array_file(save(tmp_path / f"a{ending}", array))
+    data = array_file(save(tmp_path / f"a{ending}", array), held_out_by="position")
     assert (len(data.train), len(data.test), data.spec.shape, data.spec.levels) == (180, 20, (2, 6), None)
     assert rows(torch.cat([data.train, data.test])) == rows(torch.from_numpy(array))
     x = data.spec.scale(data.train.double())
@@ -341,7 +345,7 @@ def test_floats_that_hold_integers_may_have_levels(tmp_path):
 def test_shape_is_given_to_each_sample(tmp_path):
     path = save(tmp_path / "a.npy", np.arange(20 * 12, dtype=np.uint8).reshape(20, 3, 4))
     data = array_file(path, shape=(1, 3, 4))
-    assert data.train.shape == (18, 1, 3, 4)
+    assert data.train.shape[1:] == (1, 3, 4)
     plain = array_file(path, layout="channels_first")
     assert torch.equal(data.train[:, 0], plain.train)
     with pytest.raises(DataError, match=r"shape \(3, 4\), which does not fill \(5,\)"):
@@ -457,7 +461,7 @@ def test_image_folder_reads_every_pixel(tmp_path):
         Image.fromarray(image).save(tmp_path / ("below" if i % 2 else "") / f"{i}.{'PNG' if i % 3 else 'png'}")
     (tmp_path / "notes.txt").write_text("not an image")
     data = image_folder(str(tmp_path))
-    assert (len(data.train), len(data.test)) == (9, 1)
+    assert len(data.train) + len(data.test) == 10
     assert data.spec == DataSpec((3, 4, 6), levels=256)
     assert rows(torch.cat([data.train, data.test])) == rows(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
@@ -470,7 +474,7 @@ def test_grey_images(tmp_path):
     assert data.spec.shape == (1, 4, 6)
     assert rows(torch.cat([data.train, data.test])) == rows(torch.from_numpy(pixels))
     colour = image_folder(str(tmp_path), channels=3)
-    assert torch.equal(colour.train, data.train.expand(-1, 3, -1, -1))
+    assert rows(torch.cat([colour.train, colour.test])) == rows(torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1))
 
 
 def test_images_of_mixed_sizes_need_size(tmp_path):

@@ -10,6 +10,7 @@ from shlex import quote
 import torch
 from ml_collections import ConfigDict
 
+from score_sde.cli.data import class_index
 from score_sde.cli.effect import key_of, refuse_sections
 from score_sde.config import ConfigError, from_saved, override
 from score_sde.files import remove_leftovers
@@ -28,6 +29,7 @@ def loaded_run(options: argparse.Namespace, overrides: list[str], sections: Sequ
     config = override(from_saved(run.config), overrides)  # first: a misspelt key is named as one
     refuse_sections(overrides, sections, options.command)
     remove_leftovers(run.folder)
+    options.class_ = class_index(run.known_data, getattr(options, "class_", None))
     return run, config
 
 

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from score_sde.checkpoint import load_weights
 from score_sde.cli.choices import loaded_run, told_class
-from score_sde.cli.effect import refuse_without_effect
+from score_sde.cli.data import class_title, run_data
+from score_sde.cli.effect import key_of, refuse_without_effect
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
 from score_sde.config import ConfigError, chosen_only
 from score_sde.data import DataError, load_array
@@ -31,7 +32,7 @@ from score_sde.likelihood import (
 )
 from score_sde.likelihood.evaluation import ranks_of_this_run, weights_digest
 from score_sde.model import Score
-from score_sde.run import Run, RunError, build_data, chosen, read_weights
+from score_sde.run import Run, RunError, chosen, read_weights
 
 
 def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -47,7 +48,8 @@ def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides, ("likelihood", "data"))
-    refuse_without_effect(overrides, config, idle=_idle(options, config, continuous=run.model.data.levels is None))
+    others = [a for a in overrides if not options.data or key_of(a) != "data.file.layout"]  # which says how to read --data too
+    refuse_without_effect(others, config, idle=_idle(options, config, continuous=run.model.data.levels is None))
     if options.key and not str(options.data).endswith(".npz"):
         raise ConfigError(f"--key={options.key} has no effect: it names an array of a .npz file given by --data")
     if options.data:
@@ -60,7 +62,7 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
         spec.check(values, options.data)
     else:
         name = options.split or "test"
-        values = getattr(build_data(config.to_dict()), name)
+        values = getattr(run_data(run, config), name)
     of = options.data or name
     name += f"_first{options.n}" if options.n and options.n < len(values) else ""
     values = values[: options.n]
@@ -87,7 +89,8 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     record.save(path, **about)
     print(record.sentence())
     if run.model.classes:
-        print("given no class" if options.class_ is None else f"given class {options.class_}")
+        title = "no class" if options.class_ is None else f"class {class_title(run.known_data, options.class_)}"
+        print(f"given {title}")
     if record.prior_mismatch is not None:
         print(f"mismatch between the noised data and the prior: {record.prior_mismatch:.2e} bits/dim")
     print(f"record:         {path}\neach sample's:  {path.with_suffix('.npz')}")
@@ -188,7 +191,7 @@ def _made(path: Path) -> dict[str, str] | None:
 
 def _train_dequantizer(run: Run, config: ConfigDict, path: Path, made: dict[str, str], *, progress: bool) -> None:
     try:
-        train = build_data(config.to_dict()).train
+        train = run_data(run, config).train
     except DataError as error:
         raise RunError(f"variational dequantization is trained on the training data, and there is none: {error}") from error
     fitted = fit_dequantizer(run.model, train, progress=progress, **json.loads(made["options"]))

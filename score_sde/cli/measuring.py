@@ -21,6 +21,7 @@ from score_sde.cli.choices import (
     refuse_options_of_tuned,
     told_class,
 )
+from score_sde.cli.data import class_title, run_data
 from score_sde.cli.effect import idle_under_budget, key_of, refuse_without_effect
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
 from score_sde.comparison import Comparison, compare, stand_in
@@ -29,7 +30,7 @@ from score_sde.data import Dataset, DataSpec
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
 from score_sde.report import quality_curve, sample_matrix, write_comparison_page
-from score_sde.run import Run, RunError, build_data, has_tuned
+from score_sde.run import Run, RunError, has_tuned
 from score_sde.solvers import Solver, Tuned
 
 COMPARED = ("euler_maruyama", "ancestral", "sde_dpm_solver_pp", "pc", "ddim", "heun", "dpm_solver_pp", "unipc", "gaussian")
@@ -120,14 +121,16 @@ def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
                 idle |= idle_under_budget(name, config.solver.get(name, {}), substitute)
     refuse_without_effect(overrides, config, chosen={"solver": names}, idle=idle)
     how = {"samples": options.n, "seed": options.seed}
-    data = build_data(config.to_dict())
+    data = run_data(run, config)
     folder, digest = comparison_folder(run, data, solvers, budgets, options.output, class_=options.class_, **how)
     result = run_comparison(run, data, solvers, budgets, class_=options.class_, progress=not options.quiet, **how)
     curves, matrix = quality_curve(result), sample_matrix(result, run.model.data.displayed)
     result.save_csv(folder / "compare.csv")
     save_png(curves, folder / "compare.png")
     save_png(matrix, folder / "samples.png")
-    of_class = "" if options.class_ is None else f", class {options.class_} alone"
+    of_class = ""
+    if options.class_ is not None:
+        of_class = f", class {html.escape(class_title(run.known_data, options.class_))} alone"
     source = f"Samples of <code>{html.escape(str(run.folder))}</code> (step {run.step}{of_class}, protocol {digest})"
     write_comparison_page(folder / "compare.html", result, curves, matrix, source=source)
     print(result.table())

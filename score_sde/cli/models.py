@@ -7,6 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 from score_sde.cli.choices import FREE_TO_CHANGE, architecture, likelihood_of_a_file
+from score_sde.cli.data import locate
 from score_sde.cli.effect import KEPT, refuse_sections, refuse_without_effect
 from score_sde.config import ConfigError, from_saved, override, read_config
 from score_sde.data import DataSpec
@@ -23,7 +24,7 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
         if options.config or options.model_config:
             raise ConfigError("a diffusers folder has its own settings: leave --config and --model_config away")
         saved, model = import_diffusers(options.path)
-        plain = _imported(saved, overrides)
+        plain = _imported(saved, overrides, folder)
         model.data = _file_spec(plain, model.data)
     elif Path(options.path).is_dir():
         raise ConfigError(f"{options.path} is a folder, and checkpoints of score_sde_pytorch are files: --format=diffusers?")
@@ -32,13 +33,14 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     elif options.config:
         config = override(read_config(options.config), overrides)
         refuse_without_effect(overrides, config, kept=KEPT)
+        locate(config, folder)
         plain = config.to_dict()
         section = plain["data"][plain["data"]["name"]]
         section |= {"dequantize": True} if "dequantize" in section else {}  # as that project's likelihoods are computed
         model, step = import_published(options.path, plain, data_spec(plain))
     else:
         saved, spec = published_config(read_settings(options.model_config))
-        plain = _imported(saved, overrides)
+        plain = _imported(saved, overrides, folder)
         model, step = import_published(options.path, plain, _file_spec(plain, spec))
     plain["model"]["sigma_data"] = model.sigma_data
     save_model(folder, plain, model, step=step)
@@ -48,11 +50,12 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _imported(saved: Mapping, overrides: list[str]) -> dict:
+def _imported(saved: Mapping, overrides: list[str], folder: Path) -> dict:
     """The config of an import with what may be said about it in addition."""
     config = override(from_saved(saved), overrides)
     refuse_sections(overrides, (*FREE_TO_CHANGE, "data"), "import")
     refuse_without_effect(overrides, config, kept=KEPT)
+    locate(config, folder)
     return config.to_dict()
 
 
@@ -75,7 +78,7 @@ def export(options: argparse.Namespace, overrides: list[str]) -> int:
         to_diffusers(run.model, target)
         how = f"diffusers.DDPMPipeline.from_pretrained({str(target)!r})"
     else:
-        save_model(target, run.config, run.model, step=run.step, moments=run.model.moments)
+        save_model(target, run.config, run.model, step=run.step, moments=run.model.moments, known_data=run.known_data)
         how = f"score_sde.load({str(target)!r}), or any reader of safetensors and JSON"
     print(f"{run.folder}, step {run.step}, is exported to {target}; load it by {how}")
     return 0

@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def of_class(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
-            "--class", type=_natural, dest="class_", metavar="K", help="of this class alone, where there are classes"
+            "--class", dest="class_", metavar="NAME", help="of this class alone, by its name or its number from 0 on"
         )
 
     sub = command("train", train, "train a model, or continue where a run stopped")

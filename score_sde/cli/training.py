@@ -11,22 +11,24 @@ from ml_collections import ConfigDict
 
 from score_sde.checkpoint import latest_checkpoint
 from score_sde.cli.choices import FREE_TO_CHANGE, architecture, chosen_device, chosen_solver, loaded_run
+from score_sde.cli.data import class_list, data_of, locate, refuse_other_data, run_data
 from score_sde.cli.effect import KEPT, refuse_without_effect
 from score_sde.cli.likelihood import likelihood_digest, run_likelihood
 from score_sde.cli.measuring import comparison_folder, run_comparison
 from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
-from score_sde.data import Dataset, DataSpec, moments, root_mean_square, scaled_alike
+from score_sde.data import Dataset, DataSpec, fingerprint, moments, root_mean_square, scaled_alike
 from score_sde.demo import write_demo_report
 from score_sde.lock import sole_writer
 from score_sde.run import (
     WEIGHTS,
+    KnownData,
     RunError,
-    build_data,
     build_model,
     build_solver,
     load_config,
     load_identity,
     load_initial_weights,
+    load_known_data,
     new_identity,
     save_config,
     save_moments,
@@ -57,7 +59,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise RunError(f"{folder} is not a run yet: give a config, --config={config_names()[0]} for example")
     refuse_without_effect(overrides, config, kept=KEPT)
     device = chosen_device(options.device)
-    data = build_data(config.to_dict())
+    data = data_of(config, folder)
+    if resumed:
+        refuse_other_data(folder, load_known_data(folder, accept_edited_config=edited), data)
     if resumed or imported:
         data = _as_before(data, load_config(folder, accept_edited_config=edited)[1], folder)
     if config.model.sigma_data is None:
@@ -79,7 +83,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         saved = load_config(folder, accept_edited_config=edited)[0]
         _refuse_idle_training(folder, trainer.step, training, TrainingOptions(**saved["training"]))
     trainer.identity = trainer.identity or new_identity()
-    save_config(folder, plain, data.spec, identity=trainer.identity)
+    known = KnownData(fingerprint(data), data.class_names)
+    save_config(folder, plain, data.spec, identity=trainer.identity, known_data=known)
     if not resumed or not (folder / "moments.safetensors").exists():
         save_moments(folder, moments(data.train, data.spec))
     print(_summary(config, data, model, device))
@@ -119,9 +124,16 @@ def _continued(folder: Path, source: str | None, overrides: list[str], imported:
     config = override(read_config(source) if source else from_saved(saved.to_dict()), overrides)
     if config.model.sigma_data is None:
         config.model.sigma_data = saved.model.sigma_data
+    for either in (saved, config):
+        locate(either, folder)
     before, after = chosen_only(saved.to_dict()), chosen_only(config.to_dict())
-    for plain in (before, after):  # what changes how the network is computed, not what it computes
-        plain["network"][plain["network"]["name"]].pop("recompute", None)
+    moved = load_known_data(
+        folder, accept_edited_config=edited
+    ).fingerprint  # data may lie elsewhere, where it is known to be the same
+    for plain in (before, after):
+        plain["network"][plain["network"]["name"]].pop("recompute", None)  # how the network is computed, not what
+        if moved:
+            plain["data"][plain["data"]["name"]].pop("path", None)
     differing = [key for key in before if key not in free and json.dumps(before[key]) != json.dumps(after[key])]
     if differing:
         raise ConfigError(
@@ -149,9 +161,11 @@ def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: 
     kind = f"{spec.levels} levels" if spec.levels else "continuous"
     if len(spec.shape) == 2 and config.network.name == "unet":
         kind += f", taken as signals of {spec.shape[0]} channels (images need a channel: (1, {spec.shape[0]}, {spec.shape[1]}))"
+    classes = class_list(data)
     return (
         f"{config.data.name}: {len(data.train)} training and {len(data.test)} test samples of shape {spec.shape}, {kind}\n"
-        f"{architecture(config, model)}, on {device.type}"
+        + (f"{classes}\n" if classes else "")
+        + f"{architecture(config, model)}, on {device.type}"
     )
 
 
@@ -169,7 +183,7 @@ def demo(options: argparse.Namespace, overrides: list[str]) -> int:
         return code
     run, config = loaded_run(options, [], ())
     print("computing the test bits/dim ...")
-    data = build_data(config.to_dict())
+    data = run_data(run, config)
     record = run_likelihood(run, config, data.test, seed=0, progress=not options.quiet)
     digest = likelihood_digest(run, config, data.test, seed=0)
     about = {"run": str(folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": "test", "protocol": digest}

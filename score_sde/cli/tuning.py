@@ -4,6 +4,7 @@ import argparse
 from shlex import quote
 
 from score_sde.cli.choices import evaluations, loaded_run, told_class
+from score_sde.cli.data import class_option
 from score_sde.config import ConfigError
 from score_sde.run import has_tuned, load_tuned, save_choice
 from score_sde.solvers.tuned import Choice
@@ -21,7 +22,7 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     def keep(choice: Choice) -> None:
         save_choice(run.folder, choice, {**how, "class": options.class_, "step": run.step})
 
-    budgets, of_class = evaluations(options.nfe), "" if options.class_ is None else f" --class={options.class_}"
+    budgets, of_class = evaluations(options.nfe), class_option(run.known_data, options.class_)
     tuned = tune(score, run.model.data.shape, budgets, **how, earlier=earlier, keep=keep, progress=not options.quiet)
     print(tuned.table())
     print(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from score_sde.data.arrays import array_file, load_array
-from score_sde.data.dataset import Dataset, scaled_alike
+from score_sde.data.dataset import Dataset, fingerprint, scaled_alike
 from score_sde.data.folders import image_folder
 from score_sde.data.known import IMAGES, cifar10, digits, image_spec, mnist5k, two_moons
 from score_sde.data.moments import Moments, moments
@@ -20,6 +20,7 @@ __all__ = [
     "array_file",
     "cifar10",
     "digits",
+    "fingerprint",
     "image_folder",
     "image_spec",
     "load_array",

@@ -27,6 +27,7 @@ def array_file(
     classes: str = "",
     test_fraction: float = 0.1,
     seed: int = 0,
+    held_out_by: str = "content",
     limits: tuple[float, ...] = (),
 ) -> Dataset:
     """An array ``(N, *D)`` from a ``.npy`` or ``.npz`` file.
@@ -43,6 +44,7 @@ def array_file(
         levels: number of integer values, 0 to derive it.
         model_range: the interval onto which integers are mapped.
         classes: the array ``(N,)`` of class indices in the same ``.npz``; empty for none.
+        test_fraction, seed, held_out_by: how much is held out, and by what, as ``score_sde.data.dataset.split`` explains.
         limits: smallest and largest value of continuous data, in which it is drawn and may be clipped; by default those of each
             coordinate or channel of what is trained on.
 
@@ -61,9 +63,10 @@ def array_file(
         spec.check(values, path)
     else:
         raise DataError(f"{path} holds integers of type {loaded.dtype}: say how many levels, --config.data.file.levels=")
-    if loaded.dtype == np.uint8 and not levels and values.max() < 32:
+    if loaded.dtype == np.uint8 and not levels and 0 < values.max() < 32:
         _warn_of_few_levels(path, int(values.max()))
-    data = split(values, spec, test_fraction, seed, _load_classes(path, classes, len(values)) if classes else None)
+    indices = _load_classes(path, classes, len(values)) if classes else None
+    data = split(values, spec, test_fraction, seed, indices, by=held_out_by)
     if not limits:
         return data
     if spec is not None or len(limits) != 2 or not limits[0] < limits[1]:

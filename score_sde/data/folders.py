@@ -28,6 +28,7 @@ def image_folder(
     model_range: tuple[float, float] = (-1.0, 1.0),
     test_fraction: float = 0.1,
     seed: int = 0,
+    held_out_by: str = "content",
     as_before: bool = False,
 ) -> Dataset:
     """All PNG, JPEG, BMP, GIF, TIFF and WebP files in a folder and the folders below it.
@@ -43,6 +44,7 @@ def image_folder(
         classes: ``auto`` as above, ``none``, or ``folders`` to leave out pictures that lie beside the class folders.
         background: ``white`` or ``black``, over which transparent parts are drawn.
         model_range: the interval onto which the values are mapped.
+        test_fraction, seed, held_out_by: how much is held out, and by what, as ``score_sde.data.dataset.split`` explains.
         as_before: read as version 0.1.0 did, for its runs: hidden files too, classes in the order of their letters.
 
     Raises:
@@ -83,7 +85,7 @@ def image_folder(
     spec = DataSpec(tuple(values.shape[1:]), levels=256, dequantize=dequantize, model_range=model_range)
     place = {name: number for number, name in enumerate(names)}
     indices = torch.tensor([place[file.parts[0]] for file in files]) if names else None
-    return split(values, spec, test_fraction, seed, indices)._replace(class_names=tuple(names))
+    return split(values, spec, test_fraction, seed, indices, by=held_out_by)._replace(class_names=tuple(names))
 
 
 def _class_names(root: Path, tree: Tree, classes: str) -> list[str]:

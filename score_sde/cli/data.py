@@ -1,0 +1,113 @@
+"""The data of a run: where it lies, whether it is what the run was trained on, and what its classes are called."""
+
+import shlex
+import warnings
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from score_sde.data import DataError, Dataset, fingerprint
+from score_sde.run import KnownData, Run, RunError, build_data
+
+
+def locate(config: ConfigDict, folder: Path) -> list[Path]:
+    """Make the path of the config's data absolute, so that the run finds it from anywhere.
+
+    A relative path, as it is typed or as old runs have it, starts in the current directory; where nothing is there, in the
+    run's folder or the nearest folder above it that has it. Nothing changes where the data is nowhere.
+
+    Returns:
+        Where it was looked for in vain.
+    """
+    section = config.data.get(config.data.name)
+    if not isinstance(section, ConfigDict) or not section.get("path"):
+        return []
+    typed, here, run = Path(section.path).expanduser(), Path.cwd(), folder.absolute()
+    places = [here / typed] if typed.is_absolute() else [place / typed for place in (here, run, *run.parents)]
+    for place in places:
+        if place.exists():
+            section.path = str(place)
+            if place != here / typed:
+                warnings.warn(f"{typed} is not in {here}; it is taken from {place}", stacklevel=2)
+            return []
+    return places
+
+
+def data_of(config: ConfigDict, folder: Path) -> Dataset:
+    """The data that ``config`` names, for the run in ``folder``.
+
+    Raises:
+        DataError: it is not there, or cannot be used.
+    """
+    missed = locate(config, folder)
+    if missed and config.data.name in ("file", "folder"):  # others say themselves what they need
+        option = f"--config.data.{config.data.name}.path="
+        raise DataError(f"{missed[0]} not found{_elsewhere(missed[1:])}: if the data was moved, say where, {option}")
+    return build_data(config.to_dict())
+
+
+def _elsewhere(places: list[Path]) -> str:
+    return f", nor in {places[0].parent} and the folders above it" if places else ""
+
+
+def run_data(run: Run, config: ConfigDict) -> Dataset:
+    """``data_of`` a run that was trained; a warning says where the data is not what it was trained on."""
+    data = data_of(config, run.folder)
+    if run.known_data.fingerprint not in ("", fingerprint(data)):
+        names = ("test_fraction", "seed", "held_out_by")
+        now, then = (plain["data"].get(plain["data"]["name"], {}) for plain in (config.to_dict(), run.config))
+        kept = now.get("held_out_by") == "content" and all(now.get(name) == then.get(name) for name in names)
+        held_out = (
+            "no held-out sample is one that it was trained on"
+            if kept
+            else "held-out samples may be ones that it was trained on"
+        )
+        warnings.warn(f"the data has changed since {run.folder} was trained, or is other data; {held_out}", stacklevel=2)
+    return data
+
+
+def refuse_other_data(folder: Path, known: KnownData, data: Dataset) -> None:
+    """Raise a ``RunError`` unless ``data`` is what the run in ``folder`` was trained on so far, as far as it is known."""
+    if known.fingerprint not in ("", fingerprint(data)):
+        raise RunError(
+            f"the data is not that which {folder} was trained on: samples, classes or what is held out have changed since; "
+            "restore it to continue, or train on the new data in another --workdir"
+        )
+
+
+def class_index(known: KnownData, text: str | None) -> int | None:
+    """The index of a class that was given by its name or its number.
+
+    A name comes first. Where all names are numbers, a number means a name; otherwise it counts from 0.
+    """
+    if text is None or text in known.class_names:
+        return None if text is None else known.class_names.index(text)
+    numbered = bool(known.class_names) and all(name.isdecimal() for name in known.class_names)
+    if text.isdecimal() and not numbered:
+        return int(text)
+    names = f"it has {', '.join(known.class_names)}" if known.class_names else "its classes have numbers, from 0 on"
+    raise RunError(f"there is no class {text!r} in this run: {names}")
+
+
+def class_title(known: KnownData, index: int) -> str:
+    """What a class is called, by which it can be given again."""
+    return known.class_names[index] if index < len(known.class_names) else str(index)
+
+
+def class_option(known: KnownData, index: int | None) -> str:
+    """The option that gives a class again, with a blank before it; empty for none."""
+    return "" if index is None else f" {shlex.quote(f'--class={class_title(known, index)}')}"
+
+
+def class_list(data: Dataset) -> str:
+    """The classes of data with how many samples of each are trained on, for reading; empty where there are none."""
+    if data.train_classes is None:
+        return ""
+    counts = data.train_classes.bincount(minlength=len(data.class_names)).tolist()
+    names = data.class_names or tuple(map(str, range(len(counts))))
+    shown = [f"{_readable(name)} ({count})" for name, count in zip(names, counts, strict=True)]
+    return f"{len(names)} classes: " + ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
+
+
+def _readable(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()

@@ -1,0 +1,72 @@
+r"""Which samples are held out, decided by what they hold.
+
+Each sample has a key in [0, 1), a hash of the seed and its values. It is held out where
+
+    key(seed, values) < fraction
+
+So a sample stays on its side when others are added or the file is sorted anew, and copies of a sample lie on the same side.
+The order of the samples is that of their keys. About ``fraction`` of the samples are held out, not exactly as many.
+
+Values count, not how they are stored: a file that is saved anew in wider numbers, or in another byte order, has the same keys.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SPLITS = ("content", "position")
+"""By what samples are held out: what they hold, or their place in a shuffled list."""
+
+CHUNK = 1 << 24
+"""Values that are hashed at a time."""
+
+
+def by_content(
+    values: Tensor, levels: int | None, fraction: float, seed: int, classes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Indices of what is trained on and of what is held out, each in the order of the keys.
+
+    Where a side would be empty, copies of a sample are told apart by their number. If it is empty still, as it may be with few
+    samples, it gets the one sample whose key is nearest.
+    """
+    keys = sample_keys(values, levels, seed)
+    told = np.zeros(len(keys)) if classes is None else classes.numpy()
+    order = np.lexsort((told, keys))  # among copies the class decides, so that the order of the file never does
+    keys = keys[order]
+    held_out = keys < fraction
+    if held_out.all() or not held_out.any():
+        drawn = sample_keys(torch.from_numpy(np.stack([keys, _copy_numbers(keys)], 1)), None, seed)
+        held_out = drawn < fraction
+        if not held_out.any():
+            held_out[drawn.argmin()] = True
+        if held_out.all():
+            held_out[drawn.argmax()] = False
+    return torch.from_numpy(order[~held_out]), torch.from_numpy(order[held_out])
+
+
+def sample_keys(values: Tensor, levels: int | None, seed: int) -> np.ndarray:
+    """The key of each of ``values`` ``(N, *D)``, integers of so many ``levels`` or continuous: in [0, 1), float64."""
+    salt = str(seed).encode()
+    hashes = [hashlib.blake2b(row, digest_size=8, key=salt).digest() for rows in rows_of_bytes(values, levels) for row in rows]
+    return (np.frombuffer(b"".join(hashes), "<u8") >> np.uint64(11)) * 2.0**-53
+
+
+def rows_of_bytes(values: Tensor, levels: int | None) -> Iterator[np.ndarray]:
+    """Samples as rows of bytes, some at a time: a byte for each integer of up to 256 levels, else 64-bit integers or floats."""
+    kind = torch.float64 if levels is None else torch.uint8 if levels <= 256 else torch.int64
+    for chunk in values.split(max(1, CHUNK // max(1, values[0].numel()))):
+        rows = chunk.flatten(1).to(kind)
+        if levels is None:
+            rows = rows + 0.0  # -0.0 becomes 0.0
+        array = np.ascontiguousarray(rows.numpy())
+        yield array.astype(array.dtype.newbyteorder("<"), copy=False).view(np.uint8)
+
+
+def _copy_numbers(keys: np.ndarray) -> np.ndarray:
+    """For each of the keys, which rise, how many equal ones come before it."""
+    place = np.arange(len(keys))
+    begins = np.concatenate([[True], keys[1:] > keys[:-1]])
+    return place - np.maximum.accumulate(np.where(begins, place, 0))
