@@ -53,7 +53,7 @@ def mean_event(x: Tensor) -> Tensor:
 def derive_seed(*parts: int | str) -> int:
     """One 63-bit seed from several numbers and words, so that no two streams of a program share their randomness."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in parts]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
 
 
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from score_sde.inputs import require_finite
 from score_sde.solvers.base import GridSolver
 from score_sde.solvers.time_grids import TimeGrid
 
@@ -39,17 +40,19 @@ class Heun(GridSolver):
 
 @dataclass(frozen=True)
 class EDM(Heun):
-    """EDM's stochastic sampler, two evaluations a step. The defaults are those for a VP model of CIFAR-10 (Karras et al. 2022,
-    Table 5).
+    """EDM's sampler with churn, two evaluations a step.
+
+    By default nothing is added, as in the deterministic sampler of the paper. For a VP model of CIFAR-10 it has s_churn = 30,
+    with the other defaults as they are here (Karras et al. 2022, Table 5).
 
     Args:
         steps, grid: as in ``GridSolver``.
-        s_churn: noise to be added over all steps.
+        s_churn: noise to be added over all steps; 0 for none.
         s_min, s_max: values of sigma / alpha between which it is added.
         s_noise: factor of its standard deviation.
     """
 
-    s_churn: float = 30.0
+    s_churn: float = 0.0
     s_min: float = 0.01
     s_max: float = 1.0
     s_noise: float = 1.007
@@ -58,6 +61,7 @@ class EDM(Heun):
 
     def __post_init__(self):
         super().__post_init__()
+        require_finite(s_churn=self.s_churn, s_noise=self.s_noise)
         if self.s_churn < 0 or self.s_noise < 0 or not 0 <= self.s_min <= self.s_max:
             raise ValueError(
                 f"s_churn and s_noise must not be negative, and 0 <= s_min <= s_max, got {self.s_churn}, {self.s_noise}, "

@@ -59,3 +59,9 @@ def test_bad_churn_is_refused():
     for wrong in ({"s_churn": -1.0}, {"s_noise": -0.1}, {"s_min": 2.0, "s_max": 1.0}):
         with pytest.raises(ValueError, match="must not be negative, and 0 <= s_min <= s_max"):
             replace(EDM(), **wrong)
+
+
+def test_nothing_is_added_unless_it_is_asked_for():
+    """The paper's deterministic sampler, and k-diffusion's default."""
+    score = mixture().score(SDE_CASES["vp"])
+    assert torch.equal(EDM(steps=18).sample(score, (4, 2)).x, Heun(steps=18).sample(score, (4, 2)).x)
