@@ -31,6 +31,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from score_sde.inputs import whole
 from score_sde.tensors import SampleNoise, sum_event
 
 Field = Callable[[Tensor], Tensor]
@@ -74,8 +75,8 @@ class ExactDivergence:
     chunk: int | None = None
 
     def __post_init__(self):
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {self.chunk}")
+        if self.chunk is not None:
+            whole("chunk", self.chunk, 1)
 
     def __str__(self) -> str:
         return "the exact trace"
@@ -116,8 +117,7 @@ class Hutchinson:
     distribution: str = "rademacher"
 
     def __post_init__(self):
-        if self.probes < 1:
-            raise ValueError(f"probes must be at least 1, got {self.probes}")
+        whole("probes", self.probes, 1)
         if self.distribution not in PROBES:
             raise ValueError(f"unknown distribution {self.distribution!r}; choose one of {', '.join(PROBES)}")
 
@@ -183,6 +183,7 @@ class HutchPlusPlus:
     probes: int = 3
 
     def __post_init__(self):
+        whole("probes", self.probes, 1)
         if self.probes < 3:
             raise ValueError(f"Hutch++ needs at least 3 probes, a third of them for its subspace, got {self.probes}")
 

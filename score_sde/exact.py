@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from score_sde.data import Moments
+from score_sde.inputs import require_classes, require_states, require_time, whole
 from score_sde.sdes import SDE
 from score_sde.tensors import SampleNoise, as_time
 
@@ -31,7 +32,8 @@ class GaussianMixture:
         weights: ``(K,)``, non-negative; they are normalized. Equal by default.
 
     Raises:
-        ValueError: shapes do not fit, a covariance is not symmetric or has a negative eigenvalue, a weight is negative.
+        ValueError: a number is NaN, infinite or complex, shapes do not fit, a covariance is not symmetric or has a negative
+            eigenvalue, a weight is negative.
     """
 
     def __init__(
@@ -40,6 +42,10 @@ class GaussianMixture:
         covariances: Tensor | Sequence,
         weights: Tensor | Sequence | None = None,
     ):
+        for name, given in (("means", means), ("covariances", covariances), ("weights", weights)):
+            values = torch.as_tensor(() if given is None else given)
+            if values.is_complex() or not values.isfinite().all():
+                raise ValueError(f"{name} must be finite real numbers, got NaN, infinite or complex ones")
         means = torch.as_tensor(means)
         means = means if means.is_floating_point() else means.to(torch.get_default_dtype())
         if means.ndim < 2:
@@ -85,12 +91,20 @@ class GaussianMixture:
         return other
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of ``x`` ``(B, *D)`` in nats, ``(B,)``."""
+        """Log-density of ``x`` ``(B, *D)`` in nats, ``(B,)``.
+
+        Raises:
+            ValueError: ``x`` is not such a batch of finite floating-point numbers, or a variance is zero: there is no density.
+        """
+        require_states("x", x, self.event)
+        if (self.variances == 0).any():
+            raise ValueError("a variance is zero, so the mixture has no density: ask for that of its noised data, at a time")
         one, zero = self.means.new_ones(()), self.means.new_zeros(())
         return self._terms(x, one, zero)[0].logsumexp(1)
 
     def sample(self, count: int, *, seed: int = 0) -> Tensor:
         """``count`` draws, ``(count, *D)``."""
+        whole("count", count, 1)
         place = {"device": self.means.device, "dtype": self.means.dtype}
         chosen = SampleNoise(seed, (count, 1), purpose="component", **place).uniform()
         component = torch.searchsorted(self.weights.cumsum(0), chosen[:, 0]).clamp_max(len(self.weights) - 1)
@@ -121,6 +135,8 @@ class GaussianMixture:
         """log(w_k N_k(x)) ``(B, K)``, and y and v of the module's derivation ``(B, K, d)``."""
         if tuple(x.shape[1:]) != self.event:
             raise ValueError(f"expected samples of shape {self.event}, got {tuple(x.shape[1:])}")
+        if alpha.ndim and alpha.shape != x.shape[:1]:
+            raise ValueError(f"expected one time for each of {len(x)} samples, got the shape {tuple(alpha.shape)}")
         alpha, sigma = (value.reshape(-1, 1, 1) for value in (alpha, sigma))
         y = x.flatten(1)[:, None] - alpha * self.means
         if self.basis is not None:
@@ -146,6 +162,16 @@ class MixtureScore:
         return self.mixture.moments
 
     @property
+    def event(self) -> tuple[int, ...]:
+        """Shape of one sample, D."""
+        return self.mixture.event
+
+    @property
+    def classes(self) -> int:
+        """Number of components, of which each is a class."""
+        return len(self.mixture.weights)
+
+    @property
     def device(self) -> torch.device:
         return self.mixture.means.device
 
@@ -154,6 +180,10 @@ class MixtureScore:
         return self.mixture.means.dtype
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        if cond is not None:
+            if cond.is_floating_point() and cond.device.type == "cpu" and (cond == cond.round()).all():
+                cond = cond.long()  # whole numbers, however they are stored
+            require_classes(cond, len(x), self.classes)
         terms, y, v = self.mixture._terms(x, self.sde.alpha(t), self.sde.sigma(t))
         shares = terms.softmax(1) if cond is None else one_hot(cond.long(), terms.shape[1]).to(terms)
         pull = shares[..., None] * y / v
@@ -162,6 +192,12 @@ class MixtureScore:
         return -pull.sum(1).reshape(x.shape)
 
     def log_prob(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """Log-density of x_t in nats, ``(B,)``, at ``x`` ``(B, *D)`` and ``t`` ``(B,)`` or a number."""
+        """Log-density of x_t in nats, ``(B,)``, at ``x`` ``(B, *D)`` and ``t`` ``(B,)`` or a number in [0, T].
+
+        Raises:
+            ValueError: ``x`` is not such a batch of finite floating-point numbers, or a time is outside [0, T].
+        """
+        require_states("x", x, self.event)
+        require_time("t", t, 0.0, self.sde.T)
         t = as_time(t).to(x)
         return self.mixture._terms(x, self.sde.alpha(t), self.sde.sigma(t))[0].logsumexp(1)

@@ -36,10 +36,19 @@ def require_finite(**numbers: float) -> None:
             raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
-def require_interval(name: str, ends: Sequence[float]) -> None:
-    """Raise a ``ValueError`` unless ``ends`` are two finite numbers that rise."""
+def require_interval(name: str, ends: Sequence[float] | Sequence[Tensor]) -> None:
+    """Raise a ``ValueError`` unless ``ends`` are two finite numbers that rise.
+
+    They may be two tensors, an interval for each coordinate; single intervals may then be a point, as of a constant coordinate.
+    """
     pair = tuple(ends)
-    if len(pair) != 2 or not all(math.isfinite(end) for end in pair) or not pair[0] < pair[1]:
+    if any(isinstance(end, Tensor) and end.numel() > 1 for end in pair):
+        low, high = (torch.as_tensor(end) for end in pair) if len(pair) == 2 else (torch.ones(1), torch.zeros(1))
+        rising = low.isfinite().all() and high.isfinite().all() and (low <= high).all() and (low < high).any()
+        pair = tuple("a tensor" if isinstance(end, Tensor) else end for end in pair)
+    else:
+        rising = len(pair) == 2 and all(math.isfinite(end) for end in pair) and pair[0] < pair[1]
+    if not rising:
         raise ValueError(f"{name} must be two finite numbers, the smaller one first, got {pair}")
 
 

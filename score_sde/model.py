@@ -5,6 +5,7 @@ network's output to be a score: the SDE, the parameterization, how time is fed, 
 coordinates.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, runtime_checkable
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.data import DataSpec, Moments
+from score_sde.inputs import require_classes, require_finite, require_float, require_states, whole
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS, Coefficients
 from score_sde.sdes import SDE
 from score_sde.tensors import as_time, expand
@@ -23,7 +25,8 @@ class Score(Protocol):
     """The gradient of log p_t(x) under the SDE that it carries.
 
     A score that wraps another keeps it in a dataclass field named ``score``; evaluations are then counted where they
-    happen, in the innermost one. ``device`` and ``dtype``, where present, say where samples are to be drawn.
+    happen, in the innermost one. ``device`` and ``dtype``, where present, say where samples are to be drawn; ``event``, where
+    present, is the shape of one.
     """
 
     sde: SDE
@@ -40,6 +43,11 @@ class ForClass:
     score: Score
     index: int
 
+    def __post_init__(self):
+        index, known = whole("a class", self.index, 0), getattr(innermost(self.score), "classes", 0)
+        if known and index >= known:
+            raise ValueError(f"there is no class {index}: the score has classes 0 to {known - 1}")
+
     @property
     def sde(self) -> SDE:
         return self.score.sde
@@ -53,6 +61,30 @@ class ForClass:
 
     def _classes(self, x: Tensor) -> Tensor:
         return torch.full((len(x),), self.index, device=x.device)
+
+
+def innermost(score: Score) -> Score:
+    """The score that all wrappers, each holding its own in a field ``score``, are wrapped around."""
+    while dataclasses.is_dataclass(score) and hasattr(score, "score"):
+        score = score.score
+    return score
+
+
+def require_inputs(score: Score, x: Tensor, cond: Tensor | None = None, *, name: str = "x") -> None:
+    """Refuse states and conditions that cannot be meant for ``score``.
+
+    Raises:
+        ValueError: ``x`` is no batch ``(B, *D)`` of finite floating-point numbers, D is not the shape of the score's data where
+            that is known, or ``cond`` has another length.
+    """
+    require_states(name, x, getattr(innermost(score), "event", None))
+    require_conditions(cond, len(x))
+
+
+def require_conditions(cond: Tensor | None, count: int) -> None:
+    """Raise a ``ValueError`` unless there is one condition for each of ``count`` samples, or none at all."""
+    if isinstance(cond, Tensor) and (cond.ndim == 0 or len(cond) != count):
+        raise ValueError(f"cond must hold one condition for each of {count} samples, got the shape {tuple(cond.shape)}")
 
 
 class NoLearnedVariance(TypeError, ValueError):
@@ -111,10 +143,10 @@ class ScoreModel(nn.Module):
         ):
             if name not in table:
                 raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
+        require_finite(sigma_data=sigma_data)
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive, got {sigma_data}")
-        if labels < 2:
-            raise ValueError(f"labels must be at least 2, got {labels}")
+        whole("labels", labels, 2)
         if getattr(network, "takes_logarithm", False):
             ends = torch.tensor([sde.t_min, sde.T], dtype=torch.float64, device="cpu")
             lowest = TIME_INPUTS[time_input](sde, ends, labels).min().item()
@@ -143,6 +175,11 @@ class ScoreModel(nn.Module):
     def _sample(self) -> Tensor:
         """Any parameter, or buffer; a network may have none."""
         return next(chain(self.parameters(), self.buffers()), torch.empty(0))
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """Shape of one sample, D."""
+        return self.data.shape
 
     def coefficients(self, t: Tensor | float) -> Coefficients:
         """a, b and c_in of score = a x + b F(c_in x, c_noise) at ``t``."""
@@ -178,6 +215,10 @@ class ScoreModel(nn.Module):
 
     def _evaluate(self, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The score, and the second half of the network's output where there is one."""
+        require_float("x", x)
+        if self.classes and cond is not None:
+            no_class = getattr(self.network, "knows_no_class", True)
+            require_classes(cond, len(x), self.classes, no_class=no_class)
         precise = torch.promote_types(x.dtype, torch.float32)
         state, t = x.to(precise), t.to(precise)
         a, b, c_in = self.coefficients(t)
@@ -187,4 +228,7 @@ class ScoreModel(nn.Module):
         inputs = scaled.to(self.dtype), noise.to(torch.promote_types(self.dtype, torch.float32))
         output = self.network(*inputs) if cond is None else self.network(*inputs, cond)
         output, rest = output.to(precise).chunk(2, dim=1) if self.learned_variance else (output.to(precise), None)
+        if output.shape != x.shape:
+            twice = ", with twice the channels for its learned variance" if self.learned_variance else ""
+            raise ValueError(f"the network must return the shape of x, {tuple(x.shape)}{twice}, it gave {tuple(output.shape)}")
         return (expand(a, state) * state + expand(b, state) * output).to(x.dtype), rest

@@ -27,6 +27,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 from tqdm import tqdm
 
+from score_sde.inputs import require_batch, require_time, whole
 from score_sde.model import Score
 from score_sde.sdes import SDE
 from score_sde.solvers import DEIS, DPMSolverPP, GaussianReference, SolverError, UniPC
@@ -148,13 +149,15 @@ def tune(
         ValueError: a number is out of range.
         SolverError: the converged solution is not finite.
     """
-    budgets = sorted(set(budgets))
+    budgets = sorted({whole("a number of evaluations", budget, 0) for budget in budgets})
+    require_batch("a pilot", (2 * whole("pilot", pilot, 1), *shape), getattr(innermost(score), "event", None))
+    whole("trials", trials, 1)
     if not budgets or budgets[0] < 2:
         raise ValueError(f"give numbers of evaluations, each at least 2, got {budgets}")
     if pilot < 8 or trials < 10:
         raise ValueError(f"a choice needs a pilot of at least 8 samples and at least 10 trials, got {pilot} and {trials}")
-    if t_end is not None and not score.sde.t_min <= t_end < score.sde.T:
-        raise ValueError(f"t_end must lie between t_min = {score.sde.t_min} and T = {score.sde.T}, got {t_end}")
+    if t_end is not None:
+        require_time("t_end", t_end, score.sde.t_min, score.sde.T, below=True)
     if cond is not None and len(cond) != 2 * pilot:
         raise ValueError(f"give conditions for 2 * pilot = {2 * pilot} samples, got {len(cond)}")
     bar = tqdm(total=2 + len(budgets), desc="tuning", unit="budget", disable=not progress)

@@ -251,7 +251,7 @@ def test_a_run_without_choices_says_how_to_make_them(tmp_path):
         ({"budgets": [1, 5]}, r"each at least 2, got \[1, 5\]"),
         ({"pilot": 4}, "a pilot of at least 8 samples"),
         ({"trials": 3}, "at least 10 trials"),
-        ({"t_end": 2.0}, "t_end must lie between t_min = 1e-05 and T = 1.0, got 2.0"),
+        ({"t_end": 2.0}, "t_end must lie between t_min = 1e-05 and T = 1, T excluded, got 2.0"),
         ({"cond": torch.zeros(8)}, r"conditions for 2 \* pilot = 16 samples, got 8"),
     ],
 )

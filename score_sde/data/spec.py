@@ -23,6 +23,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from score_sde.inputs import require_finite, whole
+
 
 class DataError(ValueError):
     """The data cannot be used as it is; the message says why and what to do."""
@@ -66,9 +68,13 @@ class DataSpec:
         object.__setattr__(self, "limits", tuple(map(tuple, self.limits)))
         if not self.shape or any(side < 1 for side in self.shape):
             raise ValueError(f"shape must be positive sizes, one or more, got {self.shape}")
-        if self.levels is not None and self.levels < 2:
-            raise ValueError(f"levels must be at least 2, got {self.levels}")
+        for side in self.shape:
+            whole("a side of the shape", side, 1)
+        if self.levels is not None:
+            whole("levels", self.levels, 2)
         for name, (low, high) in (("data_range", self.data_range), ("model_range", self.model_range)):
+            for end in (low, high):
+                require_finite(**{name: end})
             if not low < high:
                 raise ValueError(f"{name} must rise, got {(low, high)}")
         if self.levels is not None and (self.location or self.spread or self.limits):
@@ -191,6 +197,8 @@ class DataSpec:
             raise DataError(f"{source} has samples of shape {tuple(values.shape[1:])}, the model expects {self.shape}{turned}")
         if not len(values):
             raise DataError(f"{source} is empty")
+        if values.is_complex():
+            raise DataError(f"{source} holds complex numbers: give their real and imaginary parts as coordinates")
         if values.is_floating_point() and not values.isfinite().all():
             raise DataError(f"{source} holds NaN or infinite values; remove or replace them")
         if self.levels is None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from score_sde.divergence import Divergence
+from score_sde.inputs import whole
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
-from score_sde.model import Score
+from score_sde.model import Score, require_inputs
 
 
 def class_posterior(
@@ -39,11 +40,12 @@ def class_posterior(
     Raises:
         ValueError: there are no classes, or the prior does not fit them.
     """
-    conditions = torch.arange(classes) if isinstance(classes, int) else classes
-    if not len(conditions):
+    conditions = classes if isinstance(classes, Tensor) else torch.arange(whole("classes", classes, 1))
+    if conditions.ndim < 1 or not len(conditions):
         raise ValueError("there must be at least one class")
+    require_inputs(score, x)
     weights = torch.ones(len(conditions)) if prior is None else torch.as_tensor(prior, dtype=torch.float64)
-    if weights.shape != (len(conditions),) or (weights < 0).any() or not weights.sum() > 0:
+    if weights.shape != (len(conditions),) or (weights < 0).any() or not 0 < weights.sum() < torch.inf:
         raise ValueError(f"prior must be {len(conditions)} numbers that are not negative, not all zero")
     how = {"solver": solver, "divergence": divergence, "seed": seed, "first": first, "progress": progress}
     columns = []

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from score_sde.data import DataError, DataSpec, Moments
 from score_sde.divergence import Divergence, ExactDivergence, as_divergence
+from score_sde.inputs import whole
 from score_sde.likelihood.accuracy import choose_solver, enough_probes
 from score_sde.likelihood.dequantization import DEQUANTIZATIONS, Dequantization
 from score_sde.likelihood.dual_weighted import DualWeighted
@@ -103,15 +104,21 @@ def bits_per_dim(
         raise ValueError(f"levels is {levels}, but the model was made for {spec.levels or 'continuous data'}")
     if spec.levels is None and not values.is_floating_point():
         raise DataError("the values are integers, and the model is of continuous data: convert them, or give data with levels")
+    if dequantization is None and spec.levels is not None:
+        raise ValueError(
+            f"integers have no density without dequantization: choose one of {', '.join(DEQUANTIZATIONS)}, or give what "
+            "fit_dequantizer makes"
+        )
+    if dequantization is not None and not (isinstance(dequantization, str) or callable(dequantization)):
+        raise ValueError(f"dequantization must be one of {', '.join(DEQUANTIZATIONS)}, or a function, got {dequantization!r}")
     if isinstance(dequantization, str) and dequantization not in DEQUANTIZATIONS:
         raise ValueError(f"unknown dequantization {dequantization!r}; choose one of {', '.join(DEQUANTIZATIONS)}")
     numbers = ("batch_size", batch_size, 1), ("importance_samples", importance_samples, 1), ("audit", audit, 0)
     for what, number, least in numbers:
-        if number < least:
-            raise ValueError(f"{what} must be at least {least}, got {number}")
+        whole(what, number, least)
     if spec.levels is None and importance_samples > 1 and not truncation:
         raise ValueError("importance samples are for integers: continuous data has a density of its own")
-    if target_error is not None and not target_error > 0:
+    if target_error is not None and not 0 < target_error < math.inf:
         raise ValueError(f"target_error must be positive, in bits per dimension, got {target_error}")
     if target_error is not None and not audit:
         raise ValueError("target_error needs an audit, which measures the noise of the probes: audit must be at least 1")

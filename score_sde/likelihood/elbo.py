@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 from score_sde.data import DataSpec
 from score_sde.files import write_text
+from score_sde.inputs import whole
 from score_sde.model import Score
 from score_sde.sdes import SDE
 from score_sde.solvers.base import Counter, SolverError, counted, innermost
@@ -148,7 +149,7 @@ def discrete_bound(
         raise ValueError("the score has no score_and_variance: choose variance='beta_tilde' or 'beta'")
     chain = _Chain(model.sde, _nodes(model.sde, steps, nodes))
     inner_steps = len(chain.nodes) - 1
-    if sampled_steps is not None and not 1 <= sampled_steps <= inner_steps:
+    if sampled_steps is not None and not 1 <= whole("sampled_steps", sampled_steps, 0) <= inner_steps:
         raise ValueError(f"sampled_steps must lie between 1 and {inner_steps}, all steps but the first, got {sampled_steps}")
     times = sampled_steps or inner_steps
 
@@ -204,8 +205,7 @@ def continuous_bound(
         SolverError: the score returned NaN or infinite values.
         ValueError: an argument is not one of those allowed, or the data has no levels.
     """
-    if times < 1:
-        raise ValueError(f"times must be at least 1, got {times}")
+    whole("times", times, 1)
     sde = model.sde
     low, high = float(sde.log_snr(sde.T)), float(sde.log_snr(sde.t_min))
 
@@ -288,8 +288,7 @@ class _Chain:
 
 def _nodes(sde: SDE, steps: int, nodes: Tensor | None) -> Tensor:
     if nodes is None:
-        if steps < 2:
-            raise ValueError(f"steps must be at least 2, got {steps}")
+        whole("steps", steps, 2)
         if sde.T / steps < sde.t_min * (1 - 1e-9):
             raise ValueError(
                 f"the first of {steps} steps ends at t = {sde.T / steps:.3g}, below t_min = {sde.t_min:g}, where the score is "
@@ -382,8 +381,7 @@ def _bound(
     if spec.levels is None:
         raise ValueError("the data is continuous, and these bounds are for integers: use bits_per_dim or log_likelihood")
     for name in ("batch_size", "draws"):
-        if protocol[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {protocol[name]}")
+        whole(name, protocol[name], 1)
     spec.check(values)
     if cond is not None and len(cond) != len(values):
         raise ValueError(f"cond must hold one condition for each of {len(values)} samples, got {len(cond)}")

@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from score_sde.divergence import Divergence, as_divergence
+from score_sde.inputs import require_time
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.flow import Flow
-from score_sde.model import Score
+from score_sde.model import Score, require_inputs
 from score_sde.solvers.base import BoundScore, Counter, ProgressBar, counted
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.tensors import SampleNoise
@@ -75,7 +76,7 @@ def log_likelihood(
         cond: condition passed to the score, ``(B, ...)``.
         seed: the probes of sample i depend on ``seed`` and ``first + i`` alone.
         first: index of the first sample, or the index of each.
-        t_min: time at which the density is taken; by default the SDE's.
+        t_min: time at which the density is taken, not below the SDE's own, which is the default.
         differentiable: keep what is needed to differentiate ``log_prob`` with respect to ``x`` and to whatever the score
             depends on. Memory then grows with the number of evaluations.
         progress: show a progress bar.
@@ -83,23 +84,30 @@ def log_likelihood(
     Raises:
         SolverError: the state stopped being finite.
         TypeError: the SDE is not linear.
-        ValueError: the divergence is unknown, x holds NaN, or t_min is outside (0, T).
+        ValueError: the divergence is unknown; x holds integers, NaN or infinite values, or is not of the shape of the score's
+            data; t_min is outside [the SDE's t_min, T); or the prior does not give one number for each sample.
     """
     divergence = as_divergence(divergence)
-    if not x.isfinite().all():
-        raise ValueError("x holds NaN or infinite values: their likelihood is not defined")
+    require_inputs(score, x, cond)
     sde, counter = score.sde, Counter()
     t_min = sde.t_min if t_min is None else t_min
-    if not 0 < t_min < sde.T:
-        raise ValueError(f"t_min must lie between 0 and T = {sde.T}, got {t_min}")
+    require_time("t_min", t_min, sde.t_min, sde.T, below=True)
     noise = SampleNoise(seed, x.shape, first=first, purpose="probes", device=x.device, dtype=x.dtype)
     flow = Flow(BoundScore(counted(score, counter), cond), divergence, divergence.draw(noise), counter)
     attention = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()  # the fused one has no second derivative
     with torch.set_grad_enabled(differentiable), attention, ProgressBar(solver, t_min, sde.T, progress) as bar:
         latent, changes = _to_prior(solver, flow, x, t_min, lambda t, state: bar(t, counter.nfe))
-        log_prob = (prior or sde.prior_log_prob)(latent) + changes.mean(0)
+        log_prob = of_prior(prior or sde.prior_log_prob, latent) + changes.mean(0)
     variance = divergence.variance(changes.detach(), x[0].numel())
     return LogLikelihood(log_prob, latent, counter.samples / len(x), counter.vjps / len(x), variance)
+
+
+def of_prior(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
+    """log p at T of ``latent`` ``(B, *D)``, ``(B,)``; a ``ValueError`` where ``prior`` gives anything else."""
+    log_prob = prior(latent)
+    if log_prob.shape != latent.shape[:1]:
+        raise ValueError(f"the prior must give {len(latent)} numbers, one for each sample, got {tuple(log_prob.shape)}")
+    return log_prob
 
 
 def _to_prior(solver: LikelihoodSolver, flow: Flow, x: Tensor, t_min: float, observe) -> tuple[Tensor, Tensor]:

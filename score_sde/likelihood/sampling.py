@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from score_sde.divergence import Divergence, as_divergence
+from score_sde.inputs import require_batch
 from score_sde.likelihood.flow import Flow
-from score_sde.likelihood.ode import transport
-from score_sde.model import Score
+from score_sde.likelihood.ode import of_prior, transport
+from score_sde.model import Score, innermost, require_conditions, require_inputs
 from score_sde.solvers.base import BoundScore, Counter, ProgressBar, counted, draw_latents
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.tensors import SampleNoise
@@ -72,8 +73,12 @@ def sample_with_log_prob(
     """
     if not isinstance(solver, ProbabilityFlow):
         raise TypeError(f"log p along the way needs a ProbabilityFlow, got {type(solver).__name__}")
-    if x_T is not None and tuple(shape) != tuple(x_T.shape):
-        raise ValueError(f"shape is {tuple(shape)}, but x_T has shape {tuple(x_T.shape)}")
+    require_batch("shape", shape, getattr(innermost(score), "event", None))
+    require_conditions(cond, shape[0])
+    if x_T is not None:
+        require_inputs(score, x_T, cond, name="x_T")
+        if tuple(shape) != tuple(x_T.shape):
+            raise ValueError(f"shape is {tuple(shape)}, but x_T has shape {tuple(x_T.shape)}")
     divergence, sde, counter = as_divergence(divergence), score.sde, Counter()
     if x_T is None:
         x_T = draw_latents(score, shape, seed=seed, first=first)
@@ -81,6 +86,6 @@ def sample_with_log_prob(
     flow = Flow(BoundScore(counted(score, counter), cond), divergence, divergence.draw(noise), counter)
     with torch.no_grad(), ProgressBar(solver, sde.T, sde.t_min, progress) as bar:
         x, changes = transport(solver, flow, x_T, sde.T, sde.t_min, lambda t, state: bar(t, counter.nfe))
-        log_prob = (prior or sde.prior_log_prob)(x_T) - changes.mean(0)
+        log_prob = of_prior(prior or sde.prior_log_prob, x_T) - changes.mean(0)
     variance = divergence.variance(changes, x[0].numel())
     return ScoredSample(x, log_prob, x_T, counter.samples / len(x), counter.vjps / len(x), variance)

@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from score_sde.data import DataSpec
 from score_sde.divergence import Divergence
+from score_sde.inputs import whole
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
 from score_sde.model import Score
@@ -192,9 +193,8 @@ def fit_dequantizer(
     if spec is None:
         raise ValueError("the score does not say what its data is: give data=DataSpec(...)")
     for name, number in (("steps", steps), ("batch_size", batch_size)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
-    if not learning_rate > 0:
+        whole(name, number, 1)
+    if not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
     if cond is not None and len(cond) != len(values):
         raise ValueError(f"cond has {len(cond)} entries for {len(values)} samples")

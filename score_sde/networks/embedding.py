@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from score_sde.inputs import require_classes
+
 
 class SinusoidalEmbedding(nn.Module):
     """Sines and cosines at ``width / 2`` frequencies from 1 down to 1/10000 (Vaswani et al. 2017, Section 3.5).
@@ -94,11 +96,5 @@ class NoiseEmbedding(nn.Module):
             return embedding
         if cond is None:
             cond = torch.full(noise.shape, self.classes.num_embeddings - 1, device=noise.device)
-        if cond.shape != noise.shape or cond.is_floating_point() or cond.dtype == torch.bool:
-            given = f"{cond.dtype} of shape {tuple(cond.shape)}"
-            raise ValueError(f"classes must be integers of shape {tuple(noise.shape)}, one per sample, got {given}")
-        known = self.classes.num_embeddings - 1
-        # elsewhere than on the CPU the check would have to wait for the device
-        if cond.device.type == "cpu" and len(cond) and not 0 <= cond.min() <= cond.max() <= known:
-            raise ValueError(f"classes go from 0 to {known - 1}, and {known} is no class, got {cond.min()} to {cond.max()}")
+        require_classes(cond, len(noise), self.classes.num_embeddings - 1, no_class=True)
         return embedding + self.classes(cond.long())

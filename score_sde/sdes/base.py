@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from score_sde.inputs import require_finite
 from score_sde.sdes.memory import remembered
 from score_sde.sdes.quadrature import linear_marginal
 from score_sde.tensors import as_time, expand, sum_event
@@ -52,6 +53,7 @@ class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes
     """Standard deviation of the noise at t = 0, used where sigma comes from ``drift`` and ``diffusion``."""
 
     def __post_init__(self):
+        require_finite(T=self.T, t_min=self.t_min)
         if not 0 < self.t_min < self.T:
             raise ValueError(f"t_min must lie between 0 and T = {self.T}, got {self.t_min}")
         if not (self._defines("alpha", "sigma") or self._defines("drift", "diffusion")):
@@ -98,6 +100,8 @@ class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes
 
     def perturb(self, x0: Tensor, t: Tensor | float, epsilon: Tensor) -> Tensor:
         """A draw of x_t given ``x0`` ``(B, *D)``: alpha x0 + sigma epsilon, with ``epsilon`` standard normal."""
+        if epsilon.shape != x0.shape:
+            raise ValueError(f"x0 has the shape {tuple(x0.shape)}, and epsilon {tuple(epsilon.shape)}: they must be the same")
         t = as_time(t)
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * epsilon
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from score_sde.inputs import require_finite
 from score_sde.sdes.base import SDE
 from score_sde.tensors import as_time
 
@@ -30,6 +31,7 @@ class VESDE(SDE):
 
     def __post_init__(self):
         super().__post_init__()
+        require_finite(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 

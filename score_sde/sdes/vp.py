@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from score_sde.inputs import require_finite
 from score_sde.sdes.base import SDE
 from score_sde.tensors import as_time
 
@@ -57,6 +58,7 @@ class LinearBetaSDE(BetaSDE):
 
     def __post_init__(self):
         super().__post_init__()
+        require_finite(beta_min=self.beta_min, beta_max=self.beta_max)
         if not (0 <= self.beta_min <= self.beta_max and self.beta_max > 0):
             raise ValueError(f"need 0 <= beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
 

@@ -32,7 +32,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from score_sde.solvers.base import BoundScore, Solver, SolverError, non_finite
+from score_sde.inputs import require_finite
+from score_sde.solvers.base import BoundScore, Solver, SolverError, non_finite, require_path
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.tensors import SampleNoise, expand
 
@@ -63,6 +64,7 @@ class AdaptiveSDE(Solver):
     stochastic: ClassVar[bool] = True
 
     def __post_init__(self):
+        require_finite(rtol=self.rtol, atol=self.atol)
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")
         if not 0 < self.safety <= 1:
@@ -75,6 +77,7 @@ class AdaptiveSDE(Solver):
         return StochasticHeun().with_budget(nfe)
 
     def solve(self, score, x, t_from, t_to, *, cond=None, noise=None, observe=None):
+        require_path(score, x, t_from, t_to)
         if t_to > t_from:
             raise ValueError(f"{type(self).__name__} goes from noise to data only: got t from {t_from} to {t_to}")
         if noise is None:

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Self
 
+from score_sde.inputs import whole
 from score_sde.solvers.base import GridSolver
 from score_sde.solvers.predictor_corrector import Langevin
 from score_sde.solvers.time_grids import TimeGrid, as_grid
@@ -66,8 +67,7 @@ class AnnealedLangevin(GridSolver):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.corrections < 1:
-            raise ValueError(f"corrections must be at least 1, got {self.corrections}")
+        whole("corrections", self.corrections, 1)
         if not 0 <= self.snr < 1:
             raise ValueError(f"snr must lie between 0 and 1, or be 0 for one that suits the levels, got {self.snr}")
 

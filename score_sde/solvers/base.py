@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from score_sde.model import Score, score_and_variance
+from score_sde.inputs import require_batch, require_float, require_interval, require_time, whole
+from score_sde.model import Score, innermost, require_conditions, require_inputs, score_and_variance
 from score_sde.sdes import SDE
 from score_sde.solvers.time_grids import TimeGrid, as_grid, time_grid
 from score_sde.tensors import SampleNoise, batch_time, expand
@@ -61,7 +62,7 @@ class CountedScore:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         self._count(x)
-        return self.score(x, t, cond)
+        return _of_shape(x, self.score(x, t, cond))
 
     def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The score and its learned variance, by one evaluation, which is counted."""
@@ -80,11 +81,10 @@ def counted(score: Score, counter: Counter) -> Score:
     return CountedScore(score, counter)
 
 
-def innermost(score: Score) -> Score:
-    """The score that all wrappers, each holding its own in a field ``score``, are wrapped around."""
-    while dataclasses.is_dataclass(score) and hasattr(score, "score"):
-        score = score.score
-    return score
+def _of_shape(x: Tensor, value: Tensor) -> Tensor:
+    if value.shape != x.shape:  # it would be broadcast without a word
+        raise ValueError(f"the score of states {tuple(x.shape)} must have their shape, it has {tuple(value.shape)}")
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class BoundScore:
         return self.score.sde
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
-        return self.score(x, batch_time(t, x), self.cond)
+        return _of_shape(x, self.score(x, batch_time(t, x), self.cond))
 
     def score_and_variance(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """The score and its learned variance, by one evaluation; a ``TypeError`` where it has none."""
@@ -132,7 +132,22 @@ class ClippedScore:
 
     def _clipped(self, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
         alpha, variance = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t) ** 2, x)
-        return ((alpha * ((x + variance * score) / alpha).clamp(self.low, self.high) - x) / variance).to(x.dtype)
+        x0 = (x + variance * score) / alpha
+        # what is not clipped keeps its score: (alpha x0 - x) / sigma^2 would lose its digits where sigma is small
+        return (score + alpha * (x0.clamp(self.low, self.high) - x0) / variance).to(x.dtype)
+
+
+def require_path(score: Score, x: Tensor, t_from: float, t_to: float) -> None:
+    """Refuse what no solver can carry; values are not looked at: NaN comes out as a ``SolverError``.
+
+    Raises:
+        ValueError: ``x`` is no batch ``(B, *D)`` of floating-point numbers, or of other data than the score's, or a time is
+            outside [0, T].
+    """
+    require_float("x", x)
+    require_batch("x", x.shape, getattr(innermost(score), "event", None))
+    for name, t in (("t_from", t_from), ("t_to", t_to)):
+        require_time(name, t, 0.0, score.sde.T)  # the last step of a discrete chain goes from t_min to 0
 
 
 def draw_latents(
@@ -258,21 +273,27 @@ class Solver(ABC):
 
         Raises:
             SolverError: the state stopped being finite.
-            ValueError: ``shape`` and ``x_T`` are both absent, disagree or hold no sample, or ``t_end`` is outside [t_min, T).
+            ValueError: ``shape`` and ``x_T`` are both absent, disagree, hold no sample or are not of the score's data; x_T is
+                not finite or holds integers; ``t_end`` is outside [t_min, T); ``clip`` does not rise.
         """
         start = time.perf_counter()
         sde = score.sde
         t_end = sde.t_min if t_end is None else t_end
-        if not sde.t_min <= t_end < sde.T:
-            raise ValueError(f"t_end must lie between t_min = {sde.t_min} and T = {sde.T}, got {t_end}")
+        require_time("t_end", t_end, sde.t_min, sde.T, below=True)
+        if clip is not None:
+            require_interval("clip", clip)
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point type, got {dtype}")
         if x_T is not None:
+            require_inputs(score, x_T, cond, name="x_T")
             if shape is not None and tuple(shape) != tuple(x_T.shape):
                 raise ValueError(f"shape is {tuple(shape)}, but x_T has shape {tuple(x_T.shape)}")
             x_T = x_T.to(device or x_T.device, dtype or x_T.dtype)
         elif shape is None:
             raise ValueError("give the shape (B, *D) of the samples, or x_T")
-        if (shape if x_T is None else x_T.shape)[0] < 1:
-            raise ValueError("a batch has at least one sample, got none")
+        else:
+            require_batch("shape", shape, getattr(innermost(score), "event", None))
+            require_conditions(cond, shape[0])
         counter = Counter()
         score = counted(score, counter)
         if clip is not None:
@@ -314,6 +335,7 @@ class StepSolver(Solver):
         """The state at the next time ``s``, given the state ``x`` ``(B, *D)`` at ``t``; both times are 0-dimensional."""
 
     def solve(self, score, x, t_from, t_to, *, cond=None, noise=None, observe=None):
+        require_path(score, x, t_from, t_to)
         if self.stochastic and t_to > t_from:
             raise ValueError(f"{type(self).__name__} goes from noise to data only: got t from {t_from} to {t_to}")
         if self.stochastic and noise is None:
@@ -355,8 +377,7 @@ class GridSolver(StepSolver):
         if grid.count is not None:
             object.__setattr__(self, "grid", grid)
             object.__setattr__(self, "steps", grid.count)
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        whole("steps", self.steps, 1)
 
     def times(self, sde: SDE, t_from: float, t_to: float) -> Tensor:
         return time_grid(self.grid, sde, t_from, t_to, self.steps)
@@ -378,7 +399,7 @@ class GridSolver(StepSolver):
                 f"the grid is an explicit list of {self.steps} steps, and {nfe} evaluations are not theirs: "
                 "leave their number as it is, or choose a grid by its name"
             )
-        return dataclasses.replace(self, steps=steps)
+        return dataclasses.replace(self, steps=whole("steps", steps, 1))
 
 
 class FiniteGuard:

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from score_sde.data import Moments
+from score_sde.inputs import require_states
 from score_sde.model import Score
 from score_sde.solvers.base import innermost
 from score_sde.solvers.interpolation import lagrange_rule
@@ -107,6 +108,7 @@ def match_moments(samples: Tensor) -> Moments:
     """
     from sklearn.covariance import ledoit_wolf
 
+    require_states("samples", samples)
     flat = samples.detach().flatten(1).double().cpu().numpy()
     covariance, _ = ledoit_wolf(flat)
     return Moments(samples.detach().double().mean(0), torch.from_numpy(covariance).to(samples.device), None)

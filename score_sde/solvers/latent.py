@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from score_sde.model import Score
+from score_sde.inputs import require_finite
+from score_sde.model import Score, require_inputs
 from score_sde.solvers.base import Solver
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.tensors import expand, sum_event
@@ -25,9 +26,10 @@ def encode(score: Score, x: Tensor, solver: Solver = EXACT, *, cond: Tensor | No
 
     Raises:
         SolverError: the state stopped being finite.
-        ValueError: the solver is stochastic.
+        ValueError: the solver is stochastic, or the states are not finite floating-point numbers of the shape of the data.
     """
     _require_deterministic(solver)
+    require_inputs(score, x, cond)
     return solver.solve(score, x, score.sde.t_min, score.sde.T, cond=cond)
 
 
@@ -39,9 +41,10 @@ def decode(score: Score, latent: Tensor, solver: Solver = EXACT, *, cond: Tensor
 
     Raises:
         SolverError: the state stopped being finite.
-        ValueError: the solver is stochastic.
+        ValueError: the solver is stochastic, or the states are not finite floating-point numbers of the shape of the data.
     """
     _require_deterministic(solver)
+    require_inputs(score, latent, cond, name="latent")
     return solver.solve(score, latent, score.sde.T, score.sde.t_min, cond=cond)
 
 
@@ -72,6 +75,7 @@ def interpolate(
     """
     if start.shape != end.shape or not len(weights):
         raise ValueError(f"give two batches of one shape and some weights, got {tuple(start.shape)} and {tuple(end.shape)}")
+    require_finite(**{f"weight {i}": weight for i, weight in enumerate(weights)})
     first, last = (encode(score, x, solver, cond=cond) for x in (start, end))
     between = torch.cat([spherical(first, last, weight) for weight in weights])
     conds = None if cond is None else torch.cat([cond] * len(weights))

@@ -30,6 +30,7 @@ from typing import ClassVar, Protocol, Self
 
 from torch import Tensor
 
+from score_sde.inputs import whole
 from score_sde.solvers.ancestral import Ancestral
 from score_sde.solvers.base import BoundScore, GridSolver, StepSolver
 from score_sde.solvers.ddim import DDIM
@@ -108,8 +109,7 @@ class PredictorCorrector(StepSolver):
     def __post_init__(self):
         if not isinstance(self.predictor, GridSolver):
             raise ValueError(f"the predictor must be a fixed-step solver, got {self.predictor}")
-        if self.corrections < 1:
-            raise ValueError(f"corrections must be at least 1, got {self.corrections}")
+        whole("corrections", self.corrections, 1)
 
     def times(self, sde, t_from, t_to):
         return self.predictor.times(sde, t_from, t_to)

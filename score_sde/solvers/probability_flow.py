@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from score_sde.inputs import require_finite
 from score_sde.sdes import SDE
-from score_sde.solvers.base import BoundScore, FiniteGuard, Observer, Solver, SolverError, non_finite
+from score_sde.solvers.base import BoundScore, FiniteGuard, Observer, Solver, SolverError, non_finite, require_path
 from score_sde.solvers.runge_kutta import dormand_prince
 from score_sde.solvers.time_grids import ExplicitGrid, TimeGrid, as_grid, check_grid, time_grid
 
@@ -64,6 +65,7 @@ class ProbabilityFlow(Solver):
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        require_finite(rtol=self.rtol, atol=self.atol)
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")
         grid = check_grid(self.grid, self.steps)
@@ -99,6 +101,7 @@ class ProbabilityFlow(Solver):
         return f"{name.get(self.method, self.method)}, rtol = {self.rtol:g}, atol = {self.atol:g}"
 
     def solve(self, score, x, t_from, t_to, *, cond=None, noise=None, observe=None):
+        require_path(score, x, t_from, t_to)
         bound = BoundScore(score, cond)
 
         def velocity(t: Tensor, y: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from score_sde.inputs import whole
 from score_sde.sdes import SDE
 from score_sde.tensors import as_time
 
@@ -35,7 +36,7 @@ def _in_terms_of(value: Callable, inverse: Callable, sde: SDE, t_from: float, t_
 
 
 def _positive(name: str, number: float) -> None:
-    if not number > 0:
+    if not 0 < number < math.inf:
         raise ValueError(f"{name} must be positive, got {number}")
 
 
@@ -175,6 +176,5 @@ def time_grid(grid: str | TimeGrid, sde: SDE, t_from: float, t_to: float, steps:
 
 def check_grid(grid: str | TimeGrid, steps: int) -> TimeGrid:
     """The grid; a ``ValueError`` for an unknown one, or a number of steps below 1."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    whole("steps", steps, 1)
     return as_grid(grid)
