@@ -184,8 +184,8 @@ def _check_type(config: ConfigDict, key: str, value: str) -> None:
                 raise TypeError("all tuples in a config hold numbers")
         elif kind is bool:
             flags.BooleanParser().parse(value)
-        else:
-            kind(value)
+        elif kind(value) != kind(value):
+            raise ValueError("not a number")
     except (ValueError, TypeError, SyntaxError):
         example = f"a tuple such as {config[last]}" if kind is tuple else f"of type {kind.__name__}"
         raise ConfigError(f"config.{key} must be {example}, got {value!r}") from None

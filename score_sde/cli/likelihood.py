@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import warnings
 from datetime import timedelta
@@ -55,7 +56,7 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.data:
         if options.split:
             raise ConfigError(f"--split={options.split} has no effect: --data={options.data} takes the place of the run's data")
-        values, name = load_array(options.data, options.key), f"data_{Path(options.data).stem}"
+        values, name = load_array(options.data, options.key or ""), f"data_{Path(options.data).stem[:40]}"
         spec = run.model.data
         if values[0].numel() == spec.dim and len(spec.shape) > 1:
             values = arranged(values, options.data, shape=spec.shape, layout=config.data.file.layout)
@@ -222,7 +223,10 @@ def _show_bounds(run: Run, records: dict, about: dict, folder: Path) -> None:
     print(f"{'':<{width}}  bits/dim            evaluations")
     for bound, record in records.items():
         record.save(folder / f"{bound.replace(' ', '_').replace(',', '')}.json", **about)
-        print(f"{bound:<{width}}  {record.mean:.4f} +- {record.stderr:.4f}  {record.nfe:>11.6g}")
+        error = "" if math.isnan(record.stderr) else f"+- {record.stderr:.4f}"
+        print(f"{bound:<{width}}  {record.mean:.4f} {error:<9}  {record.nfe:>11.6g}")
     if run.model.data.dequantize:
         print("the chains and continuous time bound points at the centres of bins: loose for a model of dequantized data")
+    if any(math.isnan(record.stderr) for record in records.values()):
+        print("one sample: a standard error needs at least two")
     print(f"saved:  {folder}")

@@ -154,7 +154,8 @@ def comparison_folder(
     protocol = {"solvers": [(name, repr(solver)) for name, solver in solvers.items()], "budgets": list(budgets)}
     protocol |= {"samples": samples, "seed": seed, "class": class_, "data": [*map(data_digest, (data.test, data.train))]}
     digest = protocol_digest(run, protocol)
-    marks = [f"nfe{'-'.join(map(str, budgets))}", f"n{samples}", f"seed{seed}"]
+    ends = sorted({budgets[0], budgets[-1]})
+    marks = [f"nfe{'-'.join(map(str, ends))}", f"n{samples}", f"seed{seed}"]
     marks += ([] if class_ is None else [f"class{class_}"]) + [digest]
     return output_folder(given, run.folder / "compare" / "_".join(marks), digest, marked="compare.html"), digest
 

@@ -19,9 +19,16 @@ from score_sde.solvers import SOLVERS
 
 def _positive(text: str) -> int:
     """A number of things as it is given on the command line."""
-    if not text.isdecimal() or not int(text):
+    if not text.isdecimal() or not 0 < int(text) < 2**63:
         raise argparse.ArgumentTypeError(f"a positive integer is needed, got {text!r}")
     return int(text)
+
+
+def _text(text: str) -> str:
+    """A name or a path: an empty one, as an unset variable of a shell gives it, is not the same as none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a value, or leave the option away")
+    return text
 
 
 def _natural(text: str) -> int:
@@ -92,10 +99,10 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, configured=configured)
         sub.add_argument("--traceback", action="store_true", help="show where an error comes from")
         if workdir:
-            sub.add_argument("--workdir", required=True, help="the run directory")
+            sub.add_argument("--workdir", type=_text, required=True, help="the run directory")
             _accept_edited(sub)
         if workdir and runs:
-            sub.add_argument("--device", help="cpu, cuda, ...; by default a GPU where there is one")
+            sub.add_argument("--device", type=_text, help="cpu, cuda, ...; by default a GPU where there is one")
             sub.add_argument("--quiet", action="store_true", help="no progress bars")
         return sub
 
@@ -104,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--count", "--n", dest="n", type=_positive, default=default, metavar="N", help=help)
 
     def output(sub: argparse.ArgumentParser, what: str) -> None:
-        sub.add_argument("--output", help=f"{what}; by default in the run, by a name that is this command's alone")
+        sub.add_argument("--output", type=_text, help=f"{what}; by default in the run, by a name that is this command's alone")
 
     def of_class(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
@@ -112,10 +119,12 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     sub = command("train", train, "train a model, or continue where a run stopped")
-    sub.add_argument("--config", help="name or path of a config file; change a value by --config.section.key=value")
+    sub.add_argument("--config", type=_text, help="name or path of a config file; change a value by --config.section.key=value")
 
     sub = command("sample", sample, "draw samples as a picture and an .npz")
-    sub.add_argument("--solver", help=f"{', '.join(SOLVERS)}, or tuned; options by --config.solver.NAME.option=value")
+    sub.add_argument(
+        "--solver", type=_text, help=f"{', '.join(SOLVERS)}, or tuned; options by --config.solver.NAME.option=value"
+    )
     sub.add_argument("--nfe", type=_positive, help="network evaluations, instead of the solver's own steps")
     count(sub, "number of samples", 64)
     sub.add_argument("--seed", type=_natural, default=0)
@@ -134,8 +143,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("likelihood", likelihood, "compute bits/dim with its standard error and protocol")
     sub.add_argument("--split", choices=("test", "train"), help="which part of the run's data, by default test")
-    sub.add_argument("--data", help="a .npy or .npz file instead of the run's own data")
-    sub.add_argument("--key", default="", help="the array in a .npz that holds several")
+    sub.add_argument("--data", type=_text, help="a .npy or .npz file instead of the run's own data")
+    sub.add_argument("--key", type=_text, help="the array in a .npz that holds several")
     count(sub, "only the first N samples")
     sub.add_argument("--seed", type=_natural, default=0)
     sub.add_argument("--bounds", action="store_true", help="a table of all bounds on the bits/dim of integers")
@@ -143,19 +152,21 @@ def build_parser() -> argparse.ArgumentParser:
     output(sub, "the .json to write, and a .npz beside it; with --bounds a folder")
 
     sub = command("import", import_, "make a run of a model that was trained elsewhere", runs=False)
-    sub.add_argument("path", help="a .pth file of score_sde_pytorch, or a folder saved by diffusers")
+    sub.add_argument("path", type=_text, help="a .pth file of score_sde_pytorch, or a folder saved by diffusers")
     sub.add_argument("--format", choices=("score_sde", "diffusers"), default="score_sde")
-    sub.add_argument("--config", help="settings of the model: name or path of one of our config files")
-    sub.add_argument("--model_config", help="settings of the model: a JSON file in score_sde_pytorch's own keys")
+    sub.add_argument("--config", type=_text, help="settings of the model: name or path of one of our config files")
+    sub.add_argument("--model_config", type=_text, help="settings of the model: a JSON file in score_sde_pytorch's own keys")
 
     sub = command(
         "export", export, "write a run's model as safetensors and JSON, or for diffusers", runs=False, configured=False
     )
-    sub.add_argument("--output", required=True, help="the new folder")
+    sub.add_argument("--output", type=_text, required=True, help="the new folder")
     sub.add_argument("--format", choices=("safetensors", "diffusers"), default="safetensors")
 
     sub = command("compare", compare_, "compare solvers at equal evaluations: CSV, curves, samples and an HTML page")
-    sub.add_argument("--solvers", help="names separated by commas; by default some of each kind, and what was tuned")
+    sub.add_argument(
+        "--solvers", type=_text, help="names separated by commas; by default some of each kind, and what was tuned"
+    )
     sub.add_argument("--nfe", default="5,10,20,50", help="evaluations separated by commas, from 1 or 2 up")
     count(sub, "samples per setting, 20 or more for precision and recall", 256)
     sub.add_argument("--seed", type=_natural, default=0)
@@ -173,8 +184,8 @@ def build_parser() -> argparse.ArgumentParser:
     command("list", list_, "list everything that can be chosen", workdir=False, configured=False)
     sub = command("config", config, "print a config with its overrides applied", workdir=False)
     source = sub.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", help="name or path of a config file")
-    source.add_argument("--workdir", help="a run directory")
+    source.add_argument("--config", type=_text, help="name or path of a config file")
+    source.add_argument("--workdir", type=_text, help="a run directory")
     _accept_edited(sub)
     sub.add_argument("--all", action="store_true", help="also the options of what is not chosen")
     command("doctor", doctor, "check this installation", workdir=False, configured=False)

@@ -94,8 +94,11 @@ class VariationalBound:
         else:
             how = f"continuous time from t_min = {self.t_min:g}, {self.times} times of uniform log-SNR for each sample"
         noise = "" if self.monte_carlo is None else f", {self.draws} draws with a Monte-Carlo error of {self.monte_carlo:.4f}"
+        value, error = f"{self.mean:.4f} +- {self.stderr:.4f}", f"standard error over {self.samples} samples"
+        if math.isnan(self.stderr):
+            value, error = f"{self.mean:.4f}", "one sample, and a standard error needs at least two; sample"
         return (
-            f"at most {self.mean:.4f} +- {self.stderr:.4f} bits/dim (standard error over {self.samples} samples of discrete "
+            f"at most {value} bits/dim ({error} of discrete "
             f"data with {self.dim} dimensions, {self.levels} levels; variational bound, prior {self.prior:.4f} + diffusion "
             f"{self.diffusion:.4f} + reconstruction {self.reconstruction:.4f}; {how}{noise}, {self.nfe:.6g} network "
             f"evaluations per sample, seed {self.seed})"
@@ -103,7 +106,9 @@ class VariationalBound:
 
     def save(self, path: Path | str, **about: object) -> None:
         """Write the record, and whatever ``about`` says of the model, as JSON."""
-        write_text(path, json.dumps({**about, "sentence": self.sentence(), **asdict(self)}) + "\n")
+        record = {**about, "sentence": self.sentence(), **asdict(self)}
+        record["stderr"] = None if math.isnan(self.stderr) else self.stderr  # JSON has no NaN
+        write_text(path, json.dumps(record) + "\n")
 
 
 def discrete_bound(
