@@ -58,6 +58,7 @@ def bits_per_dim(
     moments: Moments | None = None,
     name: str | None = None,
     keep: Path | str | None = None,
+    identity: str | None = None,
     progress: bool = False,
 ) -> BitsPerDim:
     """Negative log-likelihood of ``values`` in bits per dimension, each sample once.
@@ -87,13 +88,17 @@ def bits_per_dim(
         seed: sample i is dequantized and probed by random numbers that depend on ``seed`` and i alone.
         moments: of the training data, for ``prior_mismatch``.
         name: what the record calls the model.
-        keep: folder for finished batches, from which an interrupted call goes on; removed at the end.
+        keep: folder for finished batches, from which an interrupted call goes on; removed at the end. Batches of another
+            model, of other data or of another protocol, and damaged ones, are computed again.
+        identity: words that stand for the score where ``keep`` cannot identify it, as where it holds a lambda, and for such a
+            dequantization or divergence. They must change whenever one of these does.
         progress: show a progress bar.
 
     Raises:
         DataError: the values are not data of this description.
         SolverError: the ODE cannot be solved, or not to ``target_error``.
         TypeError: the SDE is not linear: its prior is not known then.
+        Unidentified: ``keep`` is given, and the score or another part cannot be identified; a ``ValueError``.
         ValueError: an argument is not one of those allowed.
     """
     model.sde.require_linear()
@@ -155,7 +160,7 @@ def bits_per_dim(
 
     def at(places: Tensor, changed: Estimator, doing: str, kept: Path | None = None) -> Values:
         told = None if cond is None else cond[places.to(cond.device)]
-        how = {"batch_size": batch_size, "keep": kept, "progress": doing if progress else ""}
+        how = {"batch_size": batch_size, "keep": kept, "identity": identity, "progress": doing if progress else ""}
         return evaluate(changed, values[places.to(values.device)], places.tolist(), told, **how)
 
     if target_error is not None:

@@ -6,8 +6,8 @@ result is that of a single process.
 """
 
 import contextlib
-import dataclasses
 import hashlib
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from score_sde.data import DataSpec
 from score_sde.divergence import Divergence
-from score_sde.files import write_npz, write_text
+from score_sde.files import write_atomically, write_text
 from score_sde.likelihood.dequantization import Dequantization, truncation
+from score_sde.likelihood.identity import Unidentified, identify, raw_bytes
 from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
 from score_sde.model import Score
 from score_sde.solvers.base import Counter, counted, innermost
@@ -95,6 +96,7 @@ def evaluate(
     *,
     batch_size: int,
     keep: Path | None = None,
+    identity: str | None = None,
     progress: str = "",
 ) -> Values:
     """The estimator's answer for ``values`` ``(N, *D)``, which lie at ``places`` of the data, each once.
@@ -103,10 +105,12 @@ def evaluate(
         cond: condition of each, ``(N, ...)``.
         batch_size: samples at a time.
         keep: folder for finished batches; those that are there already are not computed again, provided that they belong to
-            the same model, data and protocol. ``forget`` removes them.
+            the same model, data and protocol, and are whole. ``forget`` removes them.
+        identity: what the caller calls a score that cannot be identified.
         progress: name of a progress bar; none if empty.
 
     Raises:
+        Unidentified: something would have to be identified for ``keep``, and cannot be.
         ValueError: ``keep`` is a folder of other things.
     """
     rank, ranks = ranks_of_this_run()
@@ -114,20 +118,21 @@ def evaluate(
     starts = range(0, len(values), batch_size)
     mine = starts[rank::ranks]
     if keep is not None:
-        _prepare(keep, fingerprint(estimator, values, places, cond, batch_size), rank)
+        protocol = fingerprint(estimator, values, places, cond, batch_size, identity)
+        _prepare(keep, protocol, rank)
     done: dict[int, dict[str, np.ndarray]] = {}
     with tqdm(total=len(values), desc=progress, unit="sample", disable=not progress or rank > 0) as bar:
         for start in mine:
             chunk, end = values[start : start + batch_size], min(start + batch_size, len(values))
             file = keep / f"{start:09d}.npz" if keep else None
-            if file is not None and file.is_file():
-                with np.load(file, allow_pickle=False) as saved:
-                    done[start] = dict(saved)
+            kept = None if file is None else _read(file, protocol, len(chunk))
+            if kept is not None:
+                done[start] = kept
             else:
                 told = None if cond is None else cond[start:end].to(device)
                 done[start] = _arrays(estimator(chunk, places[start:end], told))
                 if file is not None:
-                    write_npz(file, done[start])
+                    _write(file, protocol, done[start])
             bar.update(min(ranks * len(chunk), len(values) - bar.n))
     if ranks > 1:
         gathered: list = [None] * ranks
@@ -152,52 +157,52 @@ def weights_digest(model: Score) -> str | None:
     digest = hashlib.sha256()
     for name, value in sorted(inner.state_dict().items()):
         digest.update(name.encode())
-        digest.update(_bytes(value))
+        digest.update(raw_bytes(value))
     return digest.hexdigest()[:16]
 
 
 def fingerprint(
-    estimator: Estimator, values: Tensor, places: Sequence[int], cond: Tensor | None, batch_size: int
+    estimator: Estimator,
+    values: Tensor,
+    places: Sequence[int],
+    cond: Tensor | None,
+    batch_size: int,
+    identity: str | None = None,
 ) -> dict[str, str]:
-    """What a batch that was kept must agree with: the model, the data and the protocol."""
-    data = hashlib.sha256(_bytes(values) + (b"" if cond is None else _bytes(cond)) + np.asarray(places).tobytes())
+    """What a batch that was kept must agree with: the model, the data and the protocol.
+
+    Args:
+        identity: what the caller calls the score, and whatever else cannot be identified.
+
+    Raises:
+        Unidentified: something cannot be identified, and there is no ``identity``.
+    """
+    data = hashlib.sha256(raw_bytes(values) + (b"" if cond is None else raw_bytes(cond)) + np.asarray(places).tobytes())
     inner = innermost(estimator.model)
+
+    def named(value: object, what: str) -> str:
+        try:
+            return identify(value, what)
+        except Unidentified:
+            if identity is None:
+                raise
+            return f"{type(value).__name__}, {identity}"
+
+    score = named(estimator.model, "the score") if identity is None else f"{identity}, {weights_digest(estimator.model)}"
     return {
-        "score": _described(estimator.model),
-        "sde": repr(estimator.model.sde),
+        "score": score,
+        "sde": f"{estimator.model.sde!r} {named(estimator.model.sde, 'the SDE')}",
         "place": f"{torch.device(getattr(inner, 'device', 'cpu')).type} {getattr(inner, 'dtype', None)}",
         "data": data.hexdigest(),
-        "dequantization": _described(estimator.dequantization),
-        "spec": repr(estimator.data),
-        "solver": repr(estimator.solver),
-        "divergence": _described(estimator.divergence),
+        "dequantization": named(estimator.dequantization, "the dequantization"),
+        "spec": named(estimator.data, "the description of the data"),
+        "solver": named(estimator.solver, "the solver"),
+        "divergence": named(estimator.divergence, "the divergence"),
         "importance_samples": str(estimator.importance_samples),
         "truncation": str(estimator.truncation),
         "seeds": f"{estimator.seed} {estimator.probe_seed}",
         "batch_size": str(batch_size),
     }
-
-
-def _described(value: object) -> str:
-    """Whatever tells a score, a divergence or a dequantization from another: its classes, options and tensors."""
-    if isinstance(value, Tensor):
-        return hashlib.sha256(_bytes(value)).hexdigest()[:16]
-    if isinstance(value, nn.Module):
-        plain = {name: v for name, v in vars(value).items() if isinstance(v, str | int | float | tuple) and name != "training"}
-        return f"{type(value).__name__} {weights_digest(value)} {plain}"
-    if dataclasses.is_dataclass(value):
-        parts = {field.name: _described(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return f"{type(value).__name__} {parts}"
-    if hasattr(value, "__name__"):  # a function
-        return value.__name__
-    if hasattr(value, "__dict__"):
-        known = {name: v for name, v in vars(value).items() if isinstance(v, Tensor | nn.Module) or dataclasses.is_dataclass(v)}
-        return f"{type(value).__name__} { {name: _described(v) for name, v in known.items()} }"
-    return repr(value)
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _prepare(keep: Path, protocol: dict[str, str], rank: int) -> None:
@@ -216,6 +221,33 @@ def _prepare(keep: Path, protocol: dict[str, str], rank: int) -> None:
             write_text(file, json.dumps(protocol, indent=2) + "\n")
     if ranks_of_this_run()[1] > 1:
         torch.distributed.barrier()
+
+
+def _write(file: Path, protocol: dict[str, str], arrays: dict[str, np.ndarray]) -> None:
+    """A finished batch as ``.npz``, and behind it a SHA-256 of that, of its place and of the protocol."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    whole = content.getvalue()
+    write_atomically(file, lambda target: target.write(whole + _seal(file, protocol, whole)))
+
+
+def _read(file: Path, protocol: dict[str, str], count: int) -> dict[str, np.ndarray] | None:
+    """A batch of ``count`` samples that was kept; None where it is missing, damaged, of another place, or holds NaN."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    content, seal = content[:-32], content[-32:]
+    if seal != _seal(file, protocol, content):
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as saved:
+        arrays = dict(saved)
+    sound = all(len(array) == count and not np.isnan(array).any() for array in arrays.values())
+    return arrays if sound else None
+
+
+def _seal(file: Path, protocol: dict[str, str], content: bytes) -> bytes:
+    return hashlib.sha256(json.dumps([file.name, protocol]).encode() + content).digest()
 
 
 def forget(keep: Path) -> None:

@@ -41,7 +41,7 @@ def score_and_values(count=11):
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     """Interrupted within the third of three batches: the second call computes that one alone, and removes what was kept."""
     score, values = score_and_values()
-    keep, how = tmp_path / "kept", {**HOW, "audit": 0}
+    keep, how = tmp_path / "kept", {**HOW, "audit": 0, "identity": "the mixture"}  # Interrupted has a count that changes
     whole = bits_per_dim(score, values, **how)
     with pytest.raises(KeyboardInterrupt):
         bits_per_dim(Interrupted(score, stop=2 * CALLS + 3), values, keep=keep, **how)
@@ -79,6 +79,7 @@ def test_what_was_kept_of_another_protocol_is_not_used(tmp_path, changed):
 def test_what_was_kept_of_other_weights_is_not_used(tmp_path):
     model, calls = ScoreModel(MLP((2,), width=8, depth=1), VPSDE(), SPEC), []
     values, how = score_and_values(8)[1], {"solver": SOLVER, "batch_size": 4, "audit": 0, "keep": tmp_path / "kept"}
+    how["identity"] = "the hook changes nothing"
 
     def stop(*_):
         calls.append(1)
@@ -112,7 +113,8 @@ def test_the_protocol_of_a_kept_folder_can_be_read(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         bits_per_dim(Interrupted(score, stop=CALLS + 1), values, keep=tmp_path / "kept", **HOW)
     protocol = json.loads((tmp_path / "kept" / "protocol.json").read_text())
-    assert protocol["dequantization"] == "uniform"
+    assert protocol["dequantization"].startswith("uniform ")
+    assert protocol["score"].startswith("Interrupted ")
     assert protocol["seeds"] == "0 0"
     assert "VPSDE" in protocol["sde"]
 
@@ -124,6 +126,7 @@ def test_an_interruption_among_added_probes_goes_on_there(tmp_path):
         torch.nn.init.normal_(parameter, std=0.15)
     values = torch.randint(16, (12, 6), generator=torch.Generator().manual_seed(0))
     how, calls = {"batch_size": 4, "audit": 4, "keep": tmp_path / "kept", "probes": 1}, []
+    how["identity"] = "the hook changes nothing"
     target = 0.7 * bits_per_dim(model, values, **{**how, "audit": 12}).stderr_probe
     hook = model.network.register_forward_pre_hook(lambda *_: calls.append(1))
     whole = bits_per_dim(model, values, target_error=target, **how)
