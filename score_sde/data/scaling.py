@@ -30,6 +30,9 @@ FAR = 10.0
 SORTED = 16384
 """Values of a coordinate that are sorted to find them: drawn at random where there are more."""
 
+OUTSIDE = 100.0
+"""Spreads from the location beyond which a value is worth a warning."""
+
 RESOLVED = 4.0
 """Times the noise at t_min that a scale of the data must have to be learned."""
 
@@ -59,19 +62,22 @@ def root_mean_square(values: Tensor, spec: DataSpec) -> float:
     """Root mean square of data ``(N, *D)`` in model coordinates, about 0: what ``ScoreModel.sigma_data`` stands for.
 
     EDM's c_in = 1 / sqrt(sigma^2 + alpha^2 sigma_data^2) brings the mean square of what the network sees to 1, and the network
-    sees the data with its mean. Of integers about 1000 samples are taken; of continuous data all, without the few values that
-    lie far outside.
+    sees the data with its mean. Of integers about 1000 samples are taken. Of continuous data all are, but not the few values
+    that lie far outside, nor the coordinates or channels that never vary: there is nothing of those to learn.
     """
     if spec.levels is not None:
         found = moments(values[:: max(1, len(values) // 1000)], spec, full_up_to=0)
         return (found.spectrum.mean() + found.mean.square().mean()).sqrt().item()
     x = spec.scale(values.double())
-    squares = [_counted(x[:, i].flatten()).square().mean() for i in range(x.shape[1])]
+    columns = [x[:, i].flatten() for i in range(x.shape[1])]
+    squares = [_counted(column).square().mean() for column in columns if column.min() < column.max()]
     return torch.stack(squares).mean().sqrt().item()
 
 
 def warn_of_fine_structure(values: Tensor, spec: DataSpec, noise_level: float) -> None:
-    """Warn of coordinates or channels of continuous ``values`` ``(N, *D)`` that the noise at t_min erases, or that never vary.
+    """Warn of coordinates or channels of continuous ``values`` ``(N, *D)`` whose scaling cannot be what is wanted.
+
+    These are those that the noise at t_min erases, that never vary, or that hold values more than ``OUTSIDE`` spreads away.
 
     The finest scale of a coordinate is that of the shortest interval which holds a tenth of its distinct values, at least 20,
     divided by what this is for a Gaussian of standard deviation 1; where there are 20 distinct values or fewer, their smallest
@@ -83,9 +89,12 @@ def warn_of_fine_structure(values: Tensor, spec: DataSpec, noise_level: float) -
     if not spec.spread:
         return
     kind = "coordinate" if len(spec.shape) == 1 else "channel"
-    fine, constant = [], []
+    fine, constant, outside = [], [], []
     for i, (location, spread) in enumerate(zip(spec.location, spec.spread, strict=True)):
-        column = _some(values[:, i].flatten()).sort().values
+        column = values[:, i].flatten()
+        if count := int(((column.double() - location).abs() > OUTSIDE * spread).sum()):
+            outside.append(f"{i} ({count} from {column.min().item():.3g} to {column.max().item():.3g})")
+        column = _some(column).sort().values
         precision = torch.finfo(column.dtype).eps if column.is_floating_point() else 0.0
         column = column.double()
         new = column.diff() > 4 * precision * column[1:].abs()  # not the roundoff of one value
@@ -105,6 +114,12 @@ def warn_of_fine_structure(values: Tensor, spec: DataSpec, noise_level: float) -
         warnings.warn(
             f"{kind} {_first(constant)} never varies: samples keep the value, but its density is that of the noise at t_min "
             "alone; leave it out where likelihoods matter",
+            stacklevel=3,
+        )
+    if outside:
+        warnings.warn(
+            f"{kind} {_first(outside)}: values lie more than {OUTSIDE:.0f} standard deviations of the others away; the scaling "
+            "leaves them out, and they are trained on: remove them if they are errors",
             stacklevel=3,
         )
 

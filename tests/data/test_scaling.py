@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from score_sde import VESDE, VPSDE, GaussianMixture, bits_per_dim, load
+from score_sde import DDIM, VESDE, VPSDE, GaussianMixture, bits_per_dim, load
 from score_sde.cli import main
 from score_sde.data import (
     DataError,
@@ -23,6 +23,7 @@ from score_sde.data import (
     two_moons,
     warn_of_fine_structure,
 )
+from score_sde.images import picture
 from score_sde.loss import WEIGHTINGS, denoising_score_matching
 from score_sde.model import ScoreModel
 
@@ -96,7 +97,7 @@ def test_a_constant_coordinate_keeps_its_value_through_the_noise_of_sampling():
     drawn = spec.decode(torch.full((1, 4), 0.05))
     assert drawn[0, 1].item() == pytest.approx(7.3, rel=1e-5)
     assert abs(drawn[0, 2].item()) < 1e-13
-    assert root_mean_square(values, spec) == pytest.approx(math.sqrt(1 / 2), abs=1e-9)
+    assert root_mean_square(values, spec) == pytest.approx(1, abs=1e-9)
     with pytest.raises(DataError, match="constant"):
         standardized(values[:, 1:3])
 
@@ -264,6 +265,11 @@ def test_constant_coordinates_are_warned_of():
     assert message.startswith("coordinate 1 (7) never varies")
 
 
+def test_values_far_outside_are_warned_of_with_their_number():
+    (message,) = warned(torch.stack([normal(), spoilt(normal(1), 5, -1e6)], 1))
+    assert message.startswith("coordinate 1 (5 from -1e+06 to ")
+
+
 # pictures and clipping
 
 
@@ -300,6 +306,25 @@ def test_clipping_to_the_limits_changes_no_value_of_the_data(sides):
     x = spec.scale(values)
     torch.testing.assert_close(x.clamp(low, high), x)
     assert ((1.5 * x).clamp(low, high) != 1.5 * x).any()
+
+
+def test_clipped_samples_keep_the_standard_deviation_of_the_data():
+    """They lost a third of it while the range was taken for mean -+ standard deviation."""
+    spec = standardized(torch.stack([1e5 * modes(0.3), 1e-3 * torch.rand(COUNT, dtype=torch.float64)], 1))
+    score = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), [0.2, 0.2]).score(VPSDE())
+    free, clipped, cut = (
+        DDIM(steps=20).sample(score, (500, 2), clip=clip).x.std(0) for clip in (None, spec.model_limits(), (-1.0, 1.0))
+    )
+    torch.testing.assert_close(clipped[0], free[0], rtol=0.03, atol=0)
+    assert cut[0] < 0.85 * free[0]
+
+
+def test_points_of_different_units_fill_the_picture():
+    points = torch.stack([0.01 * normal(), 300 * normal(1)], 1)
+    dark = np.asarray(picture(points).convert("L"))[20:-30, 60:-20] < 200
+    rows, columns = dark.any(1), dark.any(0)
+    assert rows.mean() > 0.5
+    assert columns.mean() > 0.5
 
 
 def test_limits_of_integers_and_of_data_without_a_known_range():
@@ -374,9 +399,18 @@ def samples(folder) -> np.ndarray:
     return values
 
 
+def test_training_warns_once_when_it_begins(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", torch.stack([normal(), modes(1e-5)], 1).numpy())
+    data = ("--config.data.name=file", f"--config.data.file.path={tmp_path / 'a.npy'}")
+    assert main(["train", "--config=two_moons", f"--workdir={tmp_path / 'run'}", *data, *QUICK]) == 0
+    assert capsys.readouterr().err.count("warning: coordinate 1 (scale ") == 1
+    assert main(["train", f"--workdir={tmp_path / 'run'}", "--config.training.steps=6", "--quiet"]) == 0
+    assert "coordinate 1" not in capsys.readouterr().err
+
+
 def test_samples_in_metres_keep_their_digits(metres, capsys):
     saved = json.loads((metres / "config.json").read_text())
-    assert saved["config"]["model"]["sigma_data"] == pytest.approx(math.sqrt(2 / 3), abs=1e-6)
+    assert saved["config"]["model"]["sigma_data"] == pytest.approx(1, abs=1e-6)
     (low, high), *_ = saved["data_spec"]["limits"]
     assert 4e6 - 5 < low < 4e6 - 2 < 4e6 + 2 < high < 4e6 + 5
     assert main(["sample", f"--workdir={metres}", "--n=100", "--nfe=5", "--solver=ddim", "--clip", "--quiet"]) == 0
