@@ -57,12 +57,8 @@ def run_data(run: Run, config: ConfigDict) -> Dataset:
         names = ("test_fraction", "seed", "held_out_by")
         now, then = (plain["data"].get(plain["data"]["name"], {}) for plain in (config.to_dict(), run.config))
         kept = now.get("held_out_by") == "content" and all(now.get(name) == then.get(name) for name in names)
-        held_out = (
-            "no held-out sample is one that it was trained on"
-            if kept
-            else "held-out samples may be ones that it was trained on"
-        )
-        warnings.warn(f"the data has changed since {run.folder} was trained, or is other data; {held_out}", stacklevel=2)
+        sides = "samples keep their side, held out or not" if kept else "held-out samples may be ones that it was trained on"
+        warnings.warn(f"the data has changed since {run.folder} was trained, or is other data; {sides}", stacklevel=2)
     return data
 
 

@@ -29,21 +29,26 @@ def by_content(
 ) -> tuple[Tensor, Tensor]:
     """Indices of what is trained on and of what is held out, each in the order of the keys.
 
-    Where a side would be empty, copies of a sample are told apart by their number. If it is empty still, as it may be with few
-    samples, it gets the one sample whose key is nearest.
+    Something is held out, and of each class something is trained on. Where there would be nothing, copies of a sample are told
+    apart by their number, and if that does not help, as it may not with few samples, the nearest key is taken.
     """
     keys = sample_keys(values, levels, seed)
     told = np.zeros(len(keys)) if classes is None else classes.numpy()
     order = np.lexsort((told, keys))  # among copies the class decides, so that the order of the file never does
     keys = keys[order]
+    drawn = sample_keys(torch.from_numpy(np.stack([keys, _copy_numbers(keys)], 1)), None, seed)
+    groups = [np.flatnonzero(told[order] == number) for number in np.unique(told)]
     held_out = keys < fraction
-    if held_out.all() or not held_out.any():
-        drawn = sample_keys(torch.from_numpy(np.stack([keys, _copy_numbers(keys)], 1)), None, seed)
+    for group in groups:
+        if held_out[group].all():
+            held_out[group] = drawn[group] < fraction
+    if not held_out.any():
         held_out = drawn < fraction
-        if not held_out.any():
-            held_out[drawn.argmin()] = True
-        if held_out.all():
-            held_out[drawn.argmax()] = False
+    for group in groups:
+        if held_out[group].all():
+            held_out[group[drawn[group].argmax()]] = False
+    if not held_out.any():
+        held_out[drawn.argmin()] = True
     return torch.from_numpy(order[~held_out]), torch.from_numpy(order[held_out])
 
 

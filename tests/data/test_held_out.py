@@ -81,6 +81,16 @@ def test_no_side_is_empty(count, distinct):
         assert sorted(torch.cat([train, test]).tolist()) == list(range(count))
 
 
+@pytest.mark.parametrize("distinct", [True, False])
+def test_each_class_keeps_something_to_train_on(distinct):
+    """Classes of five copies of one picture: that picture is held out in about one class of ten, but not all of its copies."""
+    classes = torch.arange(60).repeat_interleave(5)
+    values = (torch.arange(300.0) if distinct else classes.float())[:, None]
+    train, test = by_content(values, None, 0.1, 0, classes)
+    assert set(classes[train].tolist()) == set(range(60))
+    assert 0 < len(test) < 60
+
+
 def test_it_does_not_matter_how_values_are_stored(tmp_path):
     numbers = np.random.default_rng(0).integers(0, 200, (50, 3))
     kinds = [np.uint8, np.int64, np.dtype(">i2"), np.float64]
