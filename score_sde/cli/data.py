@@ -5,8 +5,10 @@ import warnings
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from torch import Tensor
 
-from score_sde.data import DataError, Dataset, fingerprint
+from score_sde.data import DataError, Dataset, fingerprint, load_array
+from score_sde.data.layout import arranged
 from score_sde.run import KnownData, Run, RunError, build_data
 
 
@@ -51,8 +53,14 @@ def _elsewhere(places: list[Path]) -> str:
 
 
 def run_data(run: Run, config: ConfigDict) -> Dataset:
-    """``data_of`` a run that was trained; a warning says where the data is not what it was trained on."""
+    """``data_of`` a run that was trained; a warning says where the data is not what it was trained on.
+
+    Raises:
+        DataError: it is not there, cannot be used, or does not fit the run's model.
+    """
     data = data_of(config, run.folder)
+    for values in (data.train, data.test):
+        _check(run, values, f"the data {config.data.name}")
     if run.known_data.fingerprint not in ("", fingerprint(data)):
         names = ("test_fraction", "seed", "held_out_by")
         now, then = (plain["data"].get(plain["data"]["name"], {}) for plain in (config.to_dict(), run.config))
@@ -60,6 +68,29 @@ def run_data(run: Run, config: ConfigDict) -> Dataset:
         sides = "samples keep their side, held out or not" if kept else "held-out samples may be ones that it was trained on"
         warnings.warn(f"the data has changed since {run.folder} was trained, or is other data; {sides}", stacklevel=2)
     return data
+
+
+def file_data(run: Run, path: str, key: str, layout: str) -> Tensor:
+    """The samples in a file, as the run's model takes them.
+
+    Raises:
+        DataError: the file cannot be used, or does not fit the model.
+    """
+    values, spec = load_array(path, key), run.model.data
+    if values[0].numel() == spec.dim and len(spec.shape) > 1:
+        values = arranged(values, path, shape=spec.shape, layout=layout)
+    _check(run, values, path)
+    return values
+
+
+def _check(run: Run, values: Tensor, source: str) -> None:
+    spec = run.model.data
+    spec.check(values, source)
+    if spec.levels is None and not values.is_floating_point():
+        raise DataError(
+            f"{source} holds integers, and {run.folder} was trained on continuous data: give what it was trained on, in its "
+            "unit, as floating-point numbers"
+        )
 
 
 def refuse_other_data(folder: Path, known: KnownData, data: Dataset) -> None:
@@ -87,7 +118,7 @@ def class_index(known: KnownData, text: str | None) -> int | None:
 
 def class_title(known: KnownData, index: int) -> str:
     """What a class is called, by which it can be given again."""
-    return known.class_names[index] if index < len(known.class_names) else str(index)
+    return _readable(known.class_names[index]) if index < len(known.class_names) else str(index)
 
 
 def class_option(known: KnownData, index: int | None) -> str:

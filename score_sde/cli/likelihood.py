@@ -13,12 +13,11 @@ from ml_collections import ConfigDict
 
 from score_sde.checkpoint import load_weights
 from score_sde.cli.choices import loaded_run, told_class
-from score_sde.cli.data import class_title, run_data
+from score_sde.cli.data import class_title, file_data, run_data
 from score_sde.cli.effect import key_of, refuse_without_effect
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
 from score_sde.config import ConfigError, chosen_only
-from score_sde.data import DataError, load_array
-from score_sde.data.layout import arranged
+from score_sde.data import DataError
 from score_sde.files import DamagedError, read_metadata, write_safetensors
 from score_sde.likelihood import (
     DEQUANTIZATIONS,
@@ -56,11 +55,8 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.data:
         if options.split:
             raise ConfigError(f"--split={options.split} has no effect: --data={options.data} takes the place of the run's data")
-        values, name = load_array(options.data, options.key or ""), f"data_{Path(options.data).stem[:40]}"
-        spec = run.model.data
-        if values[0].numel() == spec.dim and len(spec.shape) > 1:
-            values = arranged(values, options.data, shape=spec.shape, layout=config.data.file.layout)
-        spec.check(values, options.data)
+        values = file_data(run, options.data, options.key or "", config.data.file.layout)
+        name = f"data_{Path(options.data).stem[:40]}"
     else:
         name = options.split or "test"
         values = getattr(run_data(run, config), name)

@@ -79,8 +79,9 @@ def read_as_before(file: Path, *, channels: int, size: int = 0) -> np.ndarray:
 
 
 def _refuse_other_modes(image: Image.Image, file: Path) -> None:
-    raw = " ".join(str(tile[3]) for tile in image.tile)  # Pillow cuts 16-bit colour to 8, and only this tells
-    if image.mode[0] in "IF" or re.search(r";(1[0-9]|32|64)", raw):
+    # Pillow cuts 16-bit colour to 8, and only its names for what is stored tell; BGR;16 has 16 bits for all three
+    raw = " ".join(str(tile[3]) for tile in image.tile)
+    if image.mode[0] in "IF" or re.search(r"(?<!BGR);(1[0-9]|32|64)", raw):
         raise DataError(f"{file} has more than 8 bits per pixel: convert it to 8 bits, or store the values as a .npy file")
     if image.mode not in MODES:
         raise DataError(f"{file} has colours of the kind {image.mode}: convert it to RGB")

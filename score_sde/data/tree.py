@@ -12,7 +12,16 @@ from score_sde.data.spec import DataError
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """How the names of pictures end, in small letters."""
 
-LEFTOVERS = ("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found")
+LEFTOVERS = (
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "@recycle",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+)
 """Names, in small letters, of what systems put beside pictures; hidden names and backups (``name~``) join them."""
 
 
