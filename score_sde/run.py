@@ -346,6 +346,7 @@ def save_choice(folder: Path, choice: Choice, about: Config) -> None:
     path = folder / TUNED
     entries = _tuned_entries(path) if path.is_file() else []
     measured = {"nfe": choice.nfe, "error": choice.error, "standard": choice.standard}
+    measured |= {name: list(getattr(choice, name)) for name in ("quantiles", "standard_quantiles")}
     solvers = {"solver": as_options(choice.solver, SOLVERS), "rival": as_options(choice.rival, SOLVERS)}
     entry = {**measured, **solvers, "about": dict(about)}
     entries = [other for other in entries if _chosen_for(other) != _chosen_for(entry)] + [entry]
@@ -411,7 +412,8 @@ def _choice(entry: Config) -> Choice:
     solver, rival = (build_solver({"solver": entry[key]}) for key in ("solver", "rival"))
     if not isinstance(solver, GridSolver):
         raise ValueError(f"{solver} has no steps of its own")
-    return Choice(int(entry["nfe"]), solver, float(entry["error"]), float(entry["standard"]), rival)
+    spread = [tuple(map(float, entry.get(name, ()))) for name in ("quantiles", "standard_quantiles")]  # older files have none
+    return Choice(int(entry["nfe"]), solver, float(entry["error"]), float(entry["standard"]), rival, *spread)
 
 
 def _tuned_entries(path: Path) -> list[dict[str, Any]]:

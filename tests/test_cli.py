@@ -288,7 +288,8 @@ def test_tuned_solvers_are_used_by_name(capsys, moons):
     assert "4 evaluations each (of 5 allowed)" in said
     assert written(said, "picture").name.startswith("tuned_nfe4_seed0_")
     said = run(capsys, "tune", f"--workdir={moons}", "--nfe=5", "--pilot=9", "--trials=10", "--quiet")
-    assert [line.split()[0] for line in said.splitlines()[:3]] == ["evaluations", "5", "errors:"]  # of this run alone
+    assert [line.split()[0] for line in said.splitlines()[:4]] == ["evaluations", "5", "best", "errors:"]  # of this run alone
+    assert said.splitlines()[0].split() == ["evaluations", "10%", "median", "90%", "rms", "solver"]
     assert "on 9 latents that had no part in the search" in said
     assert "5 evaluations each" in run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=5", "--n=4", "--quiet")
     said = run(capsys, "compare", f"--workdir={moons}", "--nfe=6", "--n=24", "--quiet")

@@ -175,7 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("tune", tune_, "choose solver and time grid for each number of evaluations, by measurement")
     sub.add_argument("--nfe", default="6,8,10,12,16,20", help="evaluations separated by commas")
-    sub.add_argument("--pilot", type=_positive, default=64, help="samples to try solvers on, and as many to check")
+    sub.add_argument("--pilot", type=_positive, default=128, help="samples to try solvers on, and as many to check")
     sub.add_argument("--trials", type=_positive, default=60, help="time grids that are tried for each number of evaluations")
     sub.add_argument("--seed", type=_natural, default=0)
     of_class(sub)

@@ -26,7 +26,8 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     tuned = tune(score, run.model.data.shape, budgets, **how, earlier=earlier, keep=keep, progress=not options.quiet)
     print(tuned.table())
     print(
-        f"errors: root mean square distance from the converged ODE, on {options.pilot} latents that had no part in the search\n"
+        f"errors: root mean square distance of a sample from the converged ODE, on {options.pilot} latents that had no part in "
+        "the search;\n        what was found took the place of the best standard only where its gain is significant on these\n"
         f"saved:  {run.folder / 'tuned.json'}\n"
         f"next:   score-sde sample --workdir={quote(str(run.folder))} --solver=tuned --nfe={tuned.choices[-1].nfe}{of_class}"
     )

@@ -1,21 +1,30 @@
 """A solver for each budget, chosen by measurement (``score_sde.tuning``) and used by name from then on."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from score_sde.solvers.base import GridSolver, Solver
 from score_sde.solvers.time_grids import ExplicitGrid
 
+QUANTILES = (0.1, 0.5, 0.9)
+"""Quantiles of the errors of samples that are kept with a choice."""
+
 
 @dataclass(frozen=True)
 class Choice:
     """What was chosen for a budget.
 
-    ``nfe`` evaluations by ``solver``, whose root mean square ``error`` from the converged solution was measured on latents
-    that had no part in the search, as was that of the best among known solvers on standard grids, ``standard``, which is
-    ``rival``. The best of a few was taken there, so on others ``error`` may be slightly larger.
+    ``solver`` makes ``nfe`` evaluations. ``rival`` is the best known solver on a standard grid; where nothing was
+    significantly better, it is the solver itself. The error of a sample is its root mean square distance, over its coordinates,
+    from the converged solution. It was measured on latents that had no part in the search: ``error`` and ``standard`` are the
+    root mean squares over samples of the solver and of its rival, ``quantiles`` and ``standard_quantiles`` the errors at
+    ``QUANTILES``. A few latents can rule the root mean square, but not the median. The best of a few solvers was taken there,
+    so on others its errors may be slightly larger.
+
+    Raises:
+        ValueError: there is not one error for each of ``QUANTILES``; none at all are allowed, as older files have it.
     """
 
     nfe: int
@@ -23,6 +32,12 @@ class Choice:
     error: float
     standard: float
     rival: GridSolver
+    quantiles: tuple[float, ...] = ()
+    standard_quantiles: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if {len(self.quantiles), len(self.standard_quantiles)} not in ({len(QUANTILES)}, {0}):
+            raise ValueError(f"a choice has errors at the quantiles {QUANTILES} of both solvers, or at none")
 
 
 @dataclass(frozen=True)
@@ -77,16 +92,26 @@ class Tuned(Solver):
         return f"Tuned({self.choice.nfe} evaluations: {_words(self.choice.solver)})"
 
     def table(self) -> str:
-        """The choices as text for a terminal."""
-        lines = [f"{'evaluations':>11}{'error':>11}{'best standard':>15}   solver"]
-        lines += [f"{c.nfe:>11}{c.error:>11.3g}{c.standard:>15.3g}   {_words(c.solver)}" for c in self.choices]
+        """The choices as text for a terminal, each above the best known solver on a standard grid."""
+        heading = "".join(f"{f'{quantile:.0%}' if quantile != 0.5 else 'median':>10}" for quantile in QUANTILES)
+        lines = [f"{'evaluations':>13}{heading}{'rms':>10}   solver"]
+        for c in self.choices:
+            lines.append(_line(str(c.nfe), c.quantiles, c.error, _words(c.solver)))
+            same = "the same: nothing was better" if c.rival == c.solver else _words(c.rival)
+            lines.append(_line("best standard", c.standard_quantiles, c.standard, same))
         return "\n".join(lines)
 
 
+def _line(name: str, quantiles: Sequence[float], rms: float, words: str) -> str:
+    shown = "".join(f"{value:>10.3g}" for value in quantiles) or f"{'-':>10}" * len(QUANTILES)
+    return f"{name:>13}{shown}{rms:>10.3g}   {words}"
+
+
 def _words(solver: GridSolver) -> str:
-    """A solver by what was chosen of it; its grid and steps are long."""
+    """A solver by what was chosen of it; steps of its own are long."""
     shown = {f.name: getattr(solver, f.name) for f in dataclasses.fields(solver) if f.name not in ("steps", "grid")}
-    return f"{type(solver).__name__}({', '.join(f'{key}={value}' for key, value in shown.items() if value is not False)})"
+    words = ", ".join(f"{key}={value}" for key, value in shown.items() if value is not False)
+    return f"{type(solver).__name__}({words}), {f'{solver.grid} grid' if isinstance(solver.grid, str) else 'steps of its own'}"
 
 
 def as_options(solver: GridSolver, table: Mapping[str, Any]) -> dict[str, Any]:
