@@ -23,7 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a letter of a path is shown its number
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _run(arguments, overrides)
+        try:
+            return _run(arguments, overrides)
+        except SystemExit:  # of --help
+            print(end="", flush=True)
+            raise
     except BrokenPipeError:  # whoever reads has seen enough, as in score-sde list | head -1
         _forget_output()
         return 141
@@ -35,6 +39,8 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
         if overrides and not options.configured:
             raise ConfigError(f"score-sde {options.command} takes no --config. options")
         refuse_repeated(overrides)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.command in ("sample", "compare", "tune", "import", "export"):
+            raise ConfigError(f"score-sde {options.command} works in one process: start it without torchrun")
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
             code = options.run(options, overrides) or 0

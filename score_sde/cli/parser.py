@@ -115,7 +115,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     def of_class(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
-            "--class", dest="class_", metavar="NAME", help="of this class alone, by its name or its number from 0 on"
+            "--class",
+            type=_text,
+            dest="class_",
+            metavar="NAME",
+            help="of this class alone, by its name or its number from 0 on",
         )
 
     sub = command("train", train, "train a model, or continue where a run stopped")

@@ -60,6 +60,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     refuse_without_effect(overrides, config, kept=KEPT)
     device = chosen_device(options.device)
     data = data_of(config, folder)
+    refuse_without_effect(overrides, config, idle=_idle_of_continuous(config, data.spec), kept=KEPT)
     if resumed:
         refuse_other_data(folder, load_known_data(folder, accept_edited_config=edited), data)
     if resumed or imported:
@@ -100,6 +101,12 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     print(f"{folder} is trained for {trainer.step} steps{pictures}")
     print(f"next:  score-sde sample --workdir={quoted}   or   score-sde likelihood --workdir={quoted}")
     return 0
+
+
+def _idle_of_continuous(config: ConfigDict, spec: DataSpec) -> dict[str, str]:
+    """Options of the data that are for integers, where it is continuous."""
+    reason = "" if spec.levels else "the data is continuous, and this is for integers"
+    return {f"data.{config.data.name}.{option}": reason for option in ("dequantize", "model_range")}
 
 
 def _refuse_idle_training(folder: Path, step: int, training: TrainingOptions, before: TrainingOptions) -> None:

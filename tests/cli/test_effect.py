@@ -1,5 +1,6 @@
 """Options without effect are refused, with what was chosen; those with one are not."""
 
+import numpy as np
 import pytest
 
 from score_sde.cli import main
@@ -153,3 +154,19 @@ def test_a_config_file_may_set_everything(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(source)
     assert main(["config", f"--config={tmp_path / 'mine.py'}"]) == 0
     capsys.readouterr()
+
+
+def test_options_of_integers_have_no_effect_on_continuous_data(capsys, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    how = ["--config=two_moons", "--config.data.name=file", f"--config.data.file.path={tmp_path / 'x.npy'}"]
+    for option in ("dequantize=false", "model_range=(0.0,1.0)"):
+        message = refused(capsys, "train", f"--workdir={tmp_path / 'run'}", *how, f"--config.data.file.{option}")
+        assert f"data.file.{option} has no effect: the data is continuous" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["sample", "compare", "tune"])
+def test_torchrun_is_for_likelihoods(capsys, trained, monkeypatch, command):
+    """Every process would do the same, and write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "works in one process: start it without torchrun" in refused(capsys, command, f"--workdir={trained / 'moons'}")

@@ -61,6 +61,11 @@ def test_a_closed_pipe_is_no_error(monkeypatch, capsys):
     with monkeypatch.context() as patch, os.fdopen(writer, "w") as pipe:
         patch.setattr(sys, "stdout", pipe)
         assert main(["list"]) == 141
+    reader, writer = os.pipe()
+    os.close(reader)
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as pipe:
+        patch.setattr(sys, "stdout", pipe)
+        assert main(["sample", "--help"]) == 141
     assert capsys.readouterr().err == ""
 
 
@@ -83,7 +88,7 @@ def test_a_terminal_that_lacks_a_letter_is_shown_its_number(monkeypatch, moons):
         assert rb"gr\xf6\xdfe" in screen.getvalue()
 
 
-@pytest.mark.parametrize("option", ["--data", "--device", "--output", "--key"])
+@pytest.mark.parametrize("option", ["--data", "--device", "--output", "--key", "--class"])
 def test_an_empty_value_is_not_taken_for_none(capsys, trained, option):
     """As ``--data=$FILE`` is where FILE is not set: the likelihood of the run's own data would be another number."""
     assert f"argument {option}: it is empty" in refused(capsys, "likelihood", f"--workdir={trained / 'moons'}", f"{option}=")
