@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
+from score_sde.cli import main
+from score_sde.likelihood.evaluation import Estimator
 from tests.cli.conftest import refused, run, written
 
 SAMPLE = ("sample", "--solver=ddim", "--nfe=6", "--n=3", "--quiet")
@@ -125,31 +127,27 @@ def test_output_that_cannot_be_written(capsys, moons, tmp_path):
 
 def test_kept_batches_are_found_again_and_are_of_one_protocol(capsys, moons, monkeypatch):
     """Interrupted after a batch, the same command goes on; another one has a folder of its own."""
-    from score_sde.likelihood import evaluation
-
     how = ("likelihood", f"--workdir={moons}", "--n=4", "--quiet", *LIKELIHOOD[3:], "--config.likelihood.batch_size=2")
     whole = json.loads(written(run(capsys, *how), "record").read_text())
     shutil.rmtree(moons / "samples")
     for path in moons.glob("likelihood_*"):
         path.unlink()
-    write, calls = evaluation.write_npz, []
+    estimate, calls = Estimator.__call__, []
 
-    def stop_at_the_second(path, arrays):
-        calls.append(path)
+    def stop_at_the_second(*arguments):
+        calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        write(path, arrays)
+        return estimate(*arguments)
 
-    monkeypatch.setattr(evaluation, "write_npz", stop_at_the_second)
-    from score_sde.cli import main
-
+    monkeypatch.setattr(Estimator, "__call__", stop_at_the_second)
     assert main(list(how)) == 130
     (kept,) = moons.glob("*.parts")
     assert len(list(kept.glob("0*.npz"))) == 1
     run(capsys, *how, "--seed=1")
     assert kept.is_dir()
-    calls.clear()
-    monkeypatch.setattr(evaluation, "write_npz", write)
+    calls[:] = [()] * 2
     again = written(run(capsys, *how), "record")
+    assert len(calls) == 3  # the second batch alone
     assert not kept.exists()
     assert json.loads(again.read_text())["mean"] == whole["mean"]
