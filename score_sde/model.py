@@ -6,6 +6,8 @@ coordinates.
 """
 
 import dataclasses
+import warnings
+import weakref
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, runtime_checkable
@@ -74,9 +76,10 @@ def require_inputs(score: Score, x: Tensor, cond: Tensor | None = None, *, name:
     """Refuse states and conditions that cannot be meant for ``score``.
 
     Raises:
-        ValueError: ``x`` is no batch ``(B, *D)`` of finite floating-point numbers, D is not the shape of the score's data where
-            that is known, or ``cond`` has another length.
+        ValueError: the log-SNR of the SDE is not finite or does not fall, ``x`` is no batch ``(B, *D)`` of finite
+            floating-point numbers, D is not the shape of the score's data where that is known, or ``cond`` has another length.
     """
+    score.sde.require_ends()
     require_states(name, x, getattr(innermost(score), "event", None))
     require_conditions(cond, len(x))
 
@@ -100,6 +103,10 @@ def score_and_variance(score: Score, x: Tensor, t: Tensor, cond: Tensor | None =
     if not hasattr(score, "score_and_variance"):
         raise NoLearnedVariance(f"{type(score).__name__} has no learned variance: choose beta or beta_tilde")
     return score.score_and_variance(x, t, cond)
+
+
+WORST_ROUNDING = 0.01
+"""Error of a score by rounding, as a share of its size, from which on a model warns."""
 
 
 class ScoreModel(nn.Module):
@@ -143,6 +150,7 @@ class ScoreModel(nn.Module):
         ):
             if name not in table:
                 raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
+        sde.require_ends()
         require_finite(sigma_data=sigma_data)
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive, got {sigma_data}")
@@ -187,6 +195,35 @@ class ScoreModel(nn.Module):
         a, b, c_in = PARAMETERIZATIONS[self.parameterization](self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
         return Coefficients(a, b, c_in if self.scale_input else torch.ones_like(c_in))
 
+    def rounding_error(self, state: torch.dtype, output: torch.dtype) -> float:
+        """What rounding of x and of the network's output F leaves of error in the score, as a share of its size 1 / sigma.
+
+        score = a x + b F. Where |a x| is far above 1 / sigma the two nearly cancel, as for ``x0`` where sigma is small:
+        score = (alpha x0 - x) / sigma^2. In units of 1 / sigma, rounding of a relative size of eps / 4 leaves
+        (|a| |x| sigma) eps / 4 of x and (|a| |x| sigma + 1) eps / 4 of F. The larger of the values at t_min and at T.
+        """
+        ends = torch.tensor([self.sde.t_min, self.sde.T], dtype=torch.float64, device="cpu")
+        alpha, sigma = self.sde.alpha(ends), self.sde.sigma(ends)
+        a, _, c_in = PARAMETERIZATIONS[self.parameterization](alpha, sigma, self.sigma_data)
+        cancelling = (a.abs() / c_in * sigma).max().item()
+        return (torch.finfo(state).eps * cancelling + torch.finfo(output).eps * (cancelling + 1)) / 4
+
+    def _warn_of_rounding(self, state: torch.dtype, output: torch.dtype) -> None:
+        """Warn once for a model where its score loses most of its digits in these dtypes."""
+        judged = _JUDGED.setdefault(self, set())
+        if (state, output) in judged or torch.compiler.is_compiling():
+            return
+        judged.add((state, output))
+        error, sde = self.rounding_error(state, output), self.sde
+        if error > WORST_ROUNDING:
+            warnings.warn(
+                f"rounding alone makes the scores of this model wrong by about {error:.2g} of their size at t_min = "
+                f"{sde.t_min:g}: parameterization {self.parameterization!r} divides by sigma^2, sigma is "
+                f"{float(sde.sigma(sde.t_min)):.2g} there, and the network answers in {str(output).removeprefix('torch.')}. "
+                "Take another parameterization, edm, v or epsilon, a larger t_min, or float64 for the states and the network",
+                stacklevel=5,
+            )
+
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The score at ``x`` ``(B, *D)`` and ``t`` ``(B,)``, in the dtype of ``x``.
 
@@ -227,8 +264,13 @@ class ScoreModel(nn.Module):
         # labels run to 999, which a half-precision number does not resolve
         inputs = scaled.to(self.dtype), noise.to(torch.promote_types(self.dtype, torch.float32))
         output = self.network(*inputs) if cond is None else self.network(*inputs, cond)
+        returned = output.dtype
         output, rest = output.to(precise).chunk(2, dim=1) if self.learned_variance else (output.to(precise), None)
+        self._warn_of_rounding(precise, returned)
         if output.shape != x.shape:
             twice = ", with twice the channels for its learned variance" if self.learned_variance else ""
             raise ValueError(f"the network must return the shape of x, {tuple(x.shape)}{twice}, it gave {tuple(output.shape)}")
         return (expand(a, state) * state + expand(b, state) * output).to(x.dtype), rest
+
+
+_JUDGED: weakref.WeakKeyDictionary[ScoreModel, set] = weakref.WeakKeyDictionary()

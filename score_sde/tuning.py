@@ -162,6 +162,7 @@ def tune(
         SolverError: the converged solution is not finite, or no known solver gives finite samples within a budget.
     """
     budgets = sorted({whole("a number of evaluations", budget, 0) for budget in budgets})
+    score.sde.require_ends()
     require_batch("a pilot", (2 * whole("pilot", pilot, 1), *shape), getattr(innermost(score), "event", None))
     whole("trials", trials, 1)
     if not budgets or budgets[0] < 2:

@@ -102,6 +102,7 @@ def bits_per_dim(
         ValueError: an argument is not one of those allowed.
     """
     model.sde.require_linear()
+    model.sde.require_ends()
     spec = data or getattr(innermost(model), "data", None)
     if spec is None:
         raise ValueError("the score does not say what its data is: give data=DataSpec(...)")

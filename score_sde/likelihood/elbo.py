@@ -152,6 +152,7 @@ def discrete_bound(
         raise ValueError(f"unknown variance {variance!r}; choose one of {', '.join(VARIANCES)}")
     if variance == "learned" and not hasattr(model, "score_and_variance"):
         raise ValueError("the score has no score_and_variance: choose variance='beta_tilde' or 'beta'")
+    model.sde.require_ends()
     chain = _Chain(model.sde, _nodes(model.sde, steps, nodes))
     inner_steps = len(chain.nodes) - 1
     if sampled_steps is not None and not 1 <= whole("sampled_steps", sampled_steps, 0) <= inner_steps:
@@ -212,6 +213,7 @@ def continuous_bound(
     """
     whole("times", times, 1)
     sde = model.sde
+    sde.require_ends()
     low, high = float(sde.log_snr(sde.T)), float(sde.log_snr(sde.t_min))
 
     def terms(batch: _Batch) -> tuple[Tensor, Tensor]:

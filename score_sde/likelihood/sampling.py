@@ -73,6 +73,7 @@ def sample_with_log_prob(
     """
     if not isinstance(solver, ProbabilityFlow):
         raise TypeError(f"log p along the way needs a ProbabilityFlow, got {type(solver).__name__}")
+    score.sde.require_ends()
     require_batch("shape", shape, getattr(innermost(score), "event", None))
     require_conditions(cond, shape[0])
     if x_T is not None:

@@ -188,6 +188,7 @@ def fit_dequantizer(
         ValueError: an argument is not one of those allowed.
         SolverError: the loss or its gradient is not finite any more.
     """
+    model.sde.require_ends()
     inner = innermost(model)
     spec = data or getattr(inner, "data", None)
     if spec is None:

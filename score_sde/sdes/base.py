@@ -141,6 +141,14 @@ class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes
                 "not known: sample it with euler_maruyama or the ODE from a score and an x_T of your own"
             )
 
+    def require_ends(self) -> None:
+        """Raise a ``ValueError`` unless the log-SNR is finite from t_min to T and falls, on which every solver rests.
+
+        It is computed once for an SDE. Where the drift is not linear in x there is no log-SNR, and nothing is asked of it.
+        """
+        if (not self._defines("drift") or self._defines("alpha", "sigma") or _is_linear(self)) and (fault := _fault(self)):
+            raise ValueError(fault)
+
     # the prior
 
     def prior_noise(self, noise: Tensor) -> Tensor:
@@ -162,6 +170,38 @@ def _is_linear(sde: SDE) -> bool:
         if at_0 != 0 or not math.isclose(at_2, -2 * at_1, rel_tol=1e-9):
             return False
     return True
+
+
+@remembered(64)
+@torch.no_grad()
+def _fault(sde: SDE) -> str:
+    """What is wrong with the log-SNR between t_min and T, and what to do; empty where nothing is."""
+    number = lambda function, t: float(function(torch.tensor(t, dtype=torch.float64, device="cpu")))
+    for end, t in (("t_min", sde.t_min), ("T", sde.T)):
+        value, alpha, sigma = (number(function, t) for function in (sde.log_snr, sde.alpha, sde.sigma))
+        if math.isfinite(value):
+            continue
+        said = f"the log-SNR of {type(sde).__name__} is {value:g} at {end} = {t:g}"
+        said += f", where alpha = {alpha:g} and sigma = {sigma:g}"
+        if alpha == 0:
+            return f"{said}: nothing is left of the data there, and no solver can start; choose T below, {0.999 * t:g} say"
+        if sigma == 0:
+            return f"{said}: there is no noise yet, and the score is infinite; choose t_min above, or give sigma a least value"
+        return f"{said}: both must be positive and finite from t_min to T"
+    equal = torch.linspace(sde.t_min, sde.T, 33, dtype=torch.float64, device="cpu")
+    geometric = torch.logspace(math.log10(sde.t_min), math.log10(sde.T), 33, dtype=torch.float64, device="cpu")[1:-1]
+    times = torch.cat([equal, geometric]).unique()
+    values = sde.log_snr(times)
+    if not values.isfinite().all():
+        bad = times[~values.isfinite()][0].item()
+        return f"the log-SNR of {type(sde).__name__} is not finite at t = {bad:g}: alpha and sigma must be positive up to T"
+    if (values.diff() >= 0).any():
+        i = int((values.diff() >= 0).nonzero()[0])
+        return (
+            f"the log-SNR of {type(sde).__name__} must fall from t_min to T, and is {values[i]:g} at t = {times[i]:g} and "
+            f"{values[i + 1]:g} at t = {times[i + 1]:g}: alpha / sigma must become smaller all the way"
+        )
+    return ""
 
 
 @remembered(64)

@@ -141,9 +141,10 @@ def require_path(score: Score, x: Tensor, t_from: float, t_to: float) -> None:
     """Refuse what no solver can carry; values are not looked at: NaN comes out as a ``SolverError``.
 
     Raises:
-        ValueError: ``x`` is no batch ``(B, *D)`` of floating-point numbers, or of other data than the score's, or a time is
-            outside [0, T].
+        ValueError: the log-SNR of the SDE is not finite or does not fall, ``x`` is no batch ``(B, *D)`` of floating-point
+            numbers, or of other data than the score's, or a time is outside [0, T].
     """
+    score.sde.require_ends()
     require_float("x", x)
     require_batch("x", x.shape, getattr(innermost(score), "event", None))
     for name, t in (("t_from", t_from), ("t_to", t_to)):
@@ -278,6 +279,7 @@ class Solver(ABC):
         """
         start = time.perf_counter()
         sde = score.sde
+        sde.require_ends()
         t_end = sde.t_min if t_end is None else t_end
         require_time("t_end", t_end, sde.t_min, sde.T, below=True)
         if clip is not None:
