@@ -141,7 +141,7 @@ def tune(
 ) -> Tuned:
     """Choose solver, order and time grid for each budget of evaluations.
 
-    Costs about 400 evaluations of ``pilot`` samples and, for each budget, ``nfe * (trials + 100)``. More samples in the pilot
+    Costs about 400 evaluations of ``pilot`` samples and, for each budget, ``nfe * (trials + 80)``. More samples in the pilot
     make smaller gains significant. More trials find larger ones.
 
     Args:
