@@ -17,6 +17,7 @@ Every file that is read again has a digest in it (``score_sde.files``).
 import dataclasses
 import difflib
 import inspect
+import math
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS, Solver
 from score_sde.solvers.base import GridSolver
 from score_sde.solvers.tuned import Choice, Tuned, as_options
+from score_sde.tensors import ran_out_of_memory
 
 Config = Mapping[str, Any]
 
@@ -55,16 +57,38 @@ def chosen(table: Mapping[str, Callable], section: Config, *args: Any, kind: str
         close = difflib.get_close_matches(str(name), table, n=1)
         hint = f", did you mean {close[0]}?" if close else ""
         raise RunError(f"unknown {kind} {name!r}{hint}; choose one of {', '.join(table)}")
-    options = section.get(name, {})
-    unknown = set(options) - set(inspect.signature(table[name]).parameters)
+    options, known = section.get(name, {}), inspect.signature(table[name]).parameters
+    unknown = set(options) - set(known)
     if unknown:
         raise RunError(f"{kind}.{name} has no option {', '.join(sorted(unknown))}")
+    for key, value in options.items():
+        check_like(value, known[key].default, f"{kind}.{name}.{key}")
     try:
         return table[name](*args, **{key: _tuples(value) for key, value in options.items()})
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and type(error) is not ValueError:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if (isinstance(error, ValueError) and type(error) is not ValueError) or ran_out_of_memory(error):
             raise  # already says where it comes from
         raise RunError(f"{kind}.{name}: {error}") from error
+
+
+def check_like(value: Any, default: Any, name: str) -> None:
+    """Check that ``value``, which may come from a file, is of the kind of ``default``, and finite if that is.
+
+    Raises:
+        RunError: it is not; the message says what ``name`` must be.
+    """
+    kinds = {bool: "True or False", int: "an integer", float: "a number", str: "a word", tuple: "a tuple of numbers"}
+    kind = type(default)
+    if kind not in kinds:
+        return
+    parts = value if kind is tuple and isinstance(value, list | tuple) else [value]
+    allowed = {int: int, float: int | float, tuple: int | float}.get(kind, kind)
+    sound = (kind is tuple) == isinstance(value, list | tuple) and all(isinstance(part, allowed) for part in parts)
+    if kind is not bool and kind is not str and sound:
+        finite = kind is not float or math.isfinite(default)
+        sound = not any(isinstance(part, bool) or part != part or (finite and abs(part) >= 2**63) for part in parts)
+    if not sound:
+        raise RunError(f"{name} must be {kinds[kind]}, got {str(value)[:40]!r}")
 
 
 def build_data(config: Config) -> Dataset:
@@ -88,6 +112,7 @@ def build_solver(config: Config) -> Solver:
 
 def build_model(config: Config, spec: DataSpec) -> ScoreModel:
     """The model that ``config`` describes, with initial weights drawn from ``config["seed"]``."""
+    check_like(config["seed"], 0, "seed")
     if config["seed"] < 0:
         raise RunError(f"seed must not be negative, got {config['seed']}")
     sde = chosen(SDES, config["sde"], kind="sde")
@@ -95,6 +120,9 @@ def build_model(config: Config, spec: DataSpec) -> ScoreModel:
         torch.manual_seed(config["seed"])
         network = chosen(NETWORKS, config["network"], spec.shape, kind="network")
     options = {key: value for key, value in config["model"].items() if value is not None}
+    known = inspect.signature(ScoreModel).parameters
+    for key in set(options) & set(known):
+        check_like(options[key], known[key].default, f"model.{key}")
     try:
         return ScoreModel(network, sde, spec, **options)
     except (TypeError, ValueError) as error:
@@ -247,6 +275,12 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", accept_edite
         model = build_model(config, spec).to(device)
     except (TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{folder / 'config.json'} is damaged or of another program: {error}") from error
+    except RunError as error:
+        raise RunError(f"{folder / 'config.json'}: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise RunError(f"{folder / 'config.json'} describes a model that needs more memory than there is") from error
     load_weights(model, weights, path)
     model.moments = load_moments(folder, spec)
     known = load_known_data(folder, accept_edited_config=accept_edited_config)
@@ -412,7 +446,12 @@ def _choice(entry: Config) -> Choice:
     solver, rival = (build_solver({"solver": entry[key]}) for key in ("solver", "rival"))
     if not isinstance(solver, GridSolver):
         raise ValueError(f"{solver} has no steps of its own")
-    spread = [tuple(map(float, entry.get(name, ()))) for name in ("quantiles", "standard_quantiles")]  # older files have none
+    names = ("quantiles", "standard_quantiles")  # older files have none
+    for key in ("error", "standard"):
+        check_like(entry[key], 0.0, key)
+    for key in names:
+        check_like(entry.get(key, ()), (), key)
+    spread = [tuple(map(float, entry.get(name, ()))) for name in names]
     return Choice(int(entry["nfe"]), solver, float(entry["error"]), float(entry["standard"]), rival, *spread)
 
 
@@ -420,9 +459,9 @@ def _tuned_entries(path: Path) -> list[dict[str, Any]]:
     try:
         entries = read_json(path)["choices"]
         for nfe, class_ in map(_chosen_for, entries):
-            if not (isinstance(nfe, int) and isinstance(class_, int | None)):
+            if type(nfe) is not int or nfe < 1 or not (class_ is None or (type(class_) is int and class_ >= 0)):
                 raise TypeError(f"nfe is {nfe!r} and class {class_!r}")
-        if not all(isinstance(entry["about"].get("step"), int | None) for entry in entries):
+        if not all(type(entry["about"].get("step", 0)) in (int, type(None)) for entry in entries):
             raise TypeError("a step is no number")
         return entries
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -70,8 +70,12 @@ class DataSpec:
             raise ValueError(f"shape must be positive sizes, one or more, got {self.shape}")
         for side in self.shape:
             whole("a side of the shape", side, 1)
-        if self.levels is not None:
-            whole("levels", self.levels, 2)
+        if self.dim > 2**40:
+            raise ValueError(f"shape must be sizes that memory can hold, got {self.shape}")
+        if self.levels is not None and whole("levels", self.levels, 2) > 2**53:
+            raise ValueError(f"levels must be at most 2^53, got {self.levels}")
+        if not isinstance(self.dequantize, bool):
+            raise ValueError(f"dequantize must be True or False, got {self.dequantize!r}")
         for name, (low, high) in (("data_range", self.data_range), ("model_range", self.model_range)):
             for end in (low, high):
                 require_finite(**{name: end})
