@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_sde.files import DamagedError, check_sealed, remove_leftovers, write_sealed
+from score_sde.files import DamagedError, check_sealed, is_pickle, remove_leftovers, write_sealed
 from score_sde.tensors import ran_out_of_memory
 
 FORMAT = "score_sde checkpoint 1"
@@ -95,7 +95,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise CheckpointError(f"{path} not found")
     damaged = f"{path} is damaged or not a checkpoint: restore it from a copy"
     try:
-        if not _is_pickle(path):
+        if not is_pickle(path):
             check_sealed(path)
     except DamagedError as error:
         raise DamagedCheckpoint(f"{error}; restore it from a copy") from error
@@ -104,7 +104,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds more than tensors and plain values, or is damaged; it was not read") from error
     except Exception as error:  # whatever a file that is no checkpoint makes the reader stumble over
-        if ran_out_of_memory(error) or (isinstance(error, OSError) and error.errno is not None):
+        if ran_out_of_memory(error):
             raise
         raise DamagedCheckpoint(damaged) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -112,12 +112,6 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     if type(state.get("step")) is not int or state["step"] != int(path.stem):
         raise CheckpointError(f"{path} says that it is of step {str(state.get('step'))[:40]}, and its name says {path.stem}")
     return state
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether it is a bare pickle, as old versions of torch wrote it: its reader refuses what is in it."""
-    with path.open("rb") as file:
-        return file.read(1) == b"\x80"
 
 
 def check_training_state(state: dict[str, Any], path: Path) -> None:

@@ -41,6 +41,10 @@ class WriteError(OSError):
     """A file cannot be written; the message names it and the reason."""
 
 
+class ReadError(OSError):
+    """A file cannot be read; the message names it and the reason. That does not say that it is damaged."""
+
+
 class DamagedError(ValueError):
     """A file is not as it was written; the message names it."""
 
@@ -118,15 +122,22 @@ _LEFTOVER = re.compile(r"\..+\.(pt|json|jsonl|npz|png|safetensors|csv|html)\.[A-
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Path | str, *, reading: bool = False) -> Iterator[None]:
     """Turn the errors of the system into one that names ``path``."""
     try:
         yield
-    except WriteError:
+    except (WriteError, ReadError):
         raise
     except OSError as error:
         reason = error.strerror or str(error)
+        if reading:
+            raise ReadError(f"{path} cannot be read: {reason}") from error
         raise WriteError(f"{path} cannot be written: {reason}; nothing that was saved before is lost") from error
+
+
+def _read(path: Path | str) -> bytes:
+    with _naming(path, reading=True):
+        return Path(path).read_bytes()
 
 
 def _temporary(path: Path) -> tuple[int, str]:
@@ -176,7 +187,7 @@ def read_json(path: Path | str, *, accept_edited: bool = False) -> dict[str, Any
         DamagedError: it is not an object of JSON, or not that which was written.
     """
     try:
-        value = json.loads(Path(path).read_bytes())
+        value = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged: it is not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -216,7 +227,7 @@ def read_metrics(path: Path | str) -> tuple[list[dict[str, Any]], list[int]]:
     """The sound lines of ``append_metrics``, each with its digest, and the numbers from 1 of the lines that are not."""
     values: list[dict[str, Any]] = []
     damaged: list[int] = []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(_read(path).split(b"\n"), 1):
         if not line:
             continue
         try:
@@ -271,8 +282,9 @@ def check_sealed(path: Path | str) -> bool:
     Raises:
         DamagedError: it is not as it was written, or no zip archive.
     """
-    with open(path, "rb") as file:
-        length = max(0, os.fstat(file.fileno()).st_size - _SEAL_LENGTH)
+    with _naming(path, reading=True), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = max(0, size - _SEAL_LENGTH)
         file.seek(length)
         found = _SEAL.fullmatch(file.read())
         if found:
@@ -280,7 +292,7 @@ def check_sealed(path: Path | str) -> bool:
             if _digest_of_file(file, length) != found[1].decode():
                 raise DamagedError(f"{path} is damaged: its content is not that which was written")
             return True
-        file.seek(max(0, length + _SEAL_LENGTH - 22))
+        file.seek(max(0, size - 22))
         if not file.read().startswith(b"PK\5\6"):  # an archive without a digest ends with its own last record
             raise DamagedError(f"{path} is damaged: it does not end as it was written")
         try:
@@ -292,6 +304,12 @@ def check_sealed(path: Path | str) -> bool:
         if broken:
             raise DamagedError(f"{path} is damaged: the CRC of its entry {broken} is wrong")
     return False
+
+
+def is_pickle(path: Path | str) -> bool:
+    """Whether it is a bare pickle, as old versions of torch wrote it, and no zip archive."""
+    with _naming(path, reading=True), open(path, "rb") as file:
+        return file.read(1) == b"\x80"
 
 
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, KeyError, IndexError, RuntimeError)
@@ -399,7 +417,7 @@ def read_metadata(path: Path | str) -> dict[str, str]:
     Raises:
         DamagedError: it is not as it was written, or no such file.
     """
-    with open(path, "rb") as file:
+    with _naming(path, reading=True), open(path, "rb") as file:
         start = file.read(8)
         header = file.read(min(int.from_bytes(start, "little"), 100_000_000))
         try:

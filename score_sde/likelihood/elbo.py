@@ -30,7 +30,6 @@ Section 5.1),
 where p(x0 | x) is, coordinate by coordinate, proportional to N(x; alpha x0, sigma^2) over the levels (ibid., Section 3).
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -41,7 +40,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from score_sde.data import DataSpec
-from score_sde.files import write_text
+from score_sde.files import write_json
 from score_sde.inputs import whole
 from score_sde.model import Score
 from score_sde.sdes import SDE
@@ -108,7 +107,7 @@ class VariationalBound:
         """Write the record, and whatever ``about`` says of the model, as JSON."""
         record = {**about, "sentence": self.sentence(), **asdict(self)}
         record["stderr"] = None if math.isnan(self.stderr) else self.stderr  # JSON has no NaN
-        write_text(path, json.dumps(record) + "\n")
+        write_json(path, record)
 
 
 def discrete_bound(

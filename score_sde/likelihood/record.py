@@ -1,13 +1,12 @@
 """The record of a likelihood: the number, where its error comes from, and all that is needed to compute it again."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from score_sde.files import write_npz, write_text
+from score_sde.files import write_json, write_npz
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class BitsPerDim:
             values["nats_per_dim"] = values["bits_per_dim"] * math.log(2)
         write_npz(path.with_suffix(".npz"), values)
         record = {**about, "sentence": self.sentence(), **record, "values": path.with_suffix(".npz").name}
-        write_text(path, json.dumps({k: _plain(v) for k, v in record.items()}, indent=2) + "\n")
+        write_json(path, {k: _plain(v) for k, v in record.items()})
 
 
 def _plain(value: object) -> object:
