@@ -105,6 +105,10 @@ def score_and_variance(score: Score, x: Tensor, t: Tensor, cond: Tensor | None =
     return score.score_and_variance(x, t, cond)
 
 
+CONTRACT: dict[str, object] = {"classes": 0, "learned_variance": False, "knows_no_class": True, "takes_logarithm": False}
+"""What a network may say of itself, and what holds where it says nothing: the number of its classes; whether it returns twice
+the channels; whether it may be told no class; whether it takes the logarithm of the time that it is given."""
+
 WORST_ROUNDING = 0.01
 """Error of a score by rounding, as a share of its size, from which on a model warns."""
 
@@ -167,7 +171,8 @@ class ScoreModel(nn.Module):
         self.moments: Moments | None = None
         self.parameterization, self.time_input, self.sigma_data = parameterization, time_input, sigma_data
         self.labels, self.scale_input = labels, scale_input
-        self.learned_variance, self.classes = getattr(network, "learned_variance", False), getattr(network, "classes", 0)
+        for name in ("learned_variance", "classes"):
+            setattr(self, name, getattr(network, name, CONTRACT[name]))
 
     @property
     def device(self) -> torch.device:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from score_sde.data import DataSpec
-from score_sde.model import ScoreModel
+from score_sde.model import CONTRACT, ScoreModel
 from score_sde.sdes import SDE
 
 Call = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
@@ -45,8 +46,13 @@ def adapt(
             something else: ``lambda module, x, time, cond: module(x, timestep=time).sample`` for example.
 
     Raises:
-        ValueError: a name is unknown, or a number is out of its range.
+        ValueError: a name is unknown, a number is out of its range, or the module takes the logarithm of a time that is not
+            positive.
     """
+    if callable(time) and call is None and getattr(module, "takes_logarithm", False):
+        lowest = time(torch.tensor([sde.t_min, sde.T])).min().item()
+        if not lowest > 0:
+            raise ValueError(f"the network takes the logarithm of its time, which this function lets fall to {lowest:.3g}")
     if levels is None:
         data = DataSpec(tuple(shape), data_range=data_range, model_range=data_range, limits=(data_range,))
     else:
@@ -67,8 +73,10 @@ class _Adapted(nn.Module):
     def __init__(self, module: nn.Module, call: Call | None, time: Callable[[Tensor], Tensor] | None):
         super().__init__()
         self.module, self.call, self.time = module, call, time
-        for name, default in (("learned_variance", False), ("classes", 0), ("knows_no_class", True)):
+        for name, default in CONTRACT.items():
             setattr(self, name, getattr(module, name, default))
+        if call is not None:  # what the module is given is known to the call alone
+            self.takes_logarithm = False
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
         time = time if self.time is None else self.time(time)

@@ -147,7 +147,8 @@ def _read_unet(folder: Path, data: DataSpec | None) -> tuple[DiffusersUNet, Path
     if kind != "UNet2DModel":
         raise RunError(f"{folder} holds a {kind}, not a UNet2DModel")
     try:
-        settings = {key: value for key, value in settings.items() if not key.startswith("_")}
+        defaults_used = settings.get("_use_default_values", ())  # whose values diffusers does not read either
+        settings = {key: value for key, value in settings.items() if not key.startswith("_") and key not in defaults_used}
         known = inspect.signature(require_diffusers().UNet2DModel.__init__).parameters
         defaults = {name: known[name].default for name in ("in_channels", "out_channels", "sample_size")}
         shape = data.shape if data else _shape({**defaults, **settings})

@@ -7,6 +7,9 @@ from typing import Self
 
 from torch import Tensor, nn
 
+AVERAGE = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
+"""What diffusers' moving average writes of itself into the config of the network that it saves; diffusers ignores it."""
+
 
 class DiffusersUNet(nn.Module):
     """A diffusers ``UNet2DModel`` over images ``(C, H, W)``, kept in ``unet``.
@@ -58,6 +61,7 @@ class DiffusersUNet(nn.Module):
         self.unet = unet
         self.learned_variance = config.out_channels == 2 * shape[0]
         self.classes = config.num_class_embeds or 0
+        self.takes_logarithm = config.time_embedding_type == "fourier"
 
     @property
     def settings(self) -> str:
@@ -94,7 +98,9 @@ def _build(shape: Sequence[int], settings: str) -> nn.Module:
         raise ValueError(f"settings must be a JSON object, got a {type(given).__name__}")
     if len(shape) != 3:
         raise ValueError(f"a UNet2DModel needs images (C, H, W), got {tuple(shape)}; the unet takes signals, the mlp anything")
-    given = {key: value for key, value in given.items() if not key.startswith("_")}  # what diffusers notes about the file
+    # what diffusers notes about the file, by whatever name it notes it
+    noted = {*AVERAGE, *given.get("_use_default_values", ())}
+    given = {key: value for key, value in given.items() if not (key.startswith("_") or key in noted)}
     unknown = set(given) - set(inspect.signature(UNet2DModel.__init__).parameters)
     if unknown:
         raise ValueError(f"this version of UNet2DModel has no setting {', '.join(sorted(unknown))}")

@@ -8,8 +8,9 @@ from torch import nn
 
 from score_sde import DDIM, VESDE, VPSDE, GaussianMixture, bits_per_dim
 from score_sde.interop import adapt
-from score_sde.model import ForClass
+from score_sde.model import CONTRACT, ForClass
 from score_sde.networks import UNet
+from score_sde.networks.ncsnpp import NCSNpp
 from score_sde.parameterization import PARAMETERIZATIONS
 from score_sde.tensors import expand
 from tests.conftest import mixture
@@ -92,3 +93,32 @@ def test_wrong_names_are_refused():
         adapt(nn.Identity(), (2,), VPSDE(), predicts="noise")
     with pytest.raises(ValueError, match="unknown time_input 'seconds'"):
         adapt(nn.Identity(), (2,), VPSDE(), time="seconds")
+
+
+def ncsnpp(**options):
+    return NCSNpp((1, 8, 8), width=8, multipliers=(1,), blocks=1, attention=(), embedding="fourier", **options)
+
+
+def test_a_network_that_takes_a_logarithm_is_not_given_zero():
+    """NCSN++ with Fourier features: at T the label of a falling chain is 0, and its logarithm made the scores NaN."""
+    network, shape = ncsnpp(), (1, 8, 8)
+    with pytest.raises(ValueError, match="the network takes the logarithm of its noise level, and time_input 'reversed'"):
+        adapt(network, shape, VESDE(), time="reversed")
+    with pytest.raises(ValueError, match="the network takes the logarithm of its time, which this function lets fall to 0"):
+        adapt(network, shape, VESDE(), time=lambda t: 1 - t)
+    for time in ("sigma", lambda t: 1 + t):
+        model = adapt(network, shape, VESDE(), time=time)
+        assert model(torch.randn(2, *shape), torch.tensor([1e-5, 1.0])).isfinite().all()
+    own = adapt(network, shape, VESDE(), time="reversed", call=lambda module, x, time, cond: module(x, time + 1))
+    assert own(torch.randn(2, *shape), torch.tensor([1e-5, 1.0])).isfinite().all()
+
+
+def test_all_that_a_network_says_of_itself_is_handed_on():
+    network = nn.Identity()
+    said = {"classes": 3, "learned_variance": True, "knows_no_class": False, "takes_logarithm": True}
+    assert said.keys() == CONTRACT.keys()
+    for name, value in said.items():
+        setattr(network, name, value)
+    model = adapt(network, (2, 4, 4), VESDE(), time="sigma")
+    assert {name: getattr(model.network, name) for name in CONTRACT} == said
+    assert (model.classes, model.learned_variance) == (3, True)

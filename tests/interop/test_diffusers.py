@@ -565,3 +565,40 @@ def test_the_exact_divergence_goes_through_their_attention():
     _, divergence, _ = ExactDivergence()(lambda point: model(point, t), x)
     jacobian = torch.autograd.functional.jacobian(lambda point: model(point, t), x)
     torch.testing.assert_close(divergence[0, 0], jacobian.reshape(128, 128).trace())
+
+
+def test_a_moving_average_is_a_network(tmp_path):
+    """What diffusers' training script saves: the average's own settings are in the config, and diffusers leaves them out."""
+    from diffusers.training_utils import EMAModel
+
+    unet = theirs()
+    average = EMAModel(unet.parameters(), model_cls=diffusers.UNet2DModel, model_config=unet.config)
+    average.step(unet.parameters())
+    average.save_pretrained(tmp_path / "unet_ema")
+    diffusers.DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    saved = json.loads((tmp_path / "unet_ema" / "config.json").read_text())
+    assert {"decay", "optimization_step", "power"} <= saved.keys()
+    config, model = import_diffusers(tmp_path / "unet_ema", tmp_path / "scheduler")
+    assert "decay" not in config["network"]["diffusers"]["settings"]
+    x, steps = inputs(unet)[0], torch.tensor([3.0, 10.0, 900.0])
+    with torch.no_grad():
+        expected = diffusers.UNet2DModel.from_pretrained(tmp_path / "unet_ema")(x, steps).sample
+        torch.testing.assert_close(model.network(x, steps), expected)
+
+
+def test_settings_that_diffusers_does_not_read_are_not_read(tmp_path):
+    theirs().save_pretrained(tmp_path / "unet")
+    diffusers.DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    _edit(tmp_path / "unet" / "config.json", _use_default_values=["act_fn"], act_fn="mish", _note="mine")
+    _, model = import_diffusers(tmp_path / "unet", tmp_path / "scheduler")
+    assert model.network.unet.config.act_fn == diffusers.UNet2DModel.from_pretrained(tmp_path / "unet").config.act_fn == "silu"
+    _edit(tmp_path / "unet" / "config.json", new_kind_of_block=True)
+    with pytest.raises(RunError, match="has no setting new_kind_of_block"):
+        import_diffusers(tmp_path / "unet", tmp_path / "scheduler")
+
+
+def test_a_unet_that_takes_a_logarithm_says_so():
+    settings = json.dumps({**UNETS["plain"], "norm_num_groups": 8, "time_embedding_type": "fourier"})
+    network = DiffusersUNet((3, 8, 8), settings=settings)
+    with pytest.raises(ValueError, match="takes the logarithm"):
+        ScoreModel(network, VESDE(), DataSpec((3, 8, 8)), time_input="reversed")
