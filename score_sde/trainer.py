@@ -106,6 +106,9 @@ class TrainingOptions:
                 raise ValueError(f"training.{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not 0 <= self.class_dropout <= 1:
             raise ValueError(f"training.class_dropout must lie between 0 and 1, got {self.class_dropout}")
+        for name in ("learning_rate", "weight_decay"):  # an infinite clip is none
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"training.{name} must be a finite number, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"training.learning_rate must be positive, got {self.learning_rate}")
         for name, allowed in (

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from score_sde.checkpoint import latest_checkpoint
 from score_sde.cli.choices import FREE_TO_CHANGE, architecture, chosen_device, chosen_solver, loaded_run
 from score_sde.cli.data import class_list, data_of, locate, refuse_other_data, run_data
-from score_sde.cli.effect import KEPT, refuse_without_effect
+from score_sde.cli.effect import KEPT, key_of, refuse_without_effect
 from score_sde.cli.likelihood import likelihood_digest, run_likelihood
 from score_sde.cli.measuring import comparison_folder, run_comparison
 from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
@@ -182,6 +182,9 @@ def _data_of(folder: Path, options: argparse.Namespace) -> str:
 
 def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     folder = Path(options.workdir)
+    for argument in overrides:
+        if key_of(argument) == "data.name" and not argument.endswith("=digits"):
+            raise ConfigError(f"{argument}: the demo is of digits; train on other data with score-sde train")
     if (folder / "config.json").exists() and _data_of(folder, options) != "digits":
         raise RunError(f"{folder} is a run on other data; the demo needs a directory of its own, --workdir=runs/demo")
     trained = argparse.Namespace(**{**vars(options), "config": None if (folder / "config.json").exists() else "digits_vp"})

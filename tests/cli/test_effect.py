@@ -125,6 +125,7 @@ def test_the_exact_divergence_takes_no_probes():
         (["sample", "--seed=1", "--seed=2"], "--seed is given more than once"),
         (["sample", "--n=1", "--count=2"], "--count/--n is given more than once"),
         (["config", "--config.sde.ve.sigma_max=3"], "an option of the sde ve"),
+        (["demo", "--config.data.name=two_moons"], "the demo is of digits"),
     ],
 )
 def test_a_command_refuses_what_it_does_not_use(capsys, trained, arguments, reason):

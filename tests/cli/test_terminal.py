@@ -108,6 +108,13 @@ def test_what_is_no_number_is_no_value_of_the_config(capsys, trained):
     assert "config.solver.edm.s_churn must be of type float, got 'nan'" in refused(capsys, *how)
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+def test_training_takes_no_infinite_steps(capsys, tmp_path, name):
+    """One step would leave weights that are no numbers, and the loss before it is sound."""
+    how = ["train", "--config=two_moons", f"--workdir={tmp_path / 'run'}", f"--config.training.{name}=inf"]
+    assert f"training.{name} must be a finite number, got inf" in refused(capsys, *how)
+
+
 @pytest.mark.parametrize("command", ["sample", "compare", "tune", "likelihood"])
 def test_ctrl_c_is_one_sentence(capsys, monkeypatch, moons, command):
     def interrupted(*_, **__):
