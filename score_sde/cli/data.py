@@ -4,6 +4,7 @@ import shlex
 import warnings
 from pathlib import Path
 
+import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
@@ -67,7 +68,16 @@ def run_data(run: Run, config: ConfigDict) -> Dataset:
         kept = now.get("held_out_by") == "content" and all(now.get(name) == then.get(name) for name in names)
         sides = "samples keep their side, held out or not" if kept else "held-out samples may be ones that it was trained on"
         warnings.warn(f"the data has changed since {run.folder} was trained, or is other data; {sides}", stacklevel=2)
-    return data
+    return _by_known_names(data, run.known_data.class_names)
+
+
+def _by_known_names(data: Dataset, names: tuple[str, ...]) -> Dataset:
+    """The data with the class indices of a run: a class is what has its name, wherever new classes come between."""
+    if not names or not data.class_names or data.class_names == names:
+        return data
+    every = (*names, *(name for name in data.class_names if name not in names))
+    index = torch.tensor([every.index(name) for name in data.class_names])
+    return data._replace(train_classes=index[data.train_classes], test_classes=index[data.test_classes], class_names=every)
 
 
 def file_data(run: Run, path: str, key: str, layout: str) -> Tensor:

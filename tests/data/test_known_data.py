@@ -10,6 +10,8 @@ from PIL import Image
 
 import score_sde
 from score_sde.cli import main
+from score_sde.cli.data import run_data
+from score_sde.config import from_saved
 from score_sde.run import load_known_data
 
 TINY = ("--config.network.name=mlp", "--config.network.mlp.width=8", "--config.network.mlp.depth=1", "--quiet")
@@ -218,6 +220,19 @@ def test_classes_are_shown_and_called_by_name(here, capsys):
     )
     run(capsys, "export", "--workdir=zoo", "--output=exported")
     run(capsys, "sample", "--workdir=exported", *draw[2:], "--class=Dog")
+
+
+def test_a_class_that_comes_later_does_not_shift_the_others(here):
+    """The folder has a new class, which is the second by its name."""
+    loaded = score_sde.load("zoo")
+    for j in range(6):
+        (here / "pictures" / "bird 3").mkdir(exist_ok=True)
+        Image.new("L", (3, 3), 240 + j).save(here / "pictures" / "bird 3" / f"{j}.png")
+    with pytest.warns(UserWarning, match="the data has changed"):
+        data = run_data(loaded, from_saved(loaded.config))
+    assert data.class_names == ("bird 2", "bird 10", "cat", "Dog", "bird 3")
+    values, classes = torch.cat([data.train, data.test]), torch.cat([data.train_classes, data.test_classes])
+    assert (values[classes == 2].float().mean() - 5).abs() < 1e-6  # the cats have 0, 2, ... 10
 
 
 def test_a_name_that_looks_like_a_number_comes_first(here, capsys):
