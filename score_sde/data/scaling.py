@@ -68,9 +68,12 @@ def root_mean_square(values: Tensor, spec: DataSpec) -> float:
     if spec.levels is not None:
         found = moments(values[:: max(1, len(values) // 1000)], spec, full_up_to=0)
         return (found.spectrum.mean() + found.mean.square().mean()).sqrt().item()
-    x = spec.scale(values.double())
-    columns = [x[:, i].flatten() for i in range(x.shape[1])]
-    squares = [_counted(column).square().mean() for column in columns if column.min() < column.max()]
+    squares = []
+    for i in range(values.shape[1]):  # one at a time: in float64 all of them may not fit
+        column = values[:, i].flatten().double()
+        x = (column - spec.location[i]) / spec.spread[i] if spec.spread else spec.scale(column)
+        if x.min() < x.max():
+            squares.append(_counted(x).square().mean())
     return torch.stack(squares).mean().sqrt().item()
 
 

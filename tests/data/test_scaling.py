@@ -421,6 +421,24 @@ def test_samples_in_metres_keep_their_digits(metres, capsys):
     np.testing.assert_allclose(drawn[:, 2], 7.0, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_columns_of_different_units_are_learned_side_by_side(tmp_path):
+    """Two narrow modes in the first column beside a second of 500 -+ 300: the samples had 19.6 for 0.0102."""
+    random = np.random.default_rng(0)
+    narrow = random.choice([-0.01, 0.01], COUNT) + 0.002 * random.normal(size=COUNT)
+    np.save(tmp_path / "a.npy", np.c_[narrow, 500 + 300 * random.normal(size=COUNT)])
+    data = ("--config.data.name=file", f"--config.data.file.path={tmp_path / 'a.npy'}", "--config.training.steps=700")
+    small = ("--config.training.batch_size=256", "--config.training.sample_every=0", "--config.network.mlp.width=64", "--quiet")
+    folder = tmp_path / "run"
+    assert main(["train", "--config=two_moons", f"--workdir={folder}", *data, *small]) == 0
+    assert main(["sample", f"--workdir={folder}", "--n=1000", "--solver=unipc", "--nfe=30", "--quiet"]) == 0
+    drawn = samples(folder)
+    assert drawn[:, 0].std() == pytest.approx(narrow.std(), rel=0.05)
+    assert drawn[:, 1].std() == pytest.approx(300, rel=0.05)
+    between = np.abs(drawn[:, 0]) < 0.004
+    assert between.mean() < 0.05
+
+
 def test_a_run_of_before_keeps_its_scaling(metres, tmp_path, capsys):
     """config.json as it was: one interval for all coordinates, mean and standard deviation of everything, and no limits."""
     folder, data = tmp_path / "old", ["--config.data.two_moons.samples=500"]
