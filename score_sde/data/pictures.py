@@ -38,7 +38,8 @@ def read_picture(
     if not file.stat().st_size:
         raise DataError(f"{file} is not a readable image: it is empty")
     try:
-        with Image.open(file) as opened:
+        # as a stream: by its name, Pillow maps an uncompressed TIFF into memory, with its sides exchanged where it is turned
+        with file.open("rb") as stream, Image.open(stream) as opened:
             _refuse_other_modes(opened, file)
             if getattr(opened, "n_frames", 1) > 1:
                 notes["hold several frames or pages, of which the first is taken"] += 1

@@ -171,8 +171,9 @@ def test_one_folder_is_no_class_and_an_empty_one_is_said(tmp_path):
 # how it is read
 
 
+@pytest.mark.parametrize("kind", ["png", "webp", "tif", "tif of colours"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_as_their_exif_orientation_says(tmp_path, orientation):
+def test_pictures_are_turned_as_their_exif_orientation_says(tmp_path, orientation, kind):
     """The eight orientations, by where the top left corner of the stored rows stands in the picture (EXIF 2.3, tag 274)."""
     stored = np.zeros((16, 24), np.uint8)
     stored[:8, :8] = 255  # the corner of the first row and column
@@ -180,7 +181,14 @@ def test_pictures_are_turned_as_their_exif_orientation_says(tmp_path, orientatio
     exif = Image.Exif()
     exif[0x0112] = orientation
     for i in range(2):
-        Image.fromarray(stored).save(tmp_path / f"{i}.png", exif=exif)
+        image = Image.fromarray(stored)
+        if kind == "webp":
+            image.save(tmp_path / f"{i}.webp", exif=exif, lossless=True)
+        elif kind == "png":
+            image.save(tmp_path / f"{i}.png", exif=exif)
+        else:
+            image = image.convert("RGB") if "colours" in kind else image
+            image.save(tmp_path / f"{i}.tif", tiffinfo={0x0112: orientation}, compression="tiff_lzw" if i else None)
     ways = {
         1: lambda a: a,
         2: np.fliplr,
@@ -195,6 +203,7 @@ def test_pictures_are_turned_as_their_exif_orientation_says(tmp_path, orientatio
     wanted = torch.from_numpy(ways[orientation](stored).copy())[None]
     assert data.spec.shape == wanted.shape
     assert torch.equal(data.train[0], wanted)
+    assert torch.equal(data.test[0], wanted)
 
 
 def test_jpegs_of_a_camera_stand_upright(tmp_path):
