@@ -59,6 +59,17 @@ def gain(errors: np.ndarray, others: np.ndarray) -> Gain:
     return Gain(log, stderr, float(student.sf(log / stderr, count - 1)))
 
 
+def tail(errors: np.ndarray, others: np.ndarray) -> float:
+    """How much larger the large errors are than those of another solver, which a typical error does not tell.
+
+    The larger of two ratios: that of the 90 % quantiles and that of the root mean squares, which a few lost samples rule.
+    """
+    if not np.isfinite(errors).all():
+        return math.inf
+    measures = (lambda e: np.quantile(e, 0.9), lambda e: np.sqrt(np.mean(e**2)))
+    return max(float(measure(errors) / max(measure(others), np.finfo(np.float64).tiny)) for measure in measures)
+
+
 def _logarithms(errors: np.ndarray) -> np.ndarray:
     """Logarithms of errors; one of 0 counts as the smallest number, NaN as infinite."""
     return np.log(np.maximum(np.nan_to_num(errors, nan=math.inf, posinf=math.inf), np.finfo(np.float64).tiny))

@@ -14,7 +14,8 @@ mean square over samples is ruled by a few latents between two basins, and a sea
    Half-way it starts again from the best so far. Then every other family is tried on the bent steps.
 3. The null hypothesis is the best known solver on a standard grid, to which nothing was fitted. It is found by both sets of
    latents, those of the search and those of the check. What the search gave is checked on latents that had no part in it. It is
-   taken only where its gain over the null hypothesis is significant there; else the known solver is kept.
+   taken only where its gain over the null hypothesis is significant there, and its large errors are not much larger (``TAIL``);
+   else the known solver is kept. The search itself counts an error as larger by as much as its tail is too long.
 
 Each budget is searched by itself, so a choice does not depend on the other budgets.
 
@@ -36,7 +37,7 @@ from tqdm import tqdm
 
 from score_sde.inputs import require_batch, require_time, whole
 from score_sde.model import Score
-from score_sde.paired import gain, typical
+from score_sde.paired import gain, tail, typical
 from score_sde.sdes import SDE
 from score_sde.solvers import DEIS, DPMSolverPP, GaussianReference, SolverError, UniPC
 from score_sde.solvers.base import GridSolver, draw_latents, innermost
@@ -55,6 +56,9 @@ KEPT = 8
 
 LEVEL = 0.05
 """The probability that the best standard is left although nothing is better: of a budget, whatever is checked for it."""
+
+TAIL = 1.5
+"""How much larger than those of the best standard the large errors (``tail``) of a choice may be."""
 
 GRIDS = ("uniform", "quadratic", "log_snr", "edm", "cosine")
 
@@ -141,7 +145,7 @@ def tune(
 ) -> Tuned:
     """Choose solver, order and time grid for each budget of evaluations.
 
-    Costs about 400 evaluations of ``pilot`` samples and, for each budget, ``nfe * (trials + 80)``. More samples in the pilot
+    Costs about 400 evaluations of ``pilot`` samples and, for each budget, ``nfe * (trials + 85)``. More samples in the pilot
     make smaller gains significant. More trials find larger ones.
 
     Args:
@@ -282,24 +286,31 @@ def _choose(pilot: _Pilot, before: list[Candidate], nfe: int, trials: int) -> Ch
     standards = [c for c in ranked if is_standard(c)][:KEPT]
     kept = list(dict.fromkeys([*ranked[:KEPT], *standards]))
     found = {c: pilot.errors(c, nfe, pilot.all) for c in kept}
-    ranked = _ranked(kept, lambda c: typical(found[c]))
-    best, least = ranked[0], typical(found[ranked[0]])
-    if not math.isfinite(least):
-        raise SolverError(f"no solver gave finite samples in {nfe} evaluations: give more, or check the model")
-    close = [c for c in ranked if _kind(c) != _kind(best) and typical(found[c]) < 1.3 * least]
-    searched = [_bend(pilot, best, nfe, 2 * trials // 3 if close else trials)]
-    searched += [_bend(pilot, second, nfe, trials // 3) for second in close[:1]]
-    swapped = [dataclasses.replace(searched[0], family=family) for family in pilot.families]
-    searched += _ranked(swapped, lambda c: pilot.typical(c, nfe, pilot.all))[:2]
+    null = min((found[c] for c in standards), key=typical)
+    if not np.isfinite(null).all():
+        raise SolverError(f"no known solver gave finite samples in {nfe} evaluations: give more, or check the model")
 
-    check = {c: pilot.errors(c, nfe, pilot.fresh) for c in standards}
-    known = min(standards, key=lambda c: typical(np.concatenate([found[c], check[c]])))
-    if not math.isfinite(typical(check[known])):
+    def badness(candidate: Candidate) -> float:
+        errors = found[candidate] if candidate in found else pilot.errors(candidate, nfe, pilot.all)
+        return typical(errors) * max(1.0, tail(errors, null) / TAIL)
+
+    ranked = _ranked(kept, badness)
+    best, least = ranked[0], badness(ranked[0])
+    close = [c for c in ranked if _kind(c) != _kind(best) and badness(c) < 1.3 * least]
+    searched = [_bend(best, badness, 2 * trials // 3 if close else trials)]
+    searched += [_bend(second, badness, trials // 3) for second in close[:1]]
+    searched += _ranked([dataclasses.replace(searched[0], family=family) for family in pilot.families], badness)[:2]
+
+    every = {c: np.concatenate([found[c], pilot.errors(c, nfe, pilot.fresh)]) for c in standards}
+    known = min(standards, key=lambda c: typical(every[c]))
+    if not np.isfinite(every[known]).all():
         raise SolverError(f"no known solver gave finite samples in {nfe} evaluations: give more, or check the model")
     tested = [c for c in dict.fromkeys([*searched, *before, best]) if c != known]
-    check |= {c: pilot.errors(c, nfe, pilot.fresh) for c in tested}
+    every |= {c: np.concatenate([pilot.errors(c, nfe, rows) for rows in (pilot.all, pilot.fresh)]) for c in tested}
+    check = {c: errors[pilot.fresh] for c, errors in every.items()}
     better = [c for c in tested if gain(check[c], check[known]).p_value < LEVEL / len(tested)]
-    winner = min([known, *better], key=lambda c: typical(check[c]))
+    sound = [c for c in better if tail(every[c], every[known]) <= TAIL]
+    winner = min([known, *sound], key=lambda c: typical(check[c]))
     solver, rival = (c.solver(nfe, pilot.sde, pilot.t_from, pilot.t_to) for c in (winner, known))
     rms, spread = zip(*(_figures(check[c]) for c in (winner, known)), strict=True)
     return Choice(nfe, solver, rms[0], rms[1], rival, *spread)
@@ -318,14 +329,14 @@ def _ranked(candidates: Sequence[Candidate], error: Callable[[Candidate], float]
     return sorted(candidates, key=error)
 
 
-def _bend(pilot: _Pilot, start: Candidate, nfe: int, trials: int) -> Candidate:
-    """``start`` with its steps bent to the smallest error on the pilot; half-way a fresh simplex, as the first one shrinks."""
+def _bend(start: Candidate, badness: Callable[[Candidate], float], trials: int) -> Candidate:
+    """``start`` with its steps bent to the smallest ``badness``; half-way a fresh simplex, as the first one shrinks."""
 
-    def error(bend: np.ndarray) -> float:
-        return pilot.typical(dataclasses.replace(start, bend=tuple(bend.tolist())), nfe, pilot.all)
+    def of_bend(bend: np.ndarray) -> float:
+        return badness(dataclasses.replace(start, bend=tuple(bend.tolist())))
 
     best = np.array(start.bend or [0.0] * (KNOTS - 1))
     for share in (trials - trials // 2, trials // 2):
         simplex = np.vstack([best, *(best + 0.6 * direction for direction in np.eye(len(best)))])
-        best = minimize(error, best, method="Nelder-Mead", options={"maxfev": share, "initial_simplex": simplex}).x
+        best = minimize(of_bend, best, method="Nelder-Mead", options={"maxfev": share, "initial_simplex": simplex}).x
     return dataclasses.replace(start, bend=tuple(best.tolist()))

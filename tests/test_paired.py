@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from score_sde.paired import gain, typical
+from score_sde.paired import gain, tail, typical
 
 
 def errors(seed, count=64, between=0.0):
@@ -61,3 +61,12 @@ def test_a_gain_is_seen_where_samples_between_basins_hide_it():
     found = gain(ours, others)
     assert found.log == pytest.approx(-math.log(0.8), abs=3 * found.stderr)
     assert found.p_value < 0.01
+
+
+def test_lost_samples_are_seen_in_the_tail():
+    values = errors(0)
+    assert tail(values, values) == 1
+    assert tail(2 * values, values) == pytest.approx(2)
+    lost = np.concatenate([[1e4], values[1:]])
+    assert tail(lost, values) > 100
+    assert tail(np.concatenate([[math.nan], values[1:]]), values) == math.inf
