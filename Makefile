@@ -2,14 +2,16 @@
 # make test      the quick tests, two to five minutes
 # make test-all  all tests
 # make lint      style
+# make lowest    everything once with the oldest packages that pyproject.toml allows; LOWEST_TORCH=2.13.0 spares the old torch
 
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
+LOWEST_TORCH ?= 2.5.0
 # tests of small tensors: a process for each core, and each with one thread
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-all slow lint clean
+.PHONY: demo test test-all slow lint lowest clean
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -35,5 +37,12 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# in an environment of its own; PyPI has the oldest torch with CUDA alone, which is 5.5 GB
+lowest:
+	[ -x .venv-lowest/bin/python ] || $(PYTHON) -m venv .venv-lowest || $(PYTHON) -m venv --without-pip .venv-lowest
+	if [ -x .venv-lowest/bin/pip ]; then .venv-lowest/bin/python -m pip install -q -c tests/lowest-constraints.txt torch==$(LOWEST_TORCH) .; \
+	else $(PYTHON) -m pip --python .venv-lowest/bin/python install -q -c tests/lowest-constraints.txt torch==$(LOWEST_TORCH) .; fi
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python tests/lowest.py
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-lowest build dist
