@@ -12,6 +12,9 @@ from score_sde.data.spec import DataError
 BACKGROUNDS = {"white": (255, 255, 255, 255), "black": (0, 0, 0, 255)}
 """Over what transparent parts can be drawn."""
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What is read, whatever a file is called: Pillow would run another program for an EPS."""
+
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr")
 """Pillow's names for what can be turned into grey or colour of 8 bits without a choice."""
 
@@ -39,7 +42,7 @@ def read_picture(
         raise DataError(f"{file} is not a readable image: it is empty")
     try:
         # as a stream: by its name, Pillow maps an uncompressed TIFF into memory, with its sides exchanged where it is turned
-        with file.open("rb") as stream, Image.open(stream) as opened:
+        with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as opened:
             _refuse_other_modes(opened, file)
             if getattr(opened, "n_frames", 1) > 1:
                 notes["hold several frames or pages, of which the first is taken"] += 1

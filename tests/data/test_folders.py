@@ -275,6 +275,21 @@ def test_the_first_of_several_frames_is_taken_and_said(tmp_path):
     assert greys(data) == [10] * 4
 
 
+def test_a_file_is_read_as_what_it_is(tmp_path):
+    """Whatever it is called."""
+    for i, kind in enumerate(("PNG", "JPEG", "BMP", "GIF")):
+        Image.new("L", (4, 4), 8 * i).save(tmp_path / f"{i}.tiff", format=kind)
+    assert greys(read(tmp_path)) == [0, 8, 16, 24]
+
+
+def test_a_phones_picture_with_a_preview_is_its_first(tmp_path):
+    for i in range(2):
+        Image.new("L", (8, 8), 40).save(
+            tmp_path / f"{i}.jpg", format="MPO", save_all=True, append_images=[Image.new("L", (4, 4))]
+        )
+    assert greys(read(tmp_path)) == [40, 40]
+
+
 def test_grey_pictures_in_three_channels_are_said(tmp_path):
     pictures(tmp_path)
     with pytest.warns(UserWarning, match=r"all pictures are grey, and --config.data.folder.channels=1"):
@@ -301,6 +316,8 @@ REFUSED = {
     "print.jpg": (lambda path: Image.new("CMYK", (4, 4)).save(path), "colours of the kind CMYK"),
     "lab.tif": (lambda path: Image.new("LAB", (4, 4)).save(path), "colours of the kind LAB"),
     "empty.png": (lambda path: path.write_bytes(b""), "it is empty"),
+    "program.png": (lambda path: Image.new("L", (4, 4)).save(path, format="EPS"), "is not a readable image"),
+    "other.png": (lambda path: Image.new("L", (4, 4)).save(path, format="PPM"), "is not a readable image"),
     "text.jpg": (lambda path: path.write_text("no picture"), "is not a readable image"),
     "header.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "is not a readable image"),
 }
