@@ -414,7 +414,7 @@ def load_tuned(folder: Path, *, class_: int | None = None, step: int | None = No
     known = {_chosen_for(entry): entry for entry in entries}
     entries = [e for (nfe, of), e in known.items() if of == class_ or (of is None and (nfe, class_) not in known)]
     if known and not entries:
-        classes = ", ".join(map(str, sorted({of for _, of in known})))
+        classes = ", ".join(_class_title(folder, of) for of in sorted({of for _, of in known}))
         raise RunError(f"solvers were tuned for {folder}, but only for class {classes}: {again}")
     stale = {e["nfe"]: e["about"]["step"] for e in entries if step is not None and e["about"].get("step", step) != step}
     if stale:

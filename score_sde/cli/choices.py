@@ -10,7 +10,7 @@ from shlex import quote
 import torch
 from ml_collections import ConfigDict
 
-from score_sde.cli.data import class_index
+from score_sde.cli.data import class_index, class_option
 from score_sde.cli.effect import key_of, refuse_sections
 from score_sde.config import ConfigError, from_saved, override
 from score_sde.files import remove_leftovers
@@ -67,7 +67,7 @@ def told_class(run: Run, class_: int | None) -> Score:
         which = f"has classes 0 to {known - 1}" if known else "was trained without classes"
         raise RunError(f"there is no class {class_}: the model {which}")
     if class_ is None and known and not getattr(network, "knows_no_class", True):
-        raise RunError(f"the model must be told a class: --class=0, or another up to {known - 1}")
+        raise RunError(f"the model must be told one of its {known} classes:{class_option(run.known_data, 0)}, or another")
     return run.model if class_ is None else ForClass(run.model, class_)
 
 
