@@ -25,6 +25,7 @@ from score_sde.data import DATASETS
 from score_sde.likelihood import LIKELIHOOD_SOLVERS, bits_per_dim, fit_dequantizer
 from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
+from score_sde.run import RunError, check_like
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS
 from score_sde.trainer import TrainingOptions
@@ -123,12 +124,17 @@ def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
         for key, value in values.items():
             if key not in target:
                 raise ConfigError(f"config.json has an unknown key {path}{key}")
-            if isinstance(value, Mapping) and isinstance(target[key], ConfigDict):
-                fill(target[key], value, f"{path}{key}.")
+            default = target[key]
+            if isinstance(value, Mapping) and isinstance(default, ConfigDict):
+                fill(default, value, f"{path}{key}.")
                 continue
             try:
+                if isinstance(default, ConfigDict):
+                    raise TypeError("a section is needed")
+                if value is not None or default is not None:  # None is what a measurement takes the place of
+                    check_like(value, target.get_type(key)() if default is None else default, f"{path}{key}")
                 target[key] = tuple(value) if isinstance(value, list) else value
-            except TypeError as error:
+            except (RunError, TypeError) as error:
                 raise ConfigError(f"config.json has a value of the wrong type for {path}{key}: {value!r}") from error
 
     fill(config, saved, "")

@@ -292,8 +292,9 @@ def check_sealed(path: Path | str) -> bool:
             if _digest_of_file(file, length) != found[1].decode():
                 raise DamagedError(f"{path} is damaged: its content is not that which was written")
             return True
-        file.seek(max(0, size - 22))
-        if not file.read().startswith(b"PK\5\6"):  # an archive without a digest ends with its own last record
+        file.seek(max(0, size - 22 - 2**16))
+        _, record, end = file.read().rpartition(b"PK\5\6")  # an archive without a digest ends with this record
+        if not record or len(end) != 18 + int.from_bytes(end[16:18], "little"):
             raise DamagedError(f"{path} is damaged: it does not end as it was written")
         try:
             broken = zipfile.ZipFile(file).testzip()

@@ -25,7 +25,7 @@ import torch
 
 from score_sde import load
 from score_sde.cli import main
-from score_sde.data import DataSpec, Moments
+from score_sde.data import DataError, DataSpec, Moments, load_array
 from score_sde.files import DamagedError, read_json, read_metadata, read_metrics, read_npz
 from score_sde.run import build_data, load_config, load_identity, load_moments, load_tuned, save_choice, save_model
 from score_sde.solvers import DDIM, UniPC
@@ -198,6 +198,18 @@ def test_a_flipped_bit_in_a_weight_is_refused(run):
         load(run)
     with pytest.raises(ValueError, match=r"000000006.pt is damaged"):
         resumed(run)
+
+
+def test_a_damaged_archive_of_data_is_refused(tmp_path):
+    """numpy reads what a damaged header asks for, and then checks nothing: 3000 of 4000 samples were used in silence."""
+    path = tmp_path / "data.npz"
+    np.savez(path, a=np.random.default_rng(0).normal(size=(4000, 2)))
+    assert load_array(str(path)).shape == (4000, 2)
+    path.write_bytes(path.read_bytes().replace(b"(4000, 2)", b"(3000, 2)"))
+    with np.load(path) as damaged:
+        assert damaged["a"].shape == (3000, 2)
+    with pytest.raises(DataError, match=r"data.npz is damaged: the CRC of its entry a.npy is wrong"):
+        load_array(str(path))
 
 
 # runs of before
@@ -548,6 +560,30 @@ def test_nonsense_in_json_is_refused_by_name(run, name):
             (run / name).write_text(json.dumps(changed(value, path, other)))
             refused += refused_or_same(read, name, expected, (path, other))
     assert refused > 40
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("sde",), None),
+        (("sde", "vp"), 3),
+        (("sde", "vp", "beta_max"), True),
+        (("sde", "vp", "beta_max"), math.nan),
+        (("model",), []),
+        (("training", "batch_size"), True),
+        (("training", "steps"), 10**30),
+        (("network", "mlp", "width"), None),
+        (("data", "file", "model_range"), [0, "a"]),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_by_every_command(run, capsys, place, value):
+    old_form(run)
+    saved = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(changed(saved, ("config", *place), value)))
+    for command in ("train", "sample", "likelihood"):
+        capsys.readouterr()
+        assert main([command, f"--workdir={run}", "--quiet"]) == 2
+        assert "config.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

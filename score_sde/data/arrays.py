@@ -11,6 +11,7 @@ from torch import Tensor
 from score_sde.data.dataset import Dataset, split
 from score_sde.data.layout import arranged
 from score_sde.data.spec import DataError, DataSpec
+from score_sde.files import DamagedError, ReadError, check_sealed
 
 LARGEST = 1e30
 """Beyond it, and below its inverse, numbers cannot be scaled in float32."""
@@ -153,6 +154,7 @@ def _load(path: str, key: str) -> np.ndarray:
     try:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
+            check_sealed(file)  # numpy checks no more of an archive than what it needs of it
             names = loaded.files
             if key not in names and (key or len(names) != 1):
                 how = "choose one by its key, --config.data.file.key= (--key= for a likelihood)"
@@ -160,8 +162,10 @@ def _load(path: str, key: str) -> np.ndarray:
             loaded = loaded[key or names[0]]
         elif key:
             raise DataError(f"{path} holds one array without a name: leave {key!r} away, or store both in a .npz file")
-    except DataError:
+    except (DataError, ReadError):
         raise
+    except DamagedError as error:
+        raise DataError(str(error)) from error
     except Exception as error:  # of numpy, zipfile, zlib or tokenize, depending on where the file is damaged
         raise DataError(f"{path} is not a .npy or .npz file of numbers") from error
     if not isinstance(loaded, np.ndarray):  # what a zip file holds beside arrays
