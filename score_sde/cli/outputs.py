@@ -53,7 +53,7 @@ def output_files(given: str | None, default: Path, digest: str, *, endings: tupl
     for file in files:
         if file.is_dir():
             raise ConfigError(f"{file} is a folder, and a file is to be written: give another name, --output=NAME{endings[0]}")
-    _require_writable(files[0].parent)
+    require_writable(files[0].parent)
     there = [file for file in files if file.exists()]
     if given is not None and there and _made_by(files[0]) != digest:
         raise ConfigError(f"{there[0]} exists, and is not what this command writes: remove it, or give another --output")
@@ -67,7 +67,7 @@ def output_folder(given: str | None, default: Path, digest: str, *, marked: str)
         ConfigError: it cannot be made, or holds other things.
     """
     folder = default if given is None else Path(given)
-    _require_writable(folder)
+    require_writable(folder)
     if given is not None and folder.is_dir() and any(folder.iterdir()):
         try:
             known = digest in (folder / marked).read_text(errors="replace")
@@ -78,7 +78,7 @@ def output_folder(given: str | None, default: Path, digest: str, *, marked: str)
     return folder
 
 
-def _require_writable(folder: Path) -> None:
+def require_writable(folder: Path) -> None:
     """Raise a ``ConfigError`` unless files can be written in ``folder``, which need not be there yet."""
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     if not above.is_dir():

@@ -111,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--count", "--n", dest="n", type=_positive, default=default, metavar="N", help=help)
 
     def output(sub: argparse.ArgumentParser, what: str) -> None:
-        sub.add_argument("--output", type=_text, help=f"{what}; by default in the run, by a name that is this command's alone")
+        sub.add_argument("--output", type=_text, help=f"{what}; by default in the run")
 
     def of_class(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
@@ -183,6 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--trials", type=_positive, default=60, help="time grids that are tried for each number of evaluations")
     sub.add_argument("--seed", type=_natural, default=0)
     of_class(sub)
+    output(sub, "the folder of the tuned.json to write")
 
     sub = command("demo", demo, "train on real digits, sample, measure, compare, and write a report")
     command("list", list_, "list everything that can be chosen", workdir=False, configured=False)

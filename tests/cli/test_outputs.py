@@ -151,3 +151,12 @@ def test_kept_batches_are_found_again_and_are_of_one_protocol(capsys, moons, mon
     assert len(calls) == 3  # the second batch alone
     assert not kept.exists()
     assert json.loads(again.read_text())["mean"] == whole["mean"]
+
+
+def test_output_of_tune_is_the_folder_of_what_it_chose(capsys, moons, tmp_path):
+    how = ("tune", f"--workdir={moons}", "--nfe=4", "--pilot=8", "--trials=10", "--quiet")
+    assert written(run(capsys, *how, f"--output={tmp_path / 'best'}"), "saved") == tmp_path / "best" / "tuned.json"
+    assert not (moons / "tuned.json").exists()
+    shutil.copy(tmp_path / "best" / "tuned.json", moons)
+    run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=4", "--n=2", "--quiet")
+    assert "is a file, and a folder" in refused(capsys, *how, f"--output={moons / 'config.json'}")
