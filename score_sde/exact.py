@@ -181,7 +181,12 @@ class MixtureScore:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         if cond is not None:
-            if cond.is_floating_point() and cond.device.type == "cpu" and (cond == cond.round()).all():
+            if (
+                isinstance(cond, Tensor)
+                and cond.is_floating_point()
+                and cond.device.type == "cpu"
+                and (cond == cond.round()).all()
+            ):
                 cond = cond.long()  # whole numbers, however they are stored
             require_classes(cond, len(x), self.classes)
         terms, y, v = self.mixture._terms(x, self.sde.alpha(t), self.sde.sigma(t))

@@ -167,6 +167,7 @@ def test_a_point_has_no_density():
         torch.tensor([0, 1]),
         torch.tensor([[0], [1], [1]]),
         torch.tensor(1),
+        [0, 1, 1],
     ],
     ids=str,
 )
@@ -264,6 +265,7 @@ def test_a_model_does_not_round_its_score_to_integers():
         (X, {"data": DataSpec((2,)), "dequantization": "unifrom"}, "unknown dequantization"),
         (WHOLE, {"data": DataSpec((2,))}, "the values are integers"),
         (X.to(torch.complex64), {"data": DataSpec((2,))}, "integers|complex"),
+        (WHOLE.tolist(), {}, "the values must be a tensor"),
     ],
 )
 def test_bits_per_dim_is_asked_for_what_there_is(values, options, message):

@@ -108,6 +108,8 @@ def bits_per_dim(
         raise ValueError("the score does not say what its data is: give data=DataSpec(...)")
     if levels is not None and levels != spec.levels:
         raise ValueError(f"levels is {levels}, but the model was made for {spec.levels or 'continuous data'}")
+    if not isinstance(values, Tensor):
+        raise DataError(f"the values must be a tensor (N, *D), got a {type(values).__name__}")
     if spec.levels is None and not values.is_floating_point():
         raise DataError("the values are integers, and the model is of continuous data: convert them, or give data with levels")
     if dequantization is None and spec.levels is not None:

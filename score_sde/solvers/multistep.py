@@ -95,7 +95,7 @@ class Multistep(GridSolver):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.p not in (1, 2, 3):
+        if type(self.p) is not int or self.p not in (1, 2, 3):
             raise ValueError(f"p must be 1, 2 or 3, got {self.p}")
 
     @property
