@@ -40,7 +40,7 @@ def class_posterior(
     Raises:
         ValueError: there are no classes, or the prior does not fit them.
     """
-    conditions = classes if isinstance(classes, Tensor) else torch.arange(whole("classes", classes, 1))
+    conditions = classes if isinstance(classes, Tensor) else torch.arange(whole("classes", classes, 0))
     if conditions.ndim < 1 or not len(conditions):
         raise ValueError("there must be at least one class")
     require_inputs(score, x)
