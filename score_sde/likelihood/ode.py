@@ -1,18 +1,14 @@
 r"""log p by the probability-flow ODE (Song et al. 2021, Eq. 39 and Appendix D.2; Chen et al. 2018, Theorem 1).
 
-Along dx/dt = v(x, t) the log-density changes by d log p_t(x(t)) / dt = -div v, so that
+    log p_{t_min}(x) = log p_T(x(T)) + \int_{t_min}^T div v(x(t), t) dt,    dx/dt = v(x, t).
 
-    log p_{t_min}(x) = log p_T(x(T)) + \int_{t_min}^T div v(x(t), t) dt.
-
-State and integrals are one state, each integral counting as one coordinate, and one network pass gives the velocity and its
-divergence: with v = f x - g^2 score / 2, div v = f D - g^2 div(score) / 2.
-
-This needs only the sum of the divergence along the trajectory, so each probe of an estimate has an integral of its own, and
-their spread tells the error. ``DualWeighted`` goes another way, which its module derives.
+``ProbabilityFlow`` carries the integral along as a coordinate of the state; ``DualWeighted`` goes another way, which its module
+derives.
 
 What is computed is the density at t_min, of data plus noise of standard deviation sigma(t_min).
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,6 +21,7 @@ from score_sde.divergence import Divergence, as_divergence
 from score_sde.inputs import require_time
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.flow import Flow
+from score_sde.likelihood.transport import Transported, transport
 from score_sde.model import Score, require_inputs
 from score_sde.solvers.base import BoundScore, Counter, ProgressBar, counted
 from score_sde.solvers.probability_flow import ProbabilityFlow
@@ -40,6 +37,10 @@ class LogLikelihood:
     ``log_prob`` ``(B,)`` in nats; ``latent`` ``(B, *D)``, the state at T; network forwards and vector-Jacobian products,
     averaged over the samples. ``probe_variance`` ``(B,)`` is the variance of ``log_prob`` over the draw of the probes,
     estimated from their spread: 0 for an exact divergence, None where there is a single probe.
+
+    Of ``DualWeighted`` alone, else None: ``error`` ``(B,)``, the estimated error of ``log_prob`` by the solver, in nats, and
+    ``steps`` ``(B,)``, the steps of each sample's path, 0 where it was solved by Runge-Kutta steps of its own. A sample that
+    could not be solved has the ``log_prob`` NaN, and a warning tells how many there are.
     """
 
     log_prob: Tensor
@@ -47,6 +48,8 @@ class LogLikelihood:
     nfe: float
     vjps: float
     probe_variance: Tensor | None
+    error: Tensor | None = None
+    steps: Tensor | None = None
 
 
 def log_likelihood(
@@ -96,10 +99,19 @@ def log_likelihood(
     flow = Flow(BoundScore(counted(score, counter), cond), divergence, divergence.draw(noise), counter)
     attention = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()  # the fused one has no second derivative
     with torch.set_grad_enabled(differentiable), attention, ProgressBar(solver, t_min, sde.T, progress) as bar:
-        latent, changes = _to_prior(solver, flow, x, t_min, lambda t, state: bar(t, counter.nfe))
-        log_prob = of_prior(prior or sde.prior_log_prob, latent) + changes.mean(0)
-    variance = divergence.variance(changes.detach(), x[0].numel())
-    return LogLikelihood(log_prob, latent, counter.samples / len(x), counter.vjps / len(x), variance)
+        end = _to_prior(solver, flow, x, t_min, lambda t, state: bar(t, counter.nfe))
+        log_prob = of_prior(prior or sde.prior_log_prob, end.state) + end.changes.mean(0)
+    if end.error is not None and (lost := log_prob.detach().isnan()).any():
+        places = range(first, first + len(x)) if isinstance(first, int) else first
+        named = ", ".join(str(place) for place, gone in zip(places, lost.tolist(), strict=True) if gone)
+        warnings.warn(
+            f"{int(lost.sum())} of {len(x)} samples have no log p but NaN ({named}): neither a multistep path nor Runge-Kutta "
+            "steps solve the ODE for them; try float64, or leave them out",
+            stacklevel=2,
+        )
+    variance = divergence.variance(end.changes.detach(), x[0].numel())
+    nfe, vjps = counter.samples / len(x), counter.vjps / len(x)
+    return LogLikelihood(log_prob, end.state, nfe, vjps, variance, end.error, end.steps)
 
 
 def of_prior(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
@@ -110,24 +122,8 @@ def of_prior(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
     return log_prob
 
 
-def _to_prior(solver: LikelihoodSolver, flow: Flow, x: Tensor, t_min: float, observe) -> tuple[Tensor, Tensor]:
-    """The state at T, and log p at t_min minus log p there, ``(k, B)``."""
+def _to_prior(solver: LikelihoodSolver, flow: Flow, x: Tensor, t_min: float, observe) -> Transported:
+    """The state at T, and log p at t_min minus log p there."""
     if isinstance(solver, DualWeighted):
         return solver.transport(flow, x, t_min, observe)
     return transport(solver, flow, x, t_min, flow.sde.T, observe)
-
-
-def transport(solver: ProbabilityFlow, flow: Flow, x: Tensor, t_from: float, t_to: float, observe) -> tuple[Tensor, Tensor]:
-    """The state at ``t_to``, and the integral of the divergence from ``t_from`` to there, ``(k, B)``: one state of the ODE."""
-    sde, dim = flow.sde, x[0].numel()
-    state = x.to(torch.promote_types(x.dtype, torch.float32))  # in less, the integral would lose what it adds
-
-    def velocity(t: Tensor, y: Tensor) -> Tensor:
-        point = y[:, :dim].reshape(x.shape)
-        value, traces = flow(point, t)
-        change = sde.drift_coefficient(t) * dim - sde.diffusion(t) ** 2 / 2 * traces
-        return torch.cat([sde.probability_flow(point, t, value).reshape(len(y), -1), change.T.to(y.dtype)], dim=1)
-
-    start = torch.cat([state.reshape(len(x), -1), state.new_zeros(len(x), flow.divergence.estimates)], dim=1)
-    end = solver.integrate(velocity, start, t_from, t_to, sde, observe=observe)
-    return end[:, :dim].reshape(x.shape).to(x.dtype), end[:, dim:].T

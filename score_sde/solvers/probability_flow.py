@@ -120,16 +120,18 @@ class ProbabilityFlow(Solver):
         sde: SDE,
         *,
         observe: Observer | None = None,
+        partial: bool = False,
     ) -> Tensor:
         """Integrate dy/dt = ``velocity(t, y)`` for a state ``(B, n)`` whose coordinates count alike in the error.
 
-        ``t`` is 0-dimensional, or ``(B,)`` where each sample has steps of its own.
+        ``t`` is 0-dimensional, or ``(B,)`` where each sample has steps of its own. There ``partial`` lets samples that cannot
+        be solved end as NaN, as long as there is another one that can be.
 
         Raises:
             SolverError: the state stopped being finite, or the tolerance asks for steps below the precision.
         """
         if self.method == "rk45":
-            options = {"rtol": self.rtol, "atol": self.atol, "max_steps": MAX_STEPS, "observe": observe}
+            options = {"rtol": self.rtol, "atol": self.atol, "max_steps": MAX_STEPS, "partial": partial, "observe": observe}
             return dormand_prince(velocity, y, t_from, t_to, **options)
         watched = _Watched(velocity, t_from, t_to, f"ode ({self.method})", observe)
         ends = torch.tensor([t_from, t_to], dtype=torch.float64, device=y.device)

@@ -9,6 +9,7 @@ a step being accepted where |e| <= 1; the next one is h times 0.9 |e|^(-1/5), be
 II.4, which also has the first step). The last step ends at the end time.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -38,11 +39,13 @@ def dormand_prince(
     rtol: float,
     atol: float,
     max_steps: int,
+    partial: bool = False,
     observe: Observer | None = None,
 ) -> Tensor:
     """Integrate dy/dt = ``velocity(t, y)`` for states ``(B, n)``, ``t`` being ``(B,)``: a time of its own for each sample.
 
-    ``observe`` is called with the time of the sample that lags behind most, and the states of all.
+    ``observe`` is called with the time of the sample that lags behind most, and the states of all. With ``partial``, samples
+    that cannot be solved end as NaN, as long as there is another one that can be.
 
     Raises:
         SolverError: a state stopped being finite, or the tolerance asks for steps below the precision.
@@ -68,7 +71,7 @@ def dormand_prince(
 
     slope = at(done, y)
     step = _first_step(at, slope, y, done, span, size, scaled)
-    slowest = 0.0
+    slowest, alive, behind = 0.0, torch.ones_like(done, dtype=torch.bool), 0.0
     for number in range(1, max_steps + 1):
         calls = 2 + 6 * number
         step = torch.minimum(step, span - done)  # 0 for a sample that has arrived
@@ -77,28 +80,33 @@ def dormand_prince(
             state = y + scaled(step, sum(w * k for w, k in zip(weights, slopes, strict=True) if w))
             slopes.append(at(done + fraction * step, state))
         error = size(scaled(step, sum(w * k for w, k in zip(_ERROR, slopes, strict=True) if w)), y, state)
-        accepted = error <= 1
+        accepted = alive & (error <= 1)
         y = torch.where(accepted[:, None], state, y)
         slope = torch.where(accepted[:, None], slopes[-1], slope)
-        reached = torch.where(step >= span - done, span, done + step)
-        if_stuck = torch.where(accepted, span, step).amin()  # the smallest step that was refused
-        behind, finite, stuck = torch.stack(
-            [torch.where(accepted, reached, done).amin(), error.isfinite().all().double(), if_stuck]
+        reached = torch.where(accepted, torch.where(step >= span - done, span, done + step), done)
+        sound, stuck = error.isfinite(), ~accepted & (step <= 1e-14 * span)
+        lost = alive & (~sound | stuck)
+        alive = alive & ~lost
+        behind, failed, hopeful = torch.stack(
+            [torch.where(alive | lost, reached, span).amin(), lost.any().double(), alive.any().double()]
         ).tolist()
-        if not finite:
-            sample = error.isfinite().logical_not().nonzero()[0]
+        if failed and not (partial and hopeful):
+            if sound[lost].all():
+                break
+            sample = (lost & ~sound).nonzero()[0]
             stage = next((i for i, k in enumerate(slopes) if not k[sample].isfinite().all()), len(slopes) - 1)
             at_stage = time(done + _TIMES[stage] * step.nan_to_num(0.0))[sample]
             raise SolverError(non_finite(name, float(at_stage), f"evaluation {calls - 6 + stage}"))
-        done = torch.where(accepted, reached, done)
-        step = step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 10.0)
+        done = torch.where(alive, reached, span)  # who is lost asks for no more steps
+        step = torch.where(alive, step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 10.0), 0.0)
         if observe and behind > slowest:
             slowest = behind
             observe(t_to if behind == span else t_from + sign * behind, y)
         if behind == span:
-            return y.to(given)
-        if stuck <= 1e-14 * span:
             break
+    arrived = alive & (done == span)
+    if behind == span or (partial and arrived.any()):
+        return torch.where(arrived[:, None], y, math.nan).to(given)
     raise SolverError(
         f"{name} gave up at t = {t_from + sign * behind:.3g} after {calls} evaluations: the tolerance asks for more than the "
         "precision or the smoothness of the score allows; use a larger rtol and atol, or float64"
