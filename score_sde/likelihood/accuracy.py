@@ -34,8 +34,14 @@ def choose_solver(estimator: Estimator, pilot: Callable[[Estimator], Values], ta
     Raises:
         SolverError: no solver reaches the target.
     """
-    solve = lambda solver: pilot(dataclasses.replace(estimator, solver=solver)).bits
-    tolerance = 2 * target * math.log(2)  # the error is a quarter of the residual's part or so
+
+    def solve(solver: DualWeighted) -> Tensor:
+        try:
+            return pilot(dataclasses.replace(estimator, solver=solver)).bits
+        except SolverError as error:
+            raise SolverError(f"an error of {target:g} bits/dim is out of reach: with {solver.steps} steps, {error}") from error
+
+    tolerance = 4 * target * math.log(2)  # of a single sample, whose estimate is on the safe side
     fine = DualWeighted(steps=48, tolerance=tolerance / 8, doublings=2)
     exact, change, stalled = solve(fine), math.inf, 0
     while change > target / 2:
@@ -89,7 +95,10 @@ def enough_probes(
         share = more / (used + more)
         known = torch.full_like(new.bits, variance) if found.probe_variance is None else found.probe_variance
         spread = (1 - share) ** 2 * known + share**2 * new.probe_variance
-        found = Values((1 - share) * found.bits + share * new.bits, spread, found.nfe + new.nfe, found.vjps + new.vjps)
+        bits, nfe, vjps = (1 - share) * found.bits + share * new.bits, found.nfe + new.nfe, found.vjps + new.vjps
+        error = None if found.error is None else (1 - share) * found.error + share * new.error
+        steps = None if found.steps is None else torch.minimum(found.steps, new.steps)
+        found = Values(bits, spread, nfe, vjps, error, steps)
         divergence, variance = dataclasses.replace(divergence, probes=used + more), spread.mean().item()
     return dataclasses.replace(estimator, divergence=divergence), found, variance
 

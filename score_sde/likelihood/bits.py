@@ -8,8 +8,8 @@ noise is not small beside a bin.
 The value of sample i is y_i = mu_i + d_i + p_i + b_i, where mu_i is the sample's own, d_i comes from the draw of
 dequantization, p_i from that of the probes and b_i from the solver. The standard error of the mean of y contains all but b.
 What d, p and b are is found by an audit of some samples: a second draw of dequantization with the same probes changes them by
-twice the variance of d in the mean square, a second draw of the probes by twice that of p, and a finer solver by -b. With
-several probes their own spread, on all samples, gives the variance of p.
+twice the variance of d in the mean square, a second draw of the probes by twice that of p, and a finer solver by -b
+(``likelihood/audit.py``). With several probes their own spread, on all samples, gives the variance of p.
 
 With several importance samples a noisy log p does harm: the exponential of noise is larger than 1 in the mean and lifts the
 bound. All samples of an integer share their probes, so that most of the noise cancels, but only the exact divergence is safe.
@@ -26,7 +26,8 @@ from torch import Tensor
 from score_sde.data import DataError, DataSpec, Moments
 from score_sde.divergence import Divergence, ExactDivergence, as_divergence
 from score_sde.inputs import whole
-from score_sde.likelihood.accuracy import choose_solver, enough_probes
+from score_sde.likelihood.accuracy import FINEST, choose_solver, enough_probes
+from score_sde.likelihood.audit import audit_solver, spread
 from score_sde.likelihood.dequantization import DEQUANTIZATIONS, Dequantization
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.evaluation import Estimator, Values, evaluate, forget, ranks_of_this_run, weights_digest
@@ -34,7 +35,7 @@ from score_sde.likelihood.ode import LikelihoodSolver
 from score_sde.likelihood.record import BitsPerDim
 from score_sde.model import Score
 from score_sde.sdes import SDE
-from score_sde.solvers.base import innermost
+from score_sde.solvers.base import SolverError, innermost
 from score_sde.tensors import derive_seed
 
 
@@ -79,8 +80,9 @@ def bits_per_dim(
             ``Hutchinson(probes=4)``.
         probes: number of probes where the divergence is given by its name; by default 1, and 3 of ``hutch++``.
         target_error: in bits per dimension. The solver is then chosen on a few samples so that its error is smaller in the root
-            mean square, and new probes are added until their standard error of the mean is smaller, or until the exact
-            divergence would be cheaper; with several importance samples the probes stay as they are.
+            mean square, and made finer where the audit finds more. New probes are added until their standard error of the mean
+            is smaller, or until the exact divergence would be cheaper; with several importance samples the probes stay as they
+            are.
         solver: how the ODE is solved; by default ``DualWeighted()``.
         cond: what each sample is conditioned on, ``(N, ...)``.
         batch_size: samples at a time.
@@ -96,7 +98,7 @@ def bits_per_dim(
 
     Raises:
         DataError: the values are not data of this description.
-        SolverError: the ODE cannot be solved, or not to ``target_error``.
+        SolverError: the ODE cannot be solved for each sample, or not to ``target_error``.
         TypeError: the SDE is not linear: its prior is not known then.
         Unidentified: ``keep`` is given, and the score or another part cannot be identified; a ``ValueError``.
         ValueError: an argument is not one of those allowed.
@@ -161,10 +163,13 @@ def bits_per_dim(
 
     folder = Path(keep) if keep is not None else None
 
-    def at(places: Tensor, changed: Estimator, doing: str, kept: Path | None = None) -> Values:
+    def at(places: Tensor, changed: Estimator, doing: str, kept: Path | None = None, partly: bool = False) -> Values:
         told = None if cond is None else cond[places.to(cond.device)]
         how = {"batch_size": batch_size, "keep": kept, "identity": identity, "progress": doing if progress else ""}
-        return evaluate(changed, values[places.to(values.device)], places.tolist(), told, **how)
+        found = evaluate(changed, values[places.to(values.device)], places.tolist(), told, **how)
+        if not partly:
+            _require_solved(found, places)
+        return found
 
     if target_error is not None:
         pilot = spread(len(values), min(16, max(8, len(values) // 16)), offset=0.25)
@@ -172,8 +177,20 @@ def bits_per_dim(
         estimator = choose_solver(estimator, tried, target_error)
     everything = torch.arange(len(values))
     found = at(everything, estimator, "likelihood", folder)
+    finely = lambda places, changed: at(places, changed, "audit", partly=True)
+    solved = audit_solver(estimator, found, audit, finely) if audit else None
+    while target_error is not None and not solved.error <= target_error:
+        if estimator.solver.steps >= FINEST:
+            raise SolverError(
+                f"an error of {target_error:g} bits/dim is out of reach: with {estimator.solver.steps} steps the audit still "
+                f"finds {solved.error:.2g} bits/dim a sample; ask for a larger target_error, or give a solver of your own"
+            )
+        estimator = dataclasses.replace(estimator, solver=estimator.solver.finer())
+        steps = estimator.solver.steps
+        found = at(everything, estimator, f"likelihood, {steps} steps", folder and folder / f"steps_{steps}")
+        solved = audit_solver(estimator, found, audit, finely)
     audited = spread(len(values), audit, offset=0.5)
-    errors = _audit(estimator, found, audited, lambda changed: at(audited, changed, "audit"))
+    errors = _noise(estimator, found, audited, lambda changed: at(audited, changed, "audit"))
     if target_error is not None and importance_samples == 1:
         within = lambda changed: folder and folder / f"probes_{changed.divergence.estimates}"
         again = lambda changed: at(everything, changed, str(changed.divergence), within(changed))
@@ -186,9 +203,10 @@ def bits_per_dim(
         mean=bits.mean().item(),
         stderr=stderr,
         **_parts(stderr, errors, count),
-        solver_error=errors["solver"],
-        solver_bias=errors["bias"],
-        audited=len(audited),
+        solver_error=None if solved is None else solved.error,
+        solver_bias=None if solved is None else solved.bias,
+        solver_bias_stderr=None if solved is None else solved.bias_stderr,
+        audited=0 if solved is None else solved.audited,
         prior_mismatch=None if moments is None else prior_mismatch(model.sde, moments),
         samples=count,
         dim=spec.dim,
@@ -203,25 +221,32 @@ def bits_per_dim(
         t_min=model.sde.t_min,
         nfe=found.nfe.mean().item(),
         vjps=found.vjps.mean().item(),
+        runge_kutta=0 if found.steps is None else int((found.steps == 0).sum()),
         seed=seed,
         batch_size=batch_size,
         model=name,
         weights=weights_digest(model),
         per_sample=tuple(bits.tolist()),
         per_sample_probe_stderr=None if found.probe_variance is None else tuple(found.probe_variance.sqrt().tolist()),
+        per_sample_solver_error=None if found.error is None else tuple(found.error.tolist()),
     )
 
 
-def spread(count: int, wanted: int, *, offset: float) -> Tensor:
-    """Places of ``wanted`` samples, or of all, evenly spread over ``count``: data is often sorted."""
-    wanted = min(count, wanted)
-    return ((torch.arange(wanted, dtype=torch.float64) + offset) * (count / max(wanted, 1))).long()
+def _require_solved(found: Values, places: Tensor) -> None:
+    """Raise a ``SolverError`` that names the samples which have no value."""
+    lost = places[found.bits.isfinite().logical_not()].tolist()
+    if lost:
+        named = ", ".join(map(str, lost[:10])) + (", ..." if len(lost) > 10 else "")
+        raise SolverError(
+            f"{len(lost)} of {len(places)} samples have no likelihood, since no solver could take them to T: those at {named}, "
+            "counted from 0; leave them out, or compute in float64"
+        )
 
 
-def _audit(estimator: Estimator, found: Values, places: Tensor, at) -> dict[str, float | None]:
-    """Single values' variances by probes and by dequantization, and the solver's error, by computing some samples again."""
+def _noise(estimator: Estimator, found: Values, places: Tensor, at) -> dict[str, float | None]:
+    """Single values' variances by probes and by dequantization, by computing some samples again with other draws."""
     known = found.probe_variance
-    errors = dict.fromkeys(("probe", "dequantization", "solver", "bias"))
+    errors = dict.fromkeys(("probe", "dequantization"))
     errors["probe"] = None if known is None else known.mean().item()
     random = estimator.dequantization is not None or estimator.truncation
     if not random:
@@ -234,8 +259,6 @@ def _audit(estimator: Estimator, found: Values, places: Tensor, at) -> dict[str,
         errors["probe"] = half_square(dataclasses.replace(estimator, probe_seed=other))
     if random:
         errors["dequantization"] = half_square(dataclasses.replace(estimator, seed=other))
-    difference = first - at(dataclasses.replace(estimator, solver=estimator.solver.finer())).bits
-    errors["solver"], errors["bias"] = difference.square().mean().sqrt().item(), difference.mean().item()
     return errors
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +26,26 @@ from score_sde.likelihood.dequantization import Dequantization, truncation
 from score_sde.likelihood.identity import Unidentified, identify, raw_bytes
 from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
 from score_sde.model import Score
-from score_sde.solvers.base import Counter, counted, innermost
+from score_sde.solvers.base import Counter, SolverError, counted, innermost
 from score_sde.tensors import SampleNoise
 
 
 @dataclass(frozen=True, eq=False)
 class Values:
     """Negative log-likelihoods in bits per dimension, their variances over the draw of the probes (None where unknown), and
-    what each of them took: network evaluations and vector-Jacobian products. All ``(n,)``, float64, on the CPU."""
+    what each of them took: network evaluations and vector-Jacobian products. Where the solver tells, the estimated error of
+    each in bits per dimension, and the steps that it was given, 0 for Runge-Kutta steps of its own. All ``(n,)``, float64,
+    on the CPU."""
 
     bits: Tensor
     probe_variance: Tensor | None
     nfe: Tensor
     vjps: Tensor
+    error: Tensor | None = None
+    steps: Tensor | None = None
+
+
+ARRAYS = tuple(field.name for field in fields(Values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +71,7 @@ class Estimator:
         counter, unit = Counter(), self.data.dim * math.log(2)
         model = counted(self.model, counter)
         how = {"solver": self.solver, "divergence": self.divergence, "seed": self.probe_seed, "first": places, "cond": cond}
-        logs, variances, nfe, vjps = [], [], 0.0, 0.0
+        logs, variances, errors, steps, vjps = [], [], [], [], 0.0
         for _ in range(self.importance_samples):
             if self.dequantization is None:  # scaled before it is rounded: it may lie far from 0
                 x, log_q = self.data.scale(values).to(**place), -self.data.log_det
@@ -76,16 +83,23 @@ class Estimator:
             result = log_likelihood(model, x, **how)
             logs.append(result.log_prob.double() - log_q)
             variances.append(result.probe_variance)
+            errors.append(result.error)
+            steps.append(result.steps)
             vjps += result.vjps
         nfe = counter.samples / len(values)
         logs = torch.stack(logs)
         bits = -(logs.logsumexp(0) - math.log(len(logs))) / unit
-        variance = None
-        if variances[0] is not None:  # importance samples share their probes: the worst case is that their errors are one
-            deviation = torch.stack(variances).double().sqrt() / unit
-            variance = (logs.softmax(0) * deviation).sum(0).square().cpu()
+        # importance samples share their probes and their place: the worst case is that their errors are one
+        together = lambda parts: (logs.softmax(0) * torch.stack(parts).double() / unit).sum(0).cpu()
+        variance = None if variances[0] is None else together([variance.sqrt() for variance in variances]).square()
+        error = None if errors[0] is None else together(errors)
+        if steps[0] is None:
+            most = None
+        else:
+            steps = torch.stack(steps).cpu().double()
+            most = torch.where((steps == 0).any(0), 0.0, steps.amax(0))
         each = torch.ones(len(bits), dtype=torch.float64)
-        return Values(bits.cpu(), variance, nfe * each, vjps * each)
+        return Values(bits.cpu(), variance, nfe * each, vjps * each, error, most)
 
 
 def evaluate(
@@ -130,7 +144,10 @@ def evaluate(
                 done[start] = kept
             else:
                 told = None if cond is None else cond[start:end].to(device)
-                done[start] = _arrays(estimator(chunk, places[start:end], told))
+                try:
+                    done[start] = _arrays(estimator(chunk, places[start:end], told))
+                except SolverError as error:
+                    raise SolverError(f"samples {places[start]} to {places[end - 1]}, counted from 0: {error}") from error
                 if file is not None:
                     _write(file, protocol, done[start])
             bar.update(min(ranks * len(chunk), len(values) - bar.n))
@@ -139,7 +156,7 @@ def evaluate(
         torch.distributed.all_gather_object(gathered, done)
         done = {start: arrays for part in gathered for start, arrays in part.items()}
     whole = {name: torch.from_numpy(np.concatenate([done[start][name] for start in starts])) for name in done[0]}
-    return Values(whole["bits"], whole.get("probe_variance"), whole["nfe"], whole["vjps"])
+    return Values(**{name: whole.get(name) for name in ARRAYS})
 
 
 def ranks_of_this_run() -> tuple[int, int]:
@@ -261,5 +278,5 @@ def forget(keep: Path) -> None:
 
 
 def _arrays(values: Values) -> dict[str, np.ndarray]:
-    arrays = {"bits": values.bits, "probe_variance": values.probe_variance, "nfe": values.nfe, "vjps": values.vjps}
+    arrays = {name: getattr(values, name) for name in ARRAYS}
     return {name: value.numpy() for name, value in arrays.items() if value is not None}
