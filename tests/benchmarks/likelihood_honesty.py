@@ -214,34 +214,19 @@ def main() -> None:
     options = parser.parse_args()
     started, rows = time.perf_counter(), {}
     cases = [(kind, name) for kind in options.kinds.split(",") for name in SUITE]
-    with tqdm(total=len(cases) * options.seeds, disable=not sys.stderr.isatty()) as bar:
-        for kind, name in cases:
-            row = rows[kind, name] = Row()
-            for seed in range(options.seeds):
-                measure(row, kind, SUITE[name], seed, options.target)
-                bar.update()
-    head = (
-        "kind",
-        "SDE",
-        "true",
-        "said",
-        "too low",
-        "too high",
-        "bias",
-        "estimate",
-        "> 2",
-        "target",
-        "refused",
-        "nfe",
-        "by RK",
-    )
+    measured = ("true", "said", "too low", "too high", "bias", "estimate", "> 2", "target", "refused", "nfe", "by Runge-Kutta")
+    head = ("kind", "SDE", *measured)
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     of = lambda count: f"{count} / {options.seeds}"
-    for (kind, name), row in rows.items():
+    for kind, name in cases:
+        row = rows[kind, name] = Row()
+        for seed in tqdm(range(options.seeds), desc=f"{kind}, {name}", leave=False, disable=not sys.stderr.isatty()):
+            measure(row, kind, SUITE[name], seed, options.target)
         print(
             f"| {kind} | {name} | {rms(row.true):.5f} | {rms(row.said):.5f} | {of(row.too_low)} | {of(row.too_high)} | "
             f"{rms(row.bias):.2f} | {rms(row.estimate):.5f} | {np.mean(row.exceeded):.1%} | {of(row.kept + row.refused)} | "
-            f"{row.refused} | {np.mean(row.nfe):.0f} | {row.runge_kutta} |"
+            f"{row.refused} | {np.mean(row.nfe):.0f} | {row.runge_kutta} |",
+            flush=True,
         )
     draws = len(cases) * options.seeds
     total = lambda count: f"{sum(map(count, rows.values())) / draws:.1%}"
