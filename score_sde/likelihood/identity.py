@@ -10,7 +10,7 @@ import dis
 import enum
 import functools
 import hashlib
-import random
+import re
 import sys
 import types
 from pathlib import PurePath
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 KNOWN = ("score_sde", "torch", "numpy", "scipy", "math", "builtins", "diffusers", "abc", "typing", "functools", "dataclasses")
 """Packages whose code is identified by its name: it does not change in the middle of a run."""
 
-PLAIN = (int, float, complex, str, bytes, range, slice, PurePath, enum.Enum)
 PYTHON_CLASS = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 BOOKKEEPING = ("_abc_impl", "_is_protocol", "_is_runtime_protocol")
@@ -87,7 +86,11 @@ class _Reader:
                 self.refuse(value, where)
             self.note(value.dtype, tuple(value.shape), raw_bytes(value))
         elif isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+            if isinstance(value, np.ma.MaskedArray):
+                self.refuse(value, where)
             self.note(value.dtype.str, value.shape, np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, re.Pattern):
+            self.note(repr(value.pattern), value.flags)
         elif isinstance(value, tuple | list):
             self.note(len(value))
             for i, item in enumerate(value):
@@ -114,9 +117,7 @@ class _Reader:
         elif isinstance(value, nn.Module):
             self._module(value, where)
         else:
-            solid = next(base for base in type(value).__mro__ if not base.__flags__ & PYTHON_CLASS)
-            # below these a class has a state that Python does not show
-            if solid not in (object, types.SimpleNamespace) or isinstance(value, random.Random):
+            if _has_hidden_state(type(value)):
                 self.refuse(value, where)
             self._class(type(value), where)
             self._attributes(value, where)
@@ -184,10 +185,23 @@ class _Reader:
         for cell in function.__closure__ or ():
             if cell != types.CellType():  # an empty one
                 self._used(cell.cell_contents, where)
-        for name in sorted(self._code(function.__code__)):
+        names = self._code(function.__code__)
+        for name in sorted(names):
+            value = function.__globals__.get(name)
             if name in function.__globals__:
                 self.note(name)
-                self._used(function.__globals__[name], f"{name} in {where}")
+                self._used(value, f"{name} in {where}")
+            if isinstance(value, types.ModuleType) and not _is_of_package(value.__name__, (*KNOWN, *sys.stdlib_module_names)):
+                self._settings(value, function.__code__, f"{name} in {where}")
+
+    def _settings(self, module: types.ModuleType, code: types.CodeType, where: str) -> None:
+        """What code takes from a module of somebody's own, ``settings.scale`` for example; its functions go by their names."""
+        for part in (code, *(constant for constant in code.co_consts if isinstance(constant, types.CodeType))):
+            for name in sorted(set(part.co_names) & set(vars(module))):
+                value = getattr(module, name)
+                if not (callable(value) or isinstance(value, types.ModuleType)):
+                    self.note(name)
+                    self.read(value, f"{where}.{name}")
 
     def _used(self, value: object, where: str) -> None:
         if isinstance(value, types.FunctionType):
@@ -226,8 +240,25 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _has_hidden_state(kind: type) -> bool:
+    """Whether objects of a class have a state that Python does not show, as those of array.array and operator.itemgetter.
+
+    An object of a class written in Python has room for no more than its slots, its ``__dict__`` and its weak references.
+    """
+    solid = next(base for base in kind.__mro__ if not base.__flags__ & PYTHON_CLASS)
+    if solid is types.SimpleNamespace:
+        return False
+    slots = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+    words = 2 + sum(1 if isinstance(names, str) else len(names) for names in slots)
+    return solid is not object or kind.__basicsize__ > object.__basicsize__ + words * tuple.__itemsize__
+
+
 def _is_known(value: type | types.FunctionType | types.BuiltinFunctionType) -> bool:
-    return isinstance(value, types.BuiltinFunctionType) or (value.__module__ or "").split(".")[0] in KNOWN
+    return isinstance(value, types.BuiltinFunctionType) or _is_of_package(value.__module__ or "", KNOWN)
+
+
+def _is_of_package(name: str, packages: tuple[str, ...]) -> bool:
+    return name.split(".")[0] in packages
 
 
 def _found_by_name(function: types.FunctionType | types.BuiltinFunctionType) -> bool:

@@ -1,10 +1,13 @@
 """Kept work is used for the same score only, and only where it is whole."""
 
+import array
 import dataclasses
 import functools
 import io
 import json
+import operator
 import random
+import re
 import textwrap
 import types
 
@@ -82,6 +85,13 @@ def defined(code, **globals_):
     return module.thing
 
 
+def module(**globals_):
+    """A module of the user's own that holds these."""
+    made = types.ModuleType("settings")
+    vars(made).update(globals_)
+    return made
+
+
 METHOD = """
 class Thing:
     def __call__(self, x):
@@ -109,6 +119,11 @@ PAIRS = {
     "the mode of a module": (nn.Dropout().train(), nn.Dropout().eval()),
     "code": (defined(METHOD.format(1.0)), defined(METHOD.format(0.5))),
     "a global in the code": (defined(METHOD.format("scale"), scale=1.0), defined(METHOD.format("scale"), scale=0.5)),
+    "a global of another module": (
+        defined(METHOD.format("settings.scale"), settings=module(scale=1.0)),
+        defined(METHOD.format("settings.scale"), settings=module(scale=0.5)),
+    ),
+    "a pattern": (Holder(re.compile("a")), Holder(re.compile("b"))),
     "an attribute of the class": (
         defined("class Thing:\n    scale = 1.0\nthing = Thing()"),
         defined("class Thing:\n    scale = 0.5\nthing = Thing()"),
@@ -158,6 +173,9 @@ UNKNOWN = {
     "random numbers": random.Random(0),
     "random numbers of numpy": np.random.default_rng(0),
     "random numbers of torch": torch.Generator(),
+    "an array of Python's": array.array("d", [1.0]),
+    "an index of operator": operator.itemgetter(0),
+    "an array with a mask": np.ma.array([1.0, 2.0], mask=[True, False]),
     "an array of objects": np.array([object()], dtype=object),
 }
 
