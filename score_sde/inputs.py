@@ -7,6 +7,7 @@ never in the step of a solver.
 import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -41,13 +42,17 @@ def require_interval(name: str, ends: Sequence[float] | Sequence[Tensor]) -> Non
 
     They may be two tensors, an interval for each coordinate; single intervals may then be a point, as of a constant coordinate.
     """
-    pair = tuple(ends)
+    try:
+        pair = tuple(ends)
+    except TypeError:  # one number
+        pair = (ends,)
     if any(isinstance(end, Tensor) and end.numel() > 1 for end in pair):
         low, high = (torch.as_tensor(end) for end in pair) if len(pair) == 2 else (torch.ones(1), torch.zeros(1))
         rising = low.isfinite().all() and high.isfinite().all() and (low <= high).all() and (low < high).any()
         pair = tuple("a tensor" if isinstance(end, Tensor) else end for end in pair)
     else:
-        rising = len(pair) == 2 and all(math.isfinite(end) for end in pair) and pair[0] < pair[1]
+        real = all(isinstance(end, Real | Tensor) for end in pair)
+        rising = len(pair) == 2 and real and all(math.isfinite(end) for end in pair) and pair[0] < pair[1]
     if not rising:
         raise ValueError(f"{name} must be two finite numbers, the smaller one first, got {pair}")
 

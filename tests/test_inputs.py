@@ -126,7 +126,19 @@ TWO = torch.ones(2, dtype=torch.float64)
 
 @pytest.mark.parametrize(
     "clip",
-    [(1, -1), (1, 1), (math.nan, 1.0), (-1.0, math.inf), (1.0,), (TWO, -TWO), (-TWO, math.nan * TWO), (TWO,), (TWO, TWO)],
+    [
+        (1, -1),
+        (1, 1),
+        (math.nan, 1.0),
+        (-1.0, math.inf),
+        (1.0,),
+        (TWO, -TWO),
+        (-TWO, math.nan * TWO),
+        (TWO,),
+        (TWO, TWO),
+        1.0,
+        ("0", "1"),
+    ],
     ids=str,
 )
 def test_a_clip_rises(clip):
