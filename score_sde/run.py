@@ -30,7 +30,7 @@ import torch
 
 from score_sde.checkpoint import CheckpointError, load_newest, load_weights, same_run
 from score_sde.data import DATASETS, IMAGES, Dataset, DataSpec, Moments, image_spec
-from score_sde.files import DamagedError, read_json, read_safetensors, write_json, write_safetensors
+from score_sde.files import DamagedError, read_json, read_metadata, read_safetensors, write_json, write_safetensors
 from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
 from score_sde.sdes import SDES
@@ -149,6 +149,7 @@ class Run:
     step: int
     checkpoint: Path
     known_data: KnownData
+    identity: str | None = None
 
 
 def save_config(folder: Path, config: Config, spec: DataSpec, *, identity: str, known_data: KnownData = KnownData()) -> None:
@@ -282,9 +283,9 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", accept_edite
             raise
         raise RunError(f"{folder / 'config.json'} describes a model that needs more memory than there is") from error
     load_weights(model, weights, path)
-    model.moments = load_moments(folder, spec)
+    model.moments = load_moments(folder, spec, identity=identity)
     known = load_known_data(folder, accept_edited_config=accept_edited_config)
-    return Run(folder, config, model.eval().requires_grad_(False), step, path, known)
+    return Run(folder, config, model.eval().requires_grad_(False), step, path, known, identity)
 
 
 WEIGHTS = "model.safetensors"
@@ -315,7 +316,7 @@ def save_model(
     metadata = {"format": "score_sde model 1", "step": str(step), "run": identity}
     write_safetensors(folder / WEIGHTS, model.state_dict(), metadata)
     if moments is not None:
-        save_moments(folder, moments)
+        save_moments(folder, moments, identity=identity)
     save_config(folder, config, model.data, identity=identity, known_data=known_data)  # last: then it is a run
 
 
@@ -336,28 +337,39 @@ def read_weights(path: Path, device: torch.device | str) -> tuple[dict[str, torc
     return weights, metadata
 
 
-def save_moments(folder: Path, moments: Moments) -> None:
-    """Write ``moments.safetensors``."""
+def save_moments(folder: Path, moments: Moments, *, identity: str) -> None:
+    """Write ``moments.safetensors`` of the run of this ``identity``."""
     tensors = {name: value for name, value in moments._asdict().items() if value is not None}
-    write_safetensors(folder / "moments.safetensors", tensors)
+    write_safetensors(folder / "moments.safetensors", tensors, {"run": identity})
 
 
-def load_moments(folder: Path, spec: DataSpec) -> Moments | None:
+def has_moments(folder: Path, *, identity: str) -> bool:
+    """Whether there is a sound ``moments.safetensors``, of this run or of an early version, which does not say of which."""
+    path = folder / "moments.safetensors"
+    try:
+        return path.is_file() and read_metadata(path).get("run", identity) == identity
+    except DamagedError:
+        return False
+
+
+def load_moments(folder: Path, spec: DataSpec, *, identity: str | None = None) -> Moments | None:
     """The moments of training data of this description, None where the run has none.
 
     Raises:
-        RunError: the file is damaged, or not of such data.
+        RunError: the file is damaged, not of such data, or of another run than that of ``identity``.
     """
     path = folder / "moments.safetensors"
+    again = f"score-sde train --workdir={quote(str(folder))} makes it anew"
     if not path.is_file():
         return None
     try:
-        tensors, _ = read_safetensors(path)
+        tensors, metadata = read_safetensors(path)
         _check_moments(tensors, spec)
-        return Moments(tensors["mean"], tensors.get("covariance"), tensors.get("spectrum"))
     except (DamagedError, KeyError, ValueError) as error:
-        again = f"score-sde train --workdir={quote(str(folder))} makes it anew ({error})"
-        raise RunError(f"{path} is damaged: remove it, {again}") from error
+        raise RunError(f"{path} is damaged: remove it, {again} ({error})") from error
+    if identity and metadata.get("run", identity) != identity:
+        raise RunError(f"{path} is of another run than this one: put that of this run in its place, or {again}")
+    return Moments(tensors["mean"], tensors.get("covariance"), tensors.get("spectrum"))
 
 
 def _check_moments(tensors: Mapping[str, torch.Tensor], spec: DataSpec) -> None:
@@ -393,13 +405,14 @@ def has_tuned(folder: Path, class_: int | None = None) -> bool:
     return path.is_file() and any(of in (None, class_) for _, of in map(_chosen_for, _tuned_entries(path)))
 
 
-def load_tuned(folder: Path, *, class_: int | None = None, step: int | None = None) -> Tuned:
+def load_tuned(folder: Path, *, class_: int | None = None, step: int | None = None, identity: str | None = None) -> Tuned:
     """The solvers that were chosen for a run.
 
     Args:
         folder: the run's.
         class_: choices for this class come before those for all classes.
         step: the training step of the weights in use; a warning says where a choice was made for others.
+        identity: that of the run; a warning says where a choice was made for another run.
 
     Raises:
         RunError: none were chosen, or ``tuned.json`` is damaged.
@@ -416,6 +429,12 @@ def load_tuned(folder: Path, *, class_: int | None = None, step: int | None = No
     if known and not entries:
         classes = ", ".join(_class_title(folder, of) for of in sorted({of for _, of in known}))
         raise RunError(f"solvers were tuned for {folder}, but only for class {classes}: {again}")
+    foreign = sorted({e["nfe"] for e in entries if identity and e["about"].get("run", identity) != identity})
+    if foreign:
+        budgets = ",".join(map(str, foreign))
+        warnings.warn(
+            f"the solvers for {budgets} evaluations were tuned for another run: {again} --nfe={budgets}", stacklevel=2
+        )
     stale = {e["nfe"]: e["about"]["step"] for e in entries if step is not None and e["about"].get("step", step) != step}
     if stale:
         budgets, steps = (list(map(str, numbers)) for numbers in (sorted(stale), sorted(set(stale.values()))))
@@ -446,6 +465,8 @@ def _choice(entry: Config) -> Choice:
     solver, rival = (build_solver({"solver": entry[key]}) for key in ("solver", "rival"))
     if not isinstance(solver, GridSolver):
         raise ValueError(f"{solver} has no steps of its own")
+    if solver.with_budget(entry["nfe"]).steps < solver.steps:
+        raise ValueError(f"{solver} takes more than {entry['nfe']} evaluations")
     names = ("quantiles", "standard_quantiles")  # older files have none
     for key in ("error", "standard"):
         check_like(entry[key], 0.0, key)

@@ -256,6 +256,7 @@ ENTRY = '{"nfe": 3, "error": 0.1, "standard": 0.2, "rival": {"name": "ddim"}, "a
     "text",
     [
         *("{", '{"choices": [{"nfe": 3}]}', '{"choices": 3}', "[]", '{"choices": []}'),
+        '{"choices": [' + ENTRY % '{"name": "ddim", "ddim": {"steps": 9}}' + "]}",  # and nfe is 3
         *('{"choices": [' + ENTRY % solver + "]}" for solver in ('{"name": "unipc", "unipc": []}', '{"name": "ode"}', "3")),
         *(
             '{"choices": [' + (ENTRY % '{"name": "ddim"}').replace(*wrong) + "]}"

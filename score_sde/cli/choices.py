@@ -36,7 +36,7 @@ def loaded_run(options: argparse.Namespace, overrides: list[str], sections: Sequ
 def chosen_solver(config: ConfigDict, name: str | None, run: Run, class_: int | None = None) -> Solver:
     """The solver of that name, ``tuned`` being those that were chosen for the run and the class; else the config's."""
     if (name or config.solver.name) == "tuned":
-        return load_tuned(run.folder, class_=class_, step=run.step)
+        return load_tuned(run.folder, class_=class_, step=run.step, identity=run.identity)
     if name is not None:
         if name not in SOLVERS:
             close = difflib.get_close_matches(name, [*SOLVERS, "tuned"], n=1)

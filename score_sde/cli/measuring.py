@@ -55,6 +55,7 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     refuse_without_effect(overrides, config, idle=idle)
     limited = None if options.clip is None else _range(run, options.clip)
     protocol = {"solver": repr(solver), "seed": options.seed, "n": options.n, "denoised": options.denoise}
+    protocol["batch_size"] = min(options.batch_size, options.n)  # adaptive solvers may share their steps among a batch
     protocol |= {"class": options.class_, "clip": limited and (limited.limits or limited.model_range)}
     digest = protocol_digest(run, protocol)
     marks = [f"seed{options.seed}", "denoise" if options.denoise else "", "clip" if limited else ""]

@@ -10,20 +10,23 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from score_sde.config import ConfigError
+from score_sde.config import ConfigError, chosen_only
 from score_sde.likelihood.evaluation import weights_digest
 from score_sde.run import Run
 
 
 def protocol_digest(run: Run, protocol: Mapping[str, Any]) -> str:
-    """Eight digits that stand for the weights in use and for everything in ``protocol``."""
-    whole = {"weights": weights_digest(run.model), "step": run.step, **protocol}
+    """Eight digits that stand for the model in use, the moments of its data included, and for everything in ``protocol``."""
+    sections = chosen_only({name: run.config[name] for name in ("sde", "network", "model")})
+    model = {"config": sections, "data_spec": asdict(run.model.data), "moments": [*map(data_digest, run.model.moments or ())]}
+    whole = {"weights": weights_digest(run.model), "model": model, "step": run.step, **protocol}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 

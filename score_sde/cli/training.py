@@ -25,6 +25,7 @@ from score_sde.run import (
     RunError,
     build_model,
     build_solver,
+    has_moments,
     load_config,
     load_identity,
     load_initial_weights,
@@ -86,8 +87,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     trainer.identity = trainer.identity or new_identity()
     known = KnownData(fingerprint(data), data.class_names)
     save_config(folder, plain, data.spec, identity=trainer.identity, known_data=known)
-    if not resumed or not (folder / "moments.safetensors").exists():
-        save_moments(folder, moments(data.train, data.spec))
+    if not resumed or not has_moments(folder, identity=trainer.identity):
+        save_moments(folder, moments(data.train, data.spec), identity=trainer.identity)
     print(_summary(config, data, model, device))
     if trainer.step:
         print(f"continuing {folder} from step {trainer.step} of {training.steps}")

@@ -21,10 +21,10 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     require_writable(folder)
     earlier = load_tuned(folder, class_=options.class_) if has_tuned(folder, options.class_) else None
     how = {"pilot": options.pilot, "trials": options.trials, "seed": options.seed}
-    score = told_class(run, options.class_)
+    score, identity = told_class(run, options.class_), {"run": run.identity} if run.identity else {}
 
     def keep(choice: Choice) -> None:
-        save_choice(folder, choice, {**how, "class": options.class_, "step": run.step})
+        save_choice(folder, choice, {**how, "class": options.class_, "step": run.step, **identity})
 
     budgets, of_class = evaluations(options.nfe), class_option(run.known_data, options.class_)
     tuned = tune(score, run.model.data.shape, budgets, **how, earlier=earlier, keep=keep, progress=not options.quiet)

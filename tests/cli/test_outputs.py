@@ -5,10 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
+from score_sde import load
 from score_sde.cli import main
 from score_sde.likelihood.evaluation import Estimator
-from tests.cli.conftest import refused, run, written
+from tests.cli.conftest import MOONS, refused, run, written
 
 SAMPLE = ("sample", "--solver=ddim", "--nfe=6", "--n=3", "--quiet")
 LIKELIHOOD = ("likelihood", "--n=2", "--quiet", "--config.likelihood.solver.ode.rtol=1e-2", "--config.likelihood.audit=0")
@@ -160,3 +162,36 @@ def test_output_of_tune_is_the_folder_of_what_it_chose(capsys, moons, tmp_path):
     shutil.copy(tmp_path / "best" / "tuned.json", moons)
     run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=4", "--n=2", "--quiet")
     assert "is a file, and a folder" in refused(capsys, *how, f"--output={moons / 'config.json'}")
+
+
+def test_files_of_another_run_are_not_taken_for_those_of_this_one(capsys, moons, tmp_path):
+    other = tmp_path / "other"
+    run(capsys, "train", "--config=two_moons", f"--workdir={other}", "--quiet", *MOONS, "--config.data.two_moons.noise=0.4")
+    for folder in (moons, other):
+        run(capsys, "tune", f"--workdir={folder}", "--nfe=3", "--pilot=8", "--trials=10", "--quiet")
+    own = load(moons).model.moments.covariance.clone()  # the file is mapped into memory, and copied over below
+    shutil.copy(other / "moments.safetensors", moons)
+    message = refused(capsys, "sample", f"--workdir={moons}", "--n=2", "--solver=gaussian", "--quiet")
+    assert "moments.safetensors is of another run" in message
+    run(capsys, "train", f"--workdir={moons}", "--quiet")  # as the message says
+    torch.testing.assert_close(load(moons).model.moments.covariance, own)
+    tuned = ("sample", f"--workdir={moons}", "--n=2", "--solver=tuned", "--nfe=3", "--quiet")
+    assert main(list(tuned)) == 0
+    assert "another run" not in capsys.readouterr().err
+    shutil.copy(other / "tuned.json", moons)
+    assert main(list(tuned)) == 0
+    assert "tuned for another run" in capsys.readouterr().err
+
+
+def test_all_of_a_model_is_in_the_name_of_what_it_made(capsys, moons):
+    """The moments of its data, which a solver takes; an SDE edited by hand; the batch that shares its steps."""
+    command = ("sample", f"--workdir={moons}", "--n=4", "--solver=gaussian", "--nfe=3", "--quiet", "--accept_edited_config")
+    names = {written(run(capsys, *command), "values")}
+    assert written(run(capsys, *command), "values") in names
+    names.add(written(run(capsys, *command, "--batch_size=2"), "values"))
+    (moons / "moments.safetensors").unlink()
+    names.add(written(run(capsys, *command), "values"))
+    config = (moons / "config.json").read_text()
+    (moons / "config.json").write_text(config.replace('"beta_max": 20.0', '"beta_max": 10.0'))
+    names.add(written(run(capsys, *command), "values"))
+    assert len(names) == 4
