@@ -42,7 +42,7 @@ def choose_solver(estimator: Estimator, pilot: Callable[[Estimator], Values], ta
             raise SolverError(f"an error of {target:g} bits/dim is out of reach: with {solver.steps} steps, {error}") from error
 
     tolerance = 4 * target * math.log(2)  # of a single sample, whose estimate is on the safe side
-    fine = DualWeighted(steps=48, tolerance=tolerance / 8, doublings=2)
+    fine = DualWeighted(steps=48, tolerance=tolerance / 4)
     exact, change, stalled = solve(fine), math.inf, 0
     while change > target / 2:
         before, fine = change, dataclasses.replace(fine.finer(), tolerance=fine.tolerance)

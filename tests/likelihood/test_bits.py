@@ -205,7 +205,7 @@ def test_a_smaller_target_takes_more_probes(divergence):
     assert records[0].divergence.startswith("3 ")
     probes = int(records[1].divergence.split()[0])
     assert 3 < probes < 19
-    assert records[1].vjps == pytest.approx(probes * records[1].nfe / 2)  # two passes share the products
+    assert records[1].vjps == pytest.approx(probes * records[1].nfe / 2, rel=0.02)  # two passes share the products
     assert records[1].stderr_probe <= 0.012
     mean = sum(error**2 for error in records[1].per_sample_probe_stderr) / 64
     assert records[1].stderr_probe == pytest.approx(math.sqrt(mean / 64))
