@@ -283,7 +283,8 @@ def test_tuned_solvers_are_used_by_name(capsys, moons):
     assert f"score-sde sample --workdir={moons} --solver=tuned --nfe=6" in said
     saved = json.loads((moons / "tuned.json").read_text())["choices"]
     assert [entry["nfe"] for entry in saved] == [4, 6]
-    assert saved[0]["about"] == {"pilot": 8, "trials": 10, "seed": 0, "class": None, "step": saved[0]["about"]["step"]}
+    about = saved[0]["about"]
+    assert about == {"pilot": 8, "trials": 10, "seed": 0, "class": None, "step": 6, "run": about["run"]}
     said = run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=5", "--n=4", "--quiet")
     assert "4 evaluations each (of 5 allowed)" in said
     assert written(said, "picture").name.startswith("tuned_nfe4_seed0_")

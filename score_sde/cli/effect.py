@@ -33,12 +33,14 @@ def refuse_repeated(overrides: Collection[str]) -> None:
         seen[key] = argument
 
 
-def refuse_sections(overrides: Collection[str], sections: Collection[str], command: str) -> None:
+def refuse_sections(
+    overrides: Collection[str], sections: Collection[str], command: str, reason: str = "the run is trained"
+) -> None:
     """Refuse what is not in the ``sections`` that ``command`` reads from the config of a run."""
     known = " and ".join(filter(None, [", ".join(sections[:-1]), *sections[-1:]])) or "nothing"
     for argument in overrides:
         if key_of(argument).split(".")[0] not in sections:
-            raise ConfigError(f"{argument} has no effect on {command}: the run is trained, only {known} can be set here")
+            raise ConfigError(f"{argument} has no effect on {command}: {reason}, only {known} can be set here")
 
 
 def refuse_without_effect(

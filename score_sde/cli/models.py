@@ -53,7 +53,7 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
 def _imported(saved: Mapping, overrides: list[str], folder: Path) -> dict:
     """The config of an import with what may be said about it in addition."""
     config = override(from_saved(saved), overrides)
-    refuse_sections(overrides, (*FREE_TO_CHANGE, "data"), "import")
+    refuse_sections(overrides, (*FREE_TO_CHANGE, "data"), "import", "the settings of the model are given")
     refuse_without_effect(overrides, config, kept=KEPT)
     locate(config, folder)
     return config.to_dict()

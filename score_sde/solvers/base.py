@@ -146,7 +146,8 @@ def require_path(score: Score, x: Tensor, t_from: float, t_to: float) -> None:
     """
     score.sde.require_ends()
     require_float("x", x)
-    require_batch("x", x.shape, getattr(innermost(score), "event", None))
+    shape = (1, *x.shape[1:]) if x.shape[:1] == (0,) else x.shape  # no samples are no error here
+    require_batch("x", shape, getattr(innermost(score), "event", None))
     for name, t in (("t_from", t_from), ("t_to", t_to)):
         require_time(name, t, 0.0, score.sde.T)  # the last step of a discrete chain goes from t_min to 0
 
