@@ -49,6 +49,7 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
+from score_sde.inputs import whole
 from score_sde.likelihood.flow import Flow
 from score_sde.likelihood.transport import Transported, transport
 from score_sde.solvers.base import SolverError
@@ -84,10 +85,9 @@ class DualWeighted:
 
     def __post_init__(self):
         check_grid("log_snr", self.steps)
-        if not self.tolerance > 0 or self.doublings < 0:
-            raise ValueError(
-                f"tolerance must be positive and doublings not negative, got {self.tolerance} and {self.doublings}"
-            )
+        whole("doublings", self.doublings, 0)
+        if not 0 < self.tolerance < math.inf:
+            raise ValueError(f"tolerance must be positive and finite, got {self.tolerance}")
 
     def finer(self) -> Self:
         """Twice the steps and a quarter of the tolerance: what shows the error of this one."""
@@ -137,7 +137,12 @@ class DualWeighted:
         found, rows = None, torch.arange(len(x), device=x.device)
         for tolerance in tolerances:
             solver = ProbabilityFlow(method="rk45", rtol=tolerance, atol=tolerance)
-            finer = transport(solver, flow.of(rows), x[rows], t_min, flow.sde.T, observe, partial=True)
+            try:
+                finer = transport(solver, flow.of(rows), x[rows], t_min, flow.sde.T, observe, partial=True)
+            except SolverError:  # none of these; others may have been solved before
+                if len(rows) == len(x):
+                    raise
+                break
             if found is None:
                 found = replace(finer, error=finer.changes.new_full((len(x),), math.inf), steps=torch.zeros_like(rows))
                 continue

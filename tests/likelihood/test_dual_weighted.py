@@ -1,5 +1,7 @@
 """log p along a weighted path against the closed form of mixtures."""
 
+import math
+
 import pytest
 import torch
 
@@ -153,7 +155,12 @@ def test_a_drift_that_is_not_linear_is_refused():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"steps": 0}, "steps must be at least 1"), ({"tolerance": 0.0}, "tolerance must be positive"), ({"doublings": -1}, "-1")],
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"tolerance": math.inf}, "tolerance must be positive"),
+        ({"doublings": 1.5}, "doublings"),
+        ({"doublings": -1}, "-1"),
+    ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
