@@ -17,8 +17,9 @@ from score_sde.likelihood import (
     log_likelihood,
     sample_with_log_prob,
 )
-from score_sde.model import Score, ScoreModel
+from score_sde.model import ScoreModel
 from score_sde.run import load
+from score_sde.score import Score
 from score_sde.sdes import SDE, VESDE, VPSDE, SubVPSDE, TabulatedSDE
 from score_sde.solvers import (
     DDIM,

@@ -24,10 +24,9 @@ from tqdm import tqdm
 from score_sde.exact import MixtureScore
 from score_sde.files import write_text
 from score_sde.metrics import EnergyDistance, Features, precision_recall, principal_components, sliced_wasserstein
-from score_sde.model import Score, score_and_variance
+from score_sde.score import Score, draw_latents, innermost, score_and_variance
 from score_sde.sdes import SDE
 from score_sde.solvers import SOLVERS, ProbabilityFlow, Solver, SolverError
-from score_sde.solvers.base import draw_latents, innermost
 from score_sde.tensors import SampleNoise
 
 CONVERGED, DATA = "converged ODE", "data against data"

@@ -1,109 +1,22 @@
-"""A score, and the trained model that is one.
+"""The trained model that is a score.
 
-``Score`` is all that solvers, likelihoods and guidance know. ``ScoreModel`` is the owner of everything that must agree for a
-network's output to be a score: the SDE, the parameterization, how time is fed, and the map between data and model
-coordinates.
+``ScoreModel`` is the owner of everything that must agree for a network's output to be a score: the SDE, the
+parameterization, how time is fed, and the map between data and model coordinates.
 """
 
-import dataclasses
 import warnings
 import weakref
-from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from score_sde.data import DataSpec, Moments
-from score_sde.inputs import require_classes, require_finite, require_float, require_states, whole
+from score_sde.inputs import require_classes, require_finite, require_float, whole
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS, Coefficients
+from score_sde.score import NoLearnedVariance
 from score_sde.sdes import SDE
 from score_sde.tensors import as_time, expand
-
-
-@runtime_checkable
-class Score(Protocol):
-    """The gradient of log p_t(x) under the SDE that it carries.
-
-    A score that wraps another keeps it in a dataclass field named ``score``; evaluations are then counted where they
-    happen, in the innermost one. ``device`` and ``dtype``, where present, say where samples are to be drawn; ``event``, where
-    present, is the shape of one.
-    """
-
-    sde: SDE
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """``x`` ``(B, *D)`` and ``t`` ``(B,)`` to the score ``(B, *D)``; ``cond`` ``(B, ...)`` is what it is conditioned on."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class ForClass:
-    """The score of one class: a score that takes classes, told the same one for all samples."""
-
-    score: Score
-    index: int
-
-    def __post_init__(self):
-        index, known = whole("a class", self.index, 0), getattr(innermost(self.score), "classes", 0)
-        if known and index >= known:
-            raise ValueError(f"there is no class {index}: the score has classes 0 to {known - 1}")
-
-    @property
-    def sde(self) -> SDE:
-        return self.score.sde
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.score(x, t, self._classes(x))
-
-    def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The score of the class and the variance learned for it, by one evaluation."""
-        return score_and_variance(self.score, x, t, self._classes(x))
-
-    def _classes(self, x: Tensor) -> Tensor:
-        return torch.full((len(x),), self.index, device=x.device)
-
-
-def innermost(score: Score) -> Score:
-    """The score that all wrappers, each holding its own in a field ``score``, are wrapped around."""
-    while dataclasses.is_dataclass(score) and hasattr(score, "score"):
-        score = score.score
-    return score
-
-
-def require_inputs(score: Score, x: Tensor, cond: Tensor | None = None, *, name: str = "x") -> None:
-    """Refuse states and conditions that cannot be meant for ``score``.
-
-    Raises:
-        ValueError: the log-SNR of the SDE is not finite or does not fall, ``x`` is no batch ``(B, *D)`` of finite
-            floating-point numbers, D is not the shape of the score's data where that is known, or ``cond`` has another length.
-    """
-    score.sde.require_ends()
-    require_states(name, x, getattr(innermost(score), "event", None))
-    require_conditions(cond, len(x))
-
-
-def require_conditions(cond: Tensor | None, count: int) -> None:
-    """Raise a ``ValueError`` unless there is one condition for each of ``count`` samples, or none at all."""
-    if isinstance(cond, Tensor) and (cond.ndim == 0 or len(cond) != count):
-        raise ValueError(f"cond must hold one condition for each of {count} samples, got the shape {tuple(cond.shape)}")
-
-
-class NoLearnedVariance(TypeError, ValueError):
-    """The learned variance was asked of a score that has none."""
-
-
-def score_and_variance(score: Score, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What ``score.score_and_variance`` returns, for any score: both ``(B, *D)``, by one evaluation.
-
-    Raises:
-        NoLearnedVariance: the score has none.
-    """
-    if not hasattr(score, "score_and_variance"):
-        raise NoLearnedVariance(f"{type(score).__name__} has no learned variance: choose beta or beta_tilde")
-    return score.score_and_variance(x, t, cond)
-
 
 CONTRACT: dict[str, object] = {"classes": 0, "learned_variance": False, "knows_no_class": True, "takes_logarithm": False}
 """What a network may say of itself, and what holds where it says nothing: the number of its classes; whether it returns twice

@@ -36,11 +36,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from score_sde.inputs import require_batch, require_time, whole
-from score_sde.model import Score
 from score_sde.paired import gain, tail, typical
+from score_sde.score import Score, draw_latents, innermost
 from score_sde.sdes import SDE
 from score_sde.solvers import DEIS, DPMSolverPP, GaussianReference, SolverError, UniPC
-from score_sde.solvers.base import GridSolver, draw_latents, innermost
+from score_sde.solvers.base import GridSolver
 from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, TimeGrid
 from score_sde.solvers.tuned import QUANTILES, Choice, Tuned
 from score_sde.tensors import expand

@@ -14,10 +14,9 @@ import torch
 from score_sde import DDIM, VPSDE, EulerMaruyama, GaussianMixture, ProbabilityFlow
 from score_sde.comparison import CONVERGED, DATA, Clock, compare, timed
 from score_sde.metrics import energy_distance, precision_recall, sliced_wasserstein
-from score_sde.model import ForClass
 from score_sde.report import comparison_table, quality_curve, sample_matrix
+from score_sde.score import ClassScore, innermost
 from score_sde.solvers import SOLVERS, SolverError
-from score_sde.solvers.base import innermost
 from tests.conftest import BrokenScore, mixture
 
 SDE = VPSDE()
@@ -113,11 +112,11 @@ def test_time_is_told_apart_in_and_outside_the_network():
 def test_only_the_innermost_score_is_timed():
     mix = mixture((2,))
     clock, states = Clock(), []
-    wrapped = timed(ForClass(Slow(mix.score(SDE), 0.01, states), 1), clock)
+    wrapped = timed(ClassScore(Slow(mix.score(SDE), 0.01, states), 1), clock)
     x, t = mix.sample(3), torch.full((3,), 0.5, dtype=torch.float64)
     cond = torch.ones(3, dtype=torch.long)
     assert torch.equal(wrapped(x, t), mix.score(SDE)(x, t, cond))
-    assert isinstance(wrapped, ForClass)
+    assert isinstance(wrapped, ClassScore)
     assert isinstance(innermost(wrapped), Slow)
     assert 0.01 <= clock.seconds < 1
 

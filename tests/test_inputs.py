@@ -38,9 +38,8 @@ from score_sde import (
     tune,
 )
 from score_sde.likelihood import continuous_bound, discrete_bound
-from score_sde.model import ForClass
 from score_sde.networks import MLP
-from score_sde.solvers.base import ClippedScore
+from score_sde.score import ClassScore, ClippedScore
 from tests.conftest import SDE_CASES, mixture
 
 MIX = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64), [0.05, 0.1])
@@ -215,8 +214,8 @@ def test_one_class_is_one_that_there_is():
     for score, known in ((SCORE, 2), (MODEL, 3)):
         for wrong in (1.5, math.nan, True, -1, known):
             with pytest.raises(ValueError, match=r"a class must be|there is no class"):
-                ForClass(score, wrong)
-        ForClass(score, np.int64(known - 1))
+                ClassScore(score, wrong)
+        ClassScore(score, np.int64(known - 1))
 
 
 @pytest.mark.parametrize("classes", [0, -1, 2.0, True, 5, torch.zeros(0), torch.tensor([0.5, 1.0])])

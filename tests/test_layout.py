@@ -20,7 +20,7 @@ ROWS = [
     ["inputs", "tensors", "lock", "files", "images", "paired"],
     ["sdes", "networks", "divergence"],
     ["parameterization", "time_sampling", "data"],
-    ["model"],
+    ["score", "model"],
     ["exact", "loss", "guidance", "solvers", "ema", "checkpoint"],
     ["likelihood", "metrics", "inverse", "tuning"],
     ["run"],

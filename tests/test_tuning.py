@@ -12,8 +12,8 @@ import torch
 from score_sde import DDIM, VESDE, GaussianMixture, ProbabilityFlow, SolverError, Tuned, UniPC, tune
 from score_sde.data import Moments
 from score_sde.run import RunError, has_tuned, load_tuned, save_choice
+from score_sde.score import draw_latents
 from score_sde.solvers import DEIS, SOLVERS, GaussianReference
-from score_sde.solvers.base import draw_latents
 from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, PowerGrid, time_grid
 from score_sde.solvers.tuned import QUANTILES, Choice, as_options
 from score_sde.tuning import GRIDS, Candidate, EqualizedGrid, Roughness, _Pilot, bent, is_standard

@@ -14,8 +14,8 @@ from score_sde.cli.data import class_index, class_option
 from score_sde.cli.effect import key_of, refuse_sections
 from score_sde.config import ConfigError, from_saved, override
 from score_sde.files import remove_leftovers
-from score_sde.model import ForClass, Score
 from score_sde.run import Run, RunError, build_solver, load, load_tuned
+from score_sde.score import ClassScore, Score
 from score_sde.solvers import SOLVERS, Solver
 
 FREE_TO_CHANGE = ("training", "solver", "likelihood")
@@ -60,7 +60,7 @@ def evaluations(text: str) -> list[int]:
         raise ConfigError(f"--nfe takes numbers of evaluations separated by commas, got {text!r}") from None
 
 
-def told_class(run: Run, class_: int | None) -> Score:
+def score_for_class(run: Run, class_: int | None) -> Score:
     """The run's score, of one class where one is given."""
     known, network = run.model.classes, run.model.network
     if class_ is not None and class_ >= known:
@@ -68,7 +68,7 @@ def told_class(run: Run, class_: int | None) -> Score:
         raise RunError(f"there is no class {class_}: the model {which}")
     if class_ is None and known and not getattr(network, "knows_no_class", True):
         raise RunError(f"the model must be told one of its {known} classes:{class_option(run.known_data, 0)}, or another")
-    return run.model if class_ is None else ForClass(run.model, class_)
+    return run.model if class_ is None else ClassScore(run.model, class_)
 
 
 def chosen_device(name: str | None) -> torch.device:

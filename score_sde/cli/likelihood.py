@@ -12,7 +12,7 @@ import torch
 from ml_collections import ConfigDict
 
 from score_sde.checkpoint import load_weights
-from score_sde.cli.choices import loaded_run, told_class
+from score_sde.cli.choices import loaded_run, score_for_class
 from score_sde.cli.data import class_title, file_data, run_data
 from score_sde.cli.effect import key_of, refuse_without_effect
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
@@ -31,8 +31,8 @@ from score_sde.likelihood import (
     fit_dequantizer,
 )
 from score_sde.likelihood.evaluation import ranks_of_this_run, weights_digest
-from score_sde.model import Score
 from score_sde.run import Run, RunError, chosen, read_weights
+from score_sde.score import Score
 
 
 def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -63,7 +63,7 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     of = options.data or name
     name += f"_first{options.n}" if options.n and options.n < len(values) else ""
     values = values[: options.n]
-    how = {"score": told_class(run, options.class_), "seed": options.seed, "progress": not options.quiet}
+    how = {"score": score_for_class(run, options.class_), "seed": options.seed, "progress": not options.quiet}
     about = {"run": str(run.folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": of}
     about |= {"class": options.class_} if run.model.classes else {}
     first = ranks_of_this_run()[0] == 0

@@ -19,7 +19,7 @@ from score_sde.cli.choices import (
     likelihood_of_a_file,
     loaded_run,
     refuse_options_of_tuned,
-    told_class,
+    score_for_class,
 )
 from score_sde.cli.data import class_title, run_data
 from score_sde.cli.effect import idle_under_budget, key_of, refuse_without_effect
@@ -41,7 +41,7 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides, ("solver",))
     if options.solver and options.solver != config.solver.name and any(key_of(o) == "solver.name" for o in overrides):
         raise ConfigError(f"--solver={options.solver} and --config.solver.name={config.solver.name} choose two: give one")
-    score, spec, name = told_class(run, options.class_), run.model.data, options.solver or config.solver.name
+    score, spec, name = score_for_class(run, options.class_), run.model.data, options.solver or config.solver.name
     solver = chosen_solver(config, options.solver, run, options.class_)
     idle: dict[str, str] = {}
     if isinstance(solver, Tuned):
@@ -173,7 +173,7 @@ def run_comparison(
     class_: int | None = None,
 ) -> Comparison:
     """``compare`` against held-out data, of one class where one is given; the floor is training data's."""
-    score, spec = told_class(run, class_), run.model.data
+    score, spec = score_for_class(run, class_), run.model.data
     random = torch.Generator().manual_seed(seed)
 
     def encoded(values: Tensor, classes: Tensor | None, count: int) -> Tensor:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from shlex import quote
 
-from score_sde.cli.choices import evaluations, loaded_run, told_class
+from score_sde.cli.choices import evaluations, loaded_run, score_for_class
 from score_sde.cli.data import class_option
 from score_sde.cli.outputs import require_writable
 from score_sde.config import ConfigError
@@ -21,7 +21,7 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     require_writable(folder)
     earlier = load_tuned(folder, class_=options.class_) if has_tuned(folder, options.class_) else None
     how = {"pilot": options.pilot, "trials": options.trials, "seed": options.seed}
-    score, identity = told_class(run, options.class_), {"run": run.identity} if run.identity else {}
+    score, identity = score_for_class(run, options.class_), {"run": run.identity} if run.identity else {}
 
     def keep(choice: Choice) -> None:
         save_choice(folder, choice, {**how, "class": options.class_, "step": run.step, **identity})

@@ -12,7 +12,7 @@ from score_sde.divergence import Divergence
 from score_sde.inputs import whole
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
-from score_sde.model import Score, require_inputs
+from score_sde.score import Score, require_inputs
 
 
 def class_posterior(

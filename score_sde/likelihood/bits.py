@@ -33,9 +33,9 @@ from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.evaluation import Estimator, Values, evaluate, forget, ranks_of_this_run, weights_digest
 from score_sde.likelihood.ode import LikelihoodSolver
 from score_sde.likelihood.record import BitsPerDim
-from score_sde.model import Score
+from score_sde.score import Score, innermost
 from score_sde.sdes import SDE
-from score_sde.solvers.base import SolverError, innermost
+from score_sde.solvers.base import SolverError
 from score_sde.tensors import derive_seed
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from score_sde.data import DataSpec
-from score_sde.model import Score
+from score_sde.score import Score
 from score_sde.sdes import SDE
 from score_sde.tensors import SampleNoise, batch_time, sum_event
 

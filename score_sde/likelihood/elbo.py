@@ -42,9 +42,9 @@ from tqdm import tqdm
 from score_sde.data import DataSpec
 from score_sde.files import write_json
 from score_sde.inputs import whole
-from score_sde.model import Score
+from score_sde.score import Counter, Score, counted, innermost
 from score_sde.sdes import SDE
-from score_sde.solvers.base import Counter, SolverError, counted, innermost
+from score_sde.solvers.base import SolverError
 from score_sde.tensors import SampleNoise, batch_time, expand, sum_event
 
 VARIANCES = {"beta_tilde": 0.0, "beta": 1.0, "learned": None}

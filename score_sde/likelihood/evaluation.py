@@ -25,8 +25,8 @@ from score_sde.files import write_atomically, write_text
 from score_sde.likelihood.dequantization import Dequantization, truncation
 from score_sde.likelihood.identity import Unidentified, identify, raw_bytes
 from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
-from score_sde.model import Score
-from score_sde.solvers.base import Counter, SolverError, counted, innermost
+from score_sde.score import Counter, Score, counted, innermost
+from score_sde.solvers.base import SolverError
 from score_sde.tensors import SampleNoise
 
 

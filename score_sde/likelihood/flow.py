@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from score_sde.divergence import Divergence
+from score_sde.score import BoundScore, Counter
 from score_sde.sdes import SDE
-from score_sde.solvers.base import BoundScore, Counter
 
 
 @dataclass(frozen=True, eq=False)

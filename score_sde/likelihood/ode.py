@@ -22,8 +22,8 @@ from score_sde.inputs import require_time
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.flow import Flow
 from score_sde.likelihood.transport import Transported, transport
-from score_sde.model import Score, require_inputs
-from score_sde.solvers.base import BoundScore, Counter, ProgressBar, counted
+from score_sde.score import BoundScore, Counter, Score, counted, require_inputs
+from score_sde.solvers.base import ProgressBar
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.tensors import SampleNoise
 

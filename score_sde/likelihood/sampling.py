@@ -18,8 +18,8 @@ from score_sde.inputs import require_batch
 from score_sde.likelihood.flow import Flow
 from score_sde.likelihood.ode import of_prior
 from score_sde.likelihood.transport import transport
-from score_sde.model import Score, innermost, require_conditions, require_inputs
-from score_sde.solvers.base import BoundScore, Counter, ProgressBar, counted, draw_latents
+from score_sde.score import BoundScore, Counter, Score, counted, draw_latents, innermost, require_conditions, require_inputs
+from score_sde.solvers.base import ProgressBar
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.tensors import SampleNoise
 

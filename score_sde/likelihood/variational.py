@@ -36,9 +36,9 @@ from score_sde.divergence import Divergence
 from score_sde.inputs import whole
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
-from score_sde.model import Score
+from score_sde.score import Score, innermost
 from score_sde.sdes import SDE
-from score_sde.solvers.base import SolverError, innermost
+from score_sde.solvers.base import SolverError
 from score_sde.tensors import SampleNoise, derive_seed, sum_event
 
 

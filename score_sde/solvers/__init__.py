@@ -3,7 +3,7 @@
 from score_sde.solvers.adaptive_sde import AdaptiveSDE
 from score_sde.solvers.ancestral import Ancestral
 from score_sde.solvers.annealed_langevin import AnnealedLangevin
-from score_sde.solvers.base import Counter, Sample, Solver, SolverError, counted
+from score_sde.solvers.base import Sample, Solver, SolverError
 from score_sde.solvers.ddim import DDIM
 from score_sde.solvers.deis import DEIS
 from score_sde.solvers.dpm_solver import DPMSolver
@@ -31,7 +31,6 @@ __all__ = [
     "AdaptiveSDE",
     "Ancestral",
     "AnnealedLangevin",
-    "Counter",
     "DDIM",
     "DEIS",
     "DPMSolver",
@@ -52,7 +51,6 @@ __all__ = [
     "StochasticHeun",
     "Tuned",
     "UniPC",
-    "counted",
     "decode",
     "encode",
     "interpolate",

@@ -16,18 +16,30 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from score_sde.inputs import require_batch, require_float, require_interval, require_time, whole
-from score_sde.model import Score, innermost, require_conditions, require_inputs, score_and_variance
+from score_sde.inputs import require_batch, require_interval, require_time, whole
+from score_sde.score import (
+    BoundScore,
+    ClippedScore,
+    Counter,
+    Score,
+    counted,
+    draw_latents,
+    innermost,
+    posterior_mean,
+    require_conditions,
+    require_inputs,
+    require_path,
+)
 from score_sde.sdes import SDE
 from score_sde.solvers.time_grids import TimeGrid, as_grid, time_grid
-from score_sde.tensors import SampleNoise, batch_time, expand
+from score_sde.tensors import SampleNoise
 
 Observer = Callable[[float, Tensor], None]
 """Called with the time and the state after each step."""
@@ -35,149 +47,6 @@ Observer = Callable[[float, Tensor], None]
 
 class SolverError(RuntimeError):
     """A solver could not go on; the message names the time, the evaluations spent, and a remedy."""
-
-
-# counting
-
-
-@dataclass
-class Counter:
-    """Network evaluations: how often it was called, with how many samples in all, and vector-Jacobian products of samples."""
-
-    nfe: int = 0
-    samples: int = 0
-    vjps: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class CountedScore:
-    """A score that counts its calls."""
-
-    score: Score
-    counter: Counter
-
-    @property
-    def sde(self) -> SDE:
-        return self.score.sde
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        self._count(x)
-        return _of_shape(x, self.score(x, t, cond))
-
-    def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The score and its learned variance, by one evaluation, which is counted."""
-        self._count(x)
-        return score_and_variance(self.score, x, t, cond)
-
-    def _count(self, x: Tensor) -> None:
-        self.counter.nfe += 1
-        self.counter.samples += len(x)
-
-
-def counted(score: Score, counter: Counter) -> Score:
-    """``score`` with its innermost evaluations counted: a wrapper that calls what it wraps twice counts two."""
-    if dataclasses.is_dataclass(score) and hasattr(score, "score"):
-        return dataclasses.replace(score, score=counted(score.score, counter))
-    return CountedScore(score, counter)
-
-
-def _of_shape(x: Tensor, value: Tensor) -> Tensor:
-    if value.shape != x.shape:  # it would be broadcast without a word
-        raise ValueError(f"the score of states {tuple(x.shape)} must have their shape, it has {tuple(value.shape)}")
-    return value
-
-
-@dataclass(frozen=True, eq=False)
-class BoundScore:
-    """A score with its condition: called with a state and one time for all samples.
-
-    ``memory`` holds the steps that are ``left``, this one included, and what a multistep method keeps of earlier ones.
-    """
-
-    score: Score
-    cond: Tensor | None = None
-    memory: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def sde(self) -> SDE:
-        return self.score.sde
-
-    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
-        return _of_shape(x, self.score(x, batch_time(t, x), self.cond))
-
-    def score_and_variance(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """The score and its learned variance, by one evaluation; a ``TypeError`` where it has none."""
-        return score_and_variance(self.score, x, batch_time(t, x), self.cond)
-
-
-@dataclass(frozen=True, eq=False)
-class ClippedScore:
-    """A score whose implied x0 = (x + sigma^2 score) / alpha is clipped to ``low`` ... ``high``, in model coordinates."""
-
-    score: Score
-    low: float | Tensor
-    high: float | Tensor
-
-    @property
-    def sde(self) -> SDE:
-        return self.score.sde
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self._clipped(self.score(x, t, cond), x, t)
-
-    def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The clipped score, and the learned variance as it is."""
-        score, variance = score_and_variance(self.score, x, t, cond)
-        return self._clipped(score, x, t), variance
-
-    def _clipped(self, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        alpha, variance = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t) ** 2, x)
-        x0 = (x + variance * score) / alpha
-        # what is not clipped keeps its score: (alpha x0 - x) / sigma^2 would lose its digits where sigma is small
-        return (score + alpha * (x0.clamp(self.low, self.high) - x0) / variance).to(x.dtype)
-
-
-def require_path(score: Score, x: Tensor, t_from: float, t_to: float) -> None:
-    """Refuse what no solver can carry; values are not looked at: NaN comes out as a ``SolverError``.
-
-    Raises:
-        ValueError: the log-SNR of the SDE is not finite or does not fall, ``x`` is no batch ``(B, *D)`` of floating-point
-            numbers, or of other data than the score's, or a time is outside [0, T].
-    """
-    score.sde.require_ends()
-    require_float("x", x)
-    shape = (1, *x.shape[1:]) if x.shape[:1] == (0,) else x.shape  # no samples are no error here
-    require_batch("x", shape, getattr(innermost(score), "event", None))
-    for name, t in (("t_from", t_from), ("t_to", t_to)):
-        require_time(name, t, 0.0, score.sde.T)  # the last step of a discrete chain goes from t_min to 0
-
-
-def draw_latents(
-    score: Score,
-    shape: Sequence[int],
-    *,
-    seed: int = 0,
-    first: int = 0,
-    purpose: str = "prior",
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """States at T ``(B, *D)`` from the prior, by default where the score is: sample i depends on ``seed`` and ``first + i``."""
-    inner = innermost(score)
-    place = {
-        "device": device or getattr(inner, "device", "cpu"),
-        "dtype": dtype or getattr(inner, "dtype", torch.get_default_dtype()),
-    }
-    return score.sde.prior_noise(SampleNoise(seed, shape, first=first, purpose=purpose, **place).normal())
-
-
-def posterior_mean(score: BoundScore, x: Tensor, t: Tensor | float) -> Tensor:
-    """E[x0 | x_t = x] by Tweedie's formula: one evaluation."""
-    sde = score.sde
-    return (x + sde.sigma(t) ** 2 * score(x, t)) / sde.alpha(t)
-
-
-# solvers
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,7 @@ from torch import Tensor
 
 from score_sde.data import Moments
 from score_sde.inputs import require_states
-from score_sde.model import Score
-from score_sde.solvers.base import innermost
+from score_sde.score import Score, innermost
 from score_sde.solvers.interpolation import lagrange_rule
 from score_sde.solvers.multistep import Multistep, combine
 

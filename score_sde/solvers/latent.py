@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from score_sde.inputs import require_finite
-from score_sde.model import Score, require_inputs
+from score_sde.score import Score, require_inputs
 from score_sde.solvers.base import Solver
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.tensors import expand, sum_event

@@ -32,9 +32,10 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from score_sde.score import BoundScore
 from score_sde.sdes import SDE
 from score_sde.sdes.memory import remembered
-from score_sde.solvers.base import BoundScore, GridSolver
+from score_sde.solvers.base import GridSolver
 from score_sde.solvers.time_grids import TimeGrid
 from score_sde.tensors import as_time
 

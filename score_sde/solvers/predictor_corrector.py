@@ -31,8 +31,9 @@ from typing import ClassVar, Protocol, Self
 from torch import Tensor
 
 from score_sde.inputs import whole
+from score_sde.score import BoundScore
 from score_sde.solvers.ancestral import Ancestral
-from score_sde.solvers.base import BoundScore, GridSolver, StepSolver
+from score_sde.solvers.base import GridSolver, StepSolver
 from score_sde.solvers.ddim import DDIM
 from score_sde.solvers.deis import DEIS
 from score_sde.solvers.dpm_solver import DPMSolver

@@ -22,8 +22,9 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from score_sde.inputs import require_finite
+from score_sde.score import BoundScore, require_path
 from score_sde.sdes import SDE
-from score_sde.solvers.base import BoundScore, FiniteGuard, Observer, Solver, SolverError, non_finite, require_path
+from score_sde.solvers.base import FiniteGuard, Observer, Solver, SolverError, non_finite
 from score_sde.solvers.runge_kutta import dormand_prince
 from score_sde.solvers.time_grids import ExplicitGrid, TimeGrid, as_grid, check_grid, time_grid
 

@@ -32,7 +32,8 @@ from typing import ClassVar
 
 import torch
 
-from score_sde.solvers.base import GridSolver, posterior_mean
+from score_sde.score import posterior_mean
+from score_sde.solvers.base import GridSolver
 from score_sde.solvers.time_grids import TimeGrid
 
 

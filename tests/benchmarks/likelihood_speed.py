@@ -51,7 +51,7 @@ from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.evaluation import Estimator, Values, evaluate, weights_digest
 from score_sde.likelihood.ode import LikelihoodSolver
 from score_sde.run import Run, RunError, build_data
-from score_sde.solvers import Counter, counted
+from score_sde.score import Counter, counted
 from score_sde.tensors import SampleNoise, batch_time, sum_event
 
 TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5)

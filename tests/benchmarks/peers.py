@@ -2,7 +2,7 @@
 
 import torch
 
-from score_sde.solvers.base import BoundScore
+from score_sde.score import BoundScore
 from score_sde.solvers.time_grids import time_grid
 
 

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from score_sde import SDE, VESDE, VPSDE, EulerMaruyama, GaussianMixture, Langevin, PredictorCorrector, SubVPSDE
 from score_sde.metrics import sliced_wasserstein
-from score_sde.solvers import Counter, Solver, counted
-from score_sde.solvers.base import BoundScore, posterior_mean
+from score_sde.score import BoundScore, Counter, counted, posterior_mean
+from score_sde.solvers import Solver
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script sees its own folder, not the one above tests
 

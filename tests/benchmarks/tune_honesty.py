@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from score_sde import VESDE, VPSDE, DPMSolverPP, GaussianMixture, SubVPSDE, UniPC, load, tune
-from score_sde.solvers.base import draw_latents
+from score_sde.score import draw_latents
 from score_sde.tuning import FINE, GRIDS, Candidate, _Pilot
 from tests.benchmarks.peers import peer_solve, scheduler
 

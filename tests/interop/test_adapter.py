@@ -8,10 +8,11 @@ from torch import nn
 
 from score_sde import DDIM, VESDE, VPSDE, GaussianMixture, bits_per_dim
 from score_sde.interop import adapt
-from score_sde.model import CONTRACT, ForClass
+from score_sde.model import CONTRACT
 from score_sde.networks import UNet
 from score_sde.networks.ncsnpp import NCSNpp
 from score_sde.parameterization import PARAMETERIZATIONS
+from score_sde.score import ClassScore
 from score_sde.tensors import expand
 from tests.conftest import mixture
 
@@ -83,7 +84,7 @@ def test_classes_are_handed_on():
     model = adapt(network, (1, 8, 8), VPSDE())
     assert model.classes == 3
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.2, 0.7])
-    told = ForClass(model, 2)
+    told = ClassScore(model, 2)
     torch.testing.assert_close(told(x, t), model(x, t, torch.tensor([2, 2])))
     assert DDIM(steps=4).sample(told, (2, 1, 8, 8), seed=0).nfe == 4
 

@@ -17,8 +17,8 @@ from score_sde.interop import from_diffusers, import_diffusers, to_diffusers
 from score_sde.networks import MLP, NCSNpp, UNet, adm, ddpm
 from score_sde.networks.diffusers_unet import DiffusersUNet
 from score_sde.run import RunError, build_model, save_model
+from score_sde.score import BoundScore, posterior_mean
 from score_sde.sdes import ddpm_schedule
-from score_sde.solvers.base import BoundScore, posterior_mean
 from score_sde.tensors import expand
 from tests.conftest import DoubleWellSDE
 

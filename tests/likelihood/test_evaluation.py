@@ -9,8 +9,8 @@ import torch
 from score_sde import VPSDE, DataSpec, ProbabilityFlow, ScoreModel, bits_per_dim
 from score_sde.divergence import GivenProbes
 from score_sde.likelihood.evaluation import Estimator, fingerprint, weights_digest
-from score_sde.model import ForClass
 from score_sde.networks import MLP
+from score_sde.score import ClassScore
 from tests.conftest import mixture
 
 SPEC = DataSpec((2,), levels=16)
@@ -194,8 +194,8 @@ def test_a_protocol_tells_models_and_probes_apart():
         {"model": mixture(dtype=torch.float32).score(VPSDE())},
         {"model": ScoreModel(network, VPSDE(), SPEC)},
         {"model": ScoreModel(network, VPSDE(), SPEC, parameterization="v")},
-        {"model": ForClass(mixture().score(VPSDE()), 0)},
-        {"model": ForClass(mixture().score(VPSDE()), 1)},
+        {"model": ClassScore(mixture().score(VPSDE()), 0)},
+        {"model": ClassScore(mixture().score(VPSDE()), 1)},
         {"divergence": GivenProbes(-torch.ones(1, 2, 2))},
     ]
     changed = [estimator, *(dataclasses.replace(estimator, **other) for other in others)]

@@ -19,8 +19,8 @@ from torch import nn
 from score_sde import VPSDE, Hutchinson, ScoreModel, bits_per_dim
 from score_sde.likelihood.dequantization import truncated_normal, uniform
 from score_sde.likelihood.identity import Unidentified, identify
-from score_sde.model import ForClass
 from score_sde.networks import NETWORKS
+from score_sde.score import ClassScore
 from score_sde.sdes import SDE
 from tests.conftest import SDE_CASES, mixture
 from tests.likelihood.test_evaluation import CALLS, HOW, SPEC, score_and_values
@@ -112,7 +112,7 @@ PAIRS = {
     "the names of attributes": (types.SimpleNamespace(a=1.0), types.SimpleNamespace(b=1.0)),
     "where a number ends": (("ab", "c"), ("a", "bc")),
     "a tensor of an SDE": (LearnedSDE(1.0), LearnedSDE(0.5)),
-    "a class": (ForClass(mixture().score(VPSDE()), 0), ForClass(mixture().score(VPSDE()), 1)),
+    "a class": (ClassScore(mixture().score(VPSDE()), 0), ClassScore(mixture().score(VPSDE()), 1)),
     "probes": (Hutchinson(1), Hutchinson(2)),
     "a function": (uniform, truncated_normal),
     "a partial function": (functools.partial(uniform, spec=1), functools.partial(uniform, spec=2)),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from score_sde import DDIM, EulerMaruyama, GaussianMixture, Langevin, PredictorCorrector, ProbabilityFlow
+from score_sde.score import BoundScore
 from score_sde.solvers import (
     DEIS,
     EDM,
@@ -19,7 +20,6 @@ from score_sde.solvers import (
     UniPC,
     predictor_corrector,
 )
-from score_sde.solvers.base import BoundScore
 from score_sde.solvers.probability_flow import FIXED, METHODS
 from score_sde.tensors import SampleNoise
 from tests.benchmarks.inexact_score import ScaledScore

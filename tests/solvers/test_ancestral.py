@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from score_sde import DDIM, VESDE, VPSDE, DataSpec, ScoreModel
-from score_sde.model import ForClass
 from score_sde.networks import UNet
+from score_sde.score import BoundScore, ClassScore, posterior_mean
 from score_sde.sdes import ddpm_schedule
 from score_sde.solvers.ancestral import VARIANCES, Ancestral
-from score_sde.solvers.base import BoundScore, posterior_mean
 from score_sde.solvers.reverse_diffusion import transition
 from score_sde.solvers.time_grids import ExplicitGrid
 from score_sde.tensors import SampleNoise, expand
@@ -191,10 +190,10 @@ def test_a_class_has_its_own_variance():
     model = learned_model(classes=2)
     solver = Ancestral(steps=4, variance="learned")
     expected = solver.sample(model, (2, 1, 8, 8), cond=torch.tensor([1, 1]))
-    found = solver.sample(ForClass(model, 1), (2, 1, 8, 8))
+    found = solver.sample(ClassScore(model, 1), (2, 1, 8, 8))
     assert torch.equal(found.x, expected.x)
     assert found.nfe == 4
-    assert not torch.equal(found.x, solver.sample(ForClass(model, 0), (2, 1, 8, 8)).x)
+    assert not torch.equal(found.x, solver.sample(ClassScore(model, 0), (2, 1, 8, 8)).x)
 
 
 def learned_model(**options):
@@ -206,7 +205,7 @@ def learned_model(**options):
 
 def test_a_score_without_a_learned_variance_is_refused():
     solver = Ancestral(steps=3, variance="learned")
-    for score in (mixture().score(VPSDE()), ForClass(mixture().score(VPSDE()), 0)):
+    for score in (mixture().score(VPSDE()), ClassScore(mixture().score(VPSDE()), 0)):
         with pytest.raises(TypeError, match=r"MixtureScore has no learned variance.*choose"):
             solver.sample(score, (2, 2))
     network = UNet((1, 8, 8), width=8, multipliers=(1,), attention=())

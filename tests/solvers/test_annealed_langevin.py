@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from score_sde import VESDE
+from score_sde.score import BoundScore
 from score_sde.solvers.annealed_langevin import AnnealedLangevin, suitable_snr
-from score_sde.solvers.base import BoundScore
 from score_sde.solvers.time_grids import ExplicitGrid
 from score_sde.tensors import SampleNoise
 from tests.conftest import SDE_CASES, Recorder, mixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from score_sde import AnnealedLangevin, EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFlow, SolverError
+from score_sde.score import CountedScore, Counter, counted
 from score_sde.solvers import SOLVERS
-from score_sde.solvers.base import CountedScore, Counter, counted
 from score_sde.solvers.probability_flow import METHODS
 from score_sde.solvers.time_grids import TIME_GRIDS, time_grid
 from tests.conftest import SDE_CASES, BrokenScore, DoubleWellSDE, OwnPrecision, Recorder, mixture

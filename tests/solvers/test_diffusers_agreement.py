@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from score_sde import DDIM
+from score_sde.score import BoundScore
 from score_sde.sdes import ddpm_schedule
 from score_sde.solvers import DPMSolverPP, SDEDPMSolverPP, UniPC
-from score_sde.solvers.base import BoundScore
 from tests.benchmarks.peers import peer_solve, scheduler
 from tests.conftest import SDE_CASES, mixture
 

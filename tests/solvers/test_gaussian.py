@@ -9,7 +9,7 @@ import torch
 
 from score_sde import DDIM, DPMSolverPP, GaussianMixture, GaussianReference, ProbabilityFlow, UniPC, match_moments
 from score_sde.data import DataSpec, Moments, moments
-from score_sde.solvers.base import BoundScore
+from score_sde.score import BoundScore
 from score_sde.solvers.gaussian import Reference
 from score_sde.solvers.multistep import Level
 from tests.conftest import SDE_CASES, OwnPrecision, mixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from score_sde import EDM, GaussianMixture, Heun
-from score_sde.solvers.base import BoundScore
+from score_sde.score import BoundScore
 from score_sde.tensors import SampleNoise
 from tests.conftest import SDE_CASES, Recorder, mixture
 

@@ -9,8 +9,8 @@ import torch
 from scipy.integrate import solve_ivp
 
 from score_sde import VESDE
+from score_sde.score import BoundScore
 from score_sde.sdes import ddpm_schedule
-from score_sde.solvers.base import BoundScore
 from score_sde.solvers.reverse_diffusion import ReverseDiffusion, transition
 from score_sde.tensors import SampleNoise
 from tests.conftest import SDE_CASES, mixture

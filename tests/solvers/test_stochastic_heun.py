@@ -11,7 +11,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from scipy.interpolate import CubicSpline
 
 from score_sde import DDIM, GaussianMixture
-from score_sde.solvers.base import BoundScore
+from score_sde.score import BoundScore
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.tensors import SampleNoise
 from tests.conftest import SDE_CASES, mixture
