@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from score_sde.exact import MixtureScore
 from score_sde.files import write_text
 from score_sde.metrics import EnergyDistance, Features, precision_recall, principal_components, sliced_wasserstein
+from score_sde.progress import Progress
 from score_sde.score import Score, draw_latents, innermost, score_and_variance
 from score_sde.sdes import SDE
 from score_sde.solvers import SOLVERS, ProbabilityFlow, Solver, SolverError
@@ -304,26 +304,27 @@ def compare(
     converged = dataclasses.replace(converged, budget=converged.nfe, error=_audit(exact, score, x_T, solution))
     found, drawn, left_out, last = [], {(CONVERGED, converged.nfe): solution.cpu()}, [], None
     pairs = [(name, budget) for name in solvers for budget in budgets]
-    for name, budget in tqdm(pairs, desc="comparing", unit="run", disable=not progress):
-        try:
-            solver = solvers[name].with_budget(budget)
-        except ValueError as reason:
-            left_out.append(f"{name} is left out at {budget} evaluations: {reason}")
-            continue
-        if other_method := stand_in(solvers[name], solver):
-            name = f"{name} ({other_method})"
-        if last and last[0] == (name, solver):  # no more steps than at the budget before
-            found.append(dataclasses.replace(found[-1], budget=budget))
-            drawn[name, budget] = drawn[name, last[1]]
-            continue
-        try:
-            measurement, x = measured(name, solver, budget)
-        except SolverError as reason:
-            left_out.append(f"{name} is left out at {budget} evaluations: {reason}")
-            continue
-        error = math.nan if solver.stochastic else _rms(x - solution)
-        found.append(dataclasses.replace(measurement, error=error))
-        drawn[name, budget], last = x.cpu(), ((name, solver), budget)
+    with Progress("comparing", len(pairs), unit="run", shown=progress) as bar:
+        for name, budget in bar.over(pairs):
+            try:
+                solver = solvers[name].with_budget(budget)
+            except ValueError as reason:
+                left_out.append(f"{name} is left out at {budget} evaluations: {reason}")
+                continue
+            if other_method := stand_in(solvers[name], solver):
+                name = f"{name} ({other_method})"
+            if last and last[0] == (name, solver):  # no more steps than at the budget before
+                found.append(dataclasses.replace(found[-1], budget=budget))
+                drawn[name, budget] = drawn[name, last[1]]
+                continue
+            try:
+                measurement, x = measured(name, solver, budget)
+            except SolverError as reason:
+                left_out.append(f"{name} is left out at {budget} evaluations: {reason}")
+                continue
+            error = math.nan if solver.stochastic else _rms(x - solution)
+            found.append(dataclasses.replace(measurement, error=error))
+            drawn[name, budget], last = x.cpu(), ((name, solver), budget)
     if not found:
         raise ValueError(f"none of {', '.join(solvers)} got through within {max(budgets)} evaluations: {left_out[0]}")
     for reason in left_out:

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from score_sde.checkpoint import (
     check_training_state,
@@ -38,6 +37,7 @@ from score_sde.images import picture, save_png
 from score_sde.lock import sole_writer
 from score_sde.loss import WEIGHTINGS, denoising_score_matching
 from score_sde.model import ScoreModel
+from score_sde.progress import Progress
 from score_sde.solvers import DDIM
 from score_sde.tensors import derive_seed, expand, generator
 from score_sde.time_sampling import TIMES
@@ -206,7 +206,7 @@ class Trainer:
     def _train(self, progress: bool, announce: Callable[[str], None]) -> int | None:
         options, began = self.options, time.perf_counter() - self.seconds
         devices = [self.device] if self.device.type == "cuda" else []
-        bar = tqdm(total=options.steps, initial=self.step, desc="training", unit="step", disable=not progress)
+        bar = Progress("training", options.steps, unit="step", done=self.step, shown=progress)
         with bar, torch.random.fork_rng(devices), _Interrupt() as interrupt:
             if self._picture_due() and self.step and not self._picture().exists():
                 self._draw()  # the process that took this step was killed before
@@ -216,7 +216,7 @@ class Trainer:
                 last = self.step == options.steps
                 if self.step % options.log_every == 0 or last:
                     line = self._log(tested=options.sample_every > 0 and (self.step % options.sample_every == 0 or last))
-                    bar.set_postfix({key: f"{line[key]:.4g}" for key in ("loss", "test_loss") if key in line})
+                    bar.note({key: line[key] for key in ("loss", "test_loss") if key in line})
                 stop = interrupt.signal  # read once: a signal that comes later waits for the next step
                 if self.step % options.checkpoint_every == 0 or last or stop:
                     self.save()

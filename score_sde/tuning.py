@@ -33,10 +33,10 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
-from tqdm import tqdm
 
 from score_sde.inputs import require_batch, require_time, whole
 from score_sde.paired import gain, tail, typical
+from score_sde.progress import Progress
 from score_sde.score import Score, draw_latents, innermost
 from score_sde.sdes import SDE
 from score_sde.solvers import DEIS, DPMSolverPP, GaussianReference, SolverError, UniPC
@@ -177,13 +177,12 @@ def tune(
         require_time("t_end", t_end, score.sde.t_min, score.sde.T, below=True)
     if cond is not None and len(cond) != 2 * pilot:
         raise ValueError(f"give conditions for 2 * pilot = {2 * pilot} samples, got {len(cond)}")
-    bar = tqdm(total=2 + len(budgets), desc="tuning", unit="budget", disable=not progress)
-    with torch.no_grad(), bar:
+    with torch.no_grad(), Progress("tuning", 2 + len(budgets), unit="part", shown=progress) as bar:
         trial = _Pilot(score, shape, pilot, seed, cond, t_end)
         bar.update(2)
         choices = []
         for nfe in budgets:
-            bar.set_postfix_str(f"{nfe} evaluations")
+            bar.note(f"{nfe} evaluations")
             before = [Candidate(c.solver, c.solver.grid) for c in (earlier.choices if earlier else ()) if c.nfe == nfe]
             choices.append(_choose(trial, before, nfe, trials))
             if keep:

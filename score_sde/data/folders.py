@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from score_sde.data.dataset import Dataset, split
 from score_sde.data.pictures import BACKGROUNDS, read_as_before, read_picture
 from score_sde.data.spec import DataError, DataSpec
 from score_sde.data.tree import ENDINGS, Tree, pictures_below
+from score_sde.progress import Progress
 
 CLASSES = ("auto", "folders", "none")
 """Where the classes of pictures come from."""
@@ -72,12 +72,13 @@ def image_folder(
         raise DataError(f"{path} holds no image ({', '.join(ENDINGS)}){_skipped(tree.skipped)}")
     notes: Counter = Counter()
     pictures = []
-    for file in tqdm(files, desc="reading pictures", unit="picture", delay=3, leave=False, disable=None):
-        if as_before:
-            pictures.append(read_as_before(root / file, channels=channels, size=size))
-        else:
-            pictures.append(read_picture(root / file, channels=channels, size=size, background=background, notes=notes))
-        _refuse_other_size(pictures, files, root)
+    with Progress("reading pictures", len(files), unit="picture", stays=False, delay=3.0) as bar:
+        for file in bar.over(files):
+            if as_before:
+                pictures.append(read_as_before(root / file, channels=channels, size=size))
+            else:
+                pictures.append(read_picture(root / file, channels=channels, size=size, background=background, notes=notes))
+            _refuse_other_size(pictures, files, root)
     values = torch.from_numpy(np.stack(pictures)).reshape(len(files), *pictures[0].shape[:2], channels)
     values = values.permute(0, 3, 1, 2).contiguous()
     if not as_before:

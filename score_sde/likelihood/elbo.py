@@ -37,11 +37,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from score_sde.data import DataSpec
 from score_sde.files import write_json
 from score_sde.inputs import whole
+from score_sde.progress import Progress
 from score_sde.score import Counter, Score, counted, innermost
 from score_sde.sdes import SDE
 from score_sde.solvers.base import SolverError
@@ -396,7 +396,7 @@ def _bound(
     snr, counter, nfe, parts = float(sde.log_snr(protocol["T"]).exp()), Counter(), 0.0, []
     conditions = [None] * math.ceil(len(values) / batch_size) if cond is None else cond.split(batch_size)
     chunks = values.split(batch_size)
-    with torch.no_grad(), tqdm(total=len(chunks), desc="bound", unit="batch", disable=not progress) as bar:
+    with torch.no_grad(), Progress("bound", len(chunks), unit="batch", shown=progress) as bar:
         for i, (chunk, condition) in enumerate(zip(chunks, conditions, strict=True)):
             first = i * batch_size
             noise = SampleNoise(seed, chunk.shape, first=first, purpose="bound", **place)

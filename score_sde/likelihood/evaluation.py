@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from score_sde.data import DataSpec
 from score_sde.divergence import Divergence
@@ -25,6 +24,7 @@ from score_sde.files import write_atomically, write_text
 from score_sde.likelihood.dequantization import Dequantization, truncation
 from score_sde.likelihood.identity import Unidentified, identify, raw_bytes
 from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
+from score_sde.progress import Progress
 from score_sde.score import Counter, Score, counted, innermost
 from score_sde.solvers.base import SolverError
 from score_sde.tensors import SampleNoise
@@ -135,7 +135,7 @@ def evaluate(
         protocol = fingerprint(estimator, values, places, cond, batch_size, identity)
         _prepare(keep, protocol, rank)
     done: dict[int, dict[str, np.ndarray]] = {}
-    with tqdm(total=len(values), desc=progress, unit="sample", disable=not progress or rank > 0) as bar:
+    with Progress(progress, len(values), unit="sample", shown=bool(progress) and rank == 0) as bar:
         for start in mine:
             chunk, end = values[start : start + batch_size], min(start + batch_size, len(values))
             file = keep / f"{start:09d}.npz" if keep else None
@@ -150,7 +150,7 @@ def evaluate(
                     raise SolverError(f"samples {places[start]} to {places[end - 1]}, counted from 0: {error}") from error
                 if file is not None:
                     _write(file, protocol, done[start])
-            bar.update(min(ranks * len(chunk), len(values) - bar.n))
+            bar.update(ranks * len(chunk))
     if ranks > 1:
         gathered: list = [None] * ranks
         torch.distributed.all_gather_object(gathered, done)

@@ -22,8 +22,8 @@ from score_sde.inputs import require_time
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.flow import Flow
 from score_sde.likelihood.transport import Transported, transport
+from score_sde.progress import TimeProgress
 from score_sde.score import BoundScore, Counter, Score, counted, require_inputs
-from score_sde.solvers.base import ProgressBar
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.tensors import SampleNoise
 
@@ -98,8 +98,8 @@ def log_likelihood(
     noise = SampleNoise(seed, x.shape, first=first, purpose="probes", device=x.device, dtype=x.dtype)
     flow = Flow(BoundScore(counted(score, counter), cond), divergence, divergence.draw(noise), counter)
     attention = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()  # the fused one has no second derivative
-    with torch.set_grad_enabled(differentiable), attention, ProgressBar(solver, t_min, sde.T, progress) as bar:
-        end = _to_prior(solver, flow, x, t_min, lambda t, state: bar(t, counter.nfe))
+    with torch.set_grad_enabled(differentiable), attention, TimeProgress(solver, t_min, sde.T, shown=progress) as bar:
+        end = _to_prior(solver, flow, x, t_min, lambda t, state: bar.reach(t, counter.nfe))
         log_prob = of_prior(prior or sde.prior_log_prob, end.state) + end.changes.mean(0)
     if end.error is not None and (lost := log_prob.detach().isnan()).any():
         places = range(first, first + len(x)) if isinstance(first, int) else first

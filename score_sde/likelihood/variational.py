@@ -29,13 +29,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from tqdm import tqdm
 
 from score_sde.data import DataSpec
 from score_sde.divergence import Divergence
 from score_sde.inputs import whole
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
+from score_sde.progress import Progress
 from score_sde.score import Score, innermost
 from score_sde.sdes import SDE
 from score_sde.solvers.base import SolverError
@@ -209,23 +209,24 @@ def fit_dequantizer(
     optimizer = torch.optim.Adam(flow.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     random = torch.Generator().manual_seed(derive_seed(seed, "dequantization"))
-    for step in tqdm(range(1, steps + 1), desc="dequantizer", unit="step", disable=not progress):
-        rows = torch.randint(len(values), (batch_size,), generator=random)
-        uniform = torch.rand(batch_size, *spec.shape, generator=random, dtype=torch.float64).to(device)
-        told = None if cond is None else cond[rows.to(cond.device)].to(device)
-        integers = values[rows.to(values.device)].to(device)
-        loss = (
-            bound(flow, model, integers, uniform, told, dtype=dtype, seed=derive_seed(seed, "dequantizer", step)).mean()
-            / spec.dim
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-        if not (loss + norm).isfinite():
-            raise SolverError(
-                f"the dequantizer's loss is {loss.item():.3g} and its gradient's norm {norm.item():.3g} at step {step}: check "
-                f"the score at t_min = {model.sde.t_min:g}, or lower learning_rate"
+    with Progress("dequantizer", steps, unit="step", shown=progress) as bar:
+        for step in bar.over(range(1, steps + 1)):
+            rows = torch.randint(len(values), (batch_size,), generator=random)
+            uniform = torch.rand(batch_size, *spec.shape, generator=random, dtype=torch.float64).to(device)
+            told = None if cond is None else cond[rows.to(cond.device)].to(device)
+            integers = values[rows.to(values.device)].to(device)
+            loss = (
+                bound(flow, model, integers, uniform, told, dtype=dtype, seed=derive_seed(seed, "dequantizer", step)).mean()
+                / spec.dim
             )
-        optimizer.step()
-        schedule.step()
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
+            if not (loss + norm).isfinite():
+                raise SolverError(
+                    f"the dequantizer's loss is {loss.item():.3g} and its gradient's norm {norm.item():.3g} at step {step}: "
+                    f"check the score at t_min = {model.sde.t_min:g}, or lower learning_rate"
+                )
+            optimizer.step()
+            schedule.step()
     return flow.eval().requires_grad_(False)

@@ -21,9 +21,9 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from score_sde.inputs import require_batch, require_interval, require_time, whole
+from score_sde.progress import TimeProgress
 from score_sde.score import (
     BoundScore,
     ClippedScore,
@@ -172,13 +172,13 @@ class Solver(ABC):
             score = ClippedScore(score, *clip)
         states: list[Tensor] = []
         times: list[float] = []
-        with torch.no_grad(), ProgressBar(self, sde.T, t_end, progress) as bar:
+        with torch.no_grad(), TimeProgress(self, sde.T, t_end, shown=progress) as bar:
 
             def observe(t: float, x: Tensor) -> None:
                 if trajectory:
                     times.append(t)
                     states.append(x)
-                bar(t, counter.nfe)
+                bar.reach(t, counter.nfe)
 
             if x_T is None:
                 x_T = draw_latents(score, shape, seed=seed, first=first, device=device, dtype=dtype)
@@ -307,24 +307,3 @@ def non_finite(solver: str, t: float, spent: str) -> str:
         f"{solver}: the state is not finite at t = {t:.3g}, {spent}; the score returned NaN, or the steps are too "
         "large: try more steps or a smaller tolerance, clip x0, or check the model at this time"
     )
-
-
-class ProgressBar:
-    """A bar over the time from ``t_from`` to ``t_to``, with the evaluations made so far."""
-
-    def __init__(self, solver: Solver, t_from: float, t_to: float, shown: bool):
-        self.t, self.span = t_from, t_from - t_to
-        bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-        self.bar = tqdm(total=1.0, desc=type(solver).__name__, bar_format=bar_format, disable=not shown, leave=False)
-
-    def __enter__(self):
-        return self
-
-    def __call__(self, t: float, nfe: int) -> None:
-        if not self.bar.disable:
-            self.bar.set_postfix_str(f"{nfe} evaluations", refresh=False)
-            self.bar.update(min((self.t - t) / self.span, 1.0 - self.bar.n))
-            self.t = t
-
-    def __exit__(self, *error):
-        self.bar.close()

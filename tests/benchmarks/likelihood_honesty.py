@@ -22,17 +22,16 @@ z being the state at T: what the flow with the exact score and the SDE's own pri
 
 import argparse
 import math
-import sys
 import time
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from scipy.stats import chi2
-from tqdm import tqdm
 
 from score_sde import SDE, VESDE, VPSDE, DataSpec, GaussianMixture, SolverError, SubVPSDE, bits_per_dim, log_likelihood
 from score_sde.likelihood import DualWeighted
+from score_sde.progress import Progress
 from score_sde.sdes import SDES
 from score_sde.tensors import generator
 
@@ -220,8 +219,9 @@ def main() -> None:
     of = lambda count: f"{count} / {options.seeds}"
     for kind, name in cases:
         row = rows[kind, name] = Row()
-        for seed in tqdm(range(options.seeds), desc=f"{kind}, {name}", leave=False, disable=not sys.stderr.isatty()):
-            measure(row, kind, SUITE[name], seed, options.target)
+        with Progress(f"{kind}, {name}", options.seeds, unit="draw", stays=False) as bar:
+            for seed in bar.over(range(options.seeds)):
+                measure(row, kind, SUITE[name], seed, options.target)
         print(
             f"| {kind} | {name} | {rms(row.true):.5f} | {rms(row.said):.5f} | {of(row.too_low)} | {of(row.too_high)} | "
             f"{rms(row.bias):.2f} | {rms(row.estimate):.5f} | {np.mean(row.exceeded):.1%} | {of(row.kept + row.refused)} | "
