@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from score_sde.data import DataSpec
 from score_sde.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
 from score_sde.exact import GaussianMixture
+from score_sde.experiments.tuning import tune
 from score_sde.likelihood import (
     DualWeighted,
     bits_per_dim,
@@ -48,7 +49,6 @@ from score_sde.solvers import (
     interpolate,
     match_moments,
 )
-from score_sde.tuning import tune
 
 try:
     __version__ = version("score_sde")

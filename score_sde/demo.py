@@ -8,8 +8,8 @@ from shlex import quote
 
 import torch
 
-from score_sde.comparison import Comparison
 from score_sde.data import Dataset
+from score_sde.experiments.comparison import Comparison
 from score_sde.images import image_grid, picture
 from score_sde.likelihood import BitsPerDim
 from score_sde.report import (

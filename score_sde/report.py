@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
-from score_sde.comparison import Comparison, Measurement
+from score_sde.experiments.comparison import Comparison, Measurement
 from score_sde.files import read_metrics, write_text
 from score_sde.images import figure_image, image_grid, one_unit
 from score_sde.likelihood import BitsPerDim

@@ -24,9 +24,9 @@ from score_sde.cli.choices import (
 from score_sde.cli.data import class_title, run_data
 from score_sde.cli.effect import idle_under_budget, key_of, refuse_without_effect
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
-from score_sde.comparison import Comparison, compare, stand_in
 from score_sde.config import ConfigError
 from score_sde.data import Dataset, DataSpec
+from score_sde.experiments.comparison import Comparison, compare, stand_in
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
 from score_sde.report import quality_curve, sample_matrix, write_comparison_page

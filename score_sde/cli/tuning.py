@@ -8,9 +8,9 @@ from score_sde.cli.choices import evaluations, loaded_run, score_for_class
 from score_sde.cli.data import class_option
 from score_sde.cli.outputs import require_writable
 from score_sde.config import ConfigError
+from score_sde.experiments.tuning import tune
 from score_sde.run import has_tuned, load_tuned, save_choice
 from score_sde.solvers.tuned import Choice
-from score_sde.tuning import tune
 
 
 def tune_(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""A solver for each budget, chosen by measurement (``score_sde.tuning``) and used by name from then on."""
+"""A solver for each budget, chosen by measurement (``score_sde.experiments.tuning``) and used by name from then on."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -18,10 +18,10 @@ import torch
 from sklearn.datasets import load_digits
 
 from score_sde import VESDE, GaussianMixture, ProbabilityFlow, load
+from score_sde.experiments.tuning import GRIDS, tune
 from score_sde.run import RunError, load_tuned, save_choice
 from score_sde.score import draw_latents
 from score_sde.solvers.tuned import Tuned
-from score_sde.tuning import GRIDS, tune
 from tests.benchmarks.peers import peer_solve, scheduler
 
 PEERS = {

@@ -10,9 +10,9 @@ import time
 
 import torch
 
-from score_sde.comparison import Clock, timed
 from score_sde.config import read_config
 from score_sde.data import Moments
+from score_sde.experiments.comparison import Clock, timed
 from score_sde.run import build_model, data_spec
 from score_sde.solvers import SOLVERS
 

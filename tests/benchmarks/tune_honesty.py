@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from score_sde import VESDE, VPSDE, DPMSolverPP, GaussianMixture, SubVPSDE, UniPC, load, tune
+from score_sde.experiments.tuning import FINE, GRIDS, Candidate, _Pilot
 from score_sde.score import draw_latents
-from score_sde.tuning import FINE, GRIDS, Candidate, _Pilot
 from tests.benchmarks.peers import peer_solve, scheduler
 
 BUDGETS = (6, 8, 10, 15, 20)

@@ -11,12 +11,12 @@ import torch
 
 from score_sde import DDIM, VESDE, GaussianMixture, ProbabilityFlow, SolverError, Tuned, UniPC, tune
 from score_sde.data import Moments
+from score_sde.experiments.tuning import GRIDS, Candidate, EqualizedGrid, Roughness, _Pilot, bent, is_standard
 from score_sde.run import RunError, has_tuned, load_tuned, save_choice
 from score_sde.score import draw_latents
 from score_sde.solvers import DEIS, SOLVERS, GaussianReference
 from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, PowerGrid, time_grid
 from score_sde.solvers.tuned import QUANTILES, Choice, as_options
-from score_sde.tuning import GRIDS, Candidate, EqualizedGrid, Roughness, _Pilot, bent, is_standard
 from tests.conftest import SDE_CASES, BrokenScore, mixture
 
 MOMENTS = Moments(torch.zeros(2), torch.eye(2), None)
@@ -242,7 +242,7 @@ def test_too_small_a_budget_says_how_to_add_it(tmp_path):
 
 
 def test_every_family_has_a_name():
-    from score_sde.tuning import families
+    from score_sde.experiments.tuning import families
 
     for family in families(mixture().score(SDE_CASES["vp"]), (2,)):
         saved = as_options(family, SOLVERS)

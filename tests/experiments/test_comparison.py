@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from score_sde import DDIM, VPSDE, EulerMaruyama, GaussianMixture, ProbabilityFlow
-from score_sde.comparison import CONVERGED, DATA, Clock, compare, timed
+from score_sde.experiments.comparison import CONVERGED, DATA, Clock, compare, timed
 from score_sde.metrics import energy_distance, precision_recall, sliced_wasserstein
 from score_sde.report import comparison_table, quality_curve, sample_matrix
 from score_sde.score import ClassScore, innermost
