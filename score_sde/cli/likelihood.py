@@ -17,7 +17,7 @@ from score_sde.cli.data import class_title, file_data, run_data
 from score_sde.cli.effect import key_of, refuse_without_effect
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
 from score_sde.config import ConfigError, chosen_only
-from score_sde.data import DataError
+from score_sde.data import DataError, DataSource, TensorSource, read
 from score_sde.files import DamagedError, read_metadata, write_safetensors
 from score_sde.likelihood import (
     DEQUANTIZATIONS,
@@ -55,14 +55,16 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.data:
         if options.split:
             raise ConfigError(f"--split={options.split} has no effect: --data={options.data} takes the place of the run's data")
-        values = file_data(run, options.data, options.key or "", config.data.file.layout)
+        source: DataSource = TensorSource(
+            file_data(run, options.data, options.key or "", config.data.file.layout), run.model.data
+        )
         name = f"data_{Path(options.data).stem[:40]}"
     else:
         name = options.split or "test"
-        values = getattr(run_data(run, config), name)
+        source = getattr(run_data(run, config), name)
     of = options.data or name
-    name += f"_first{options.n}" if options.n and options.n < len(values) else ""
-    values = values[: options.n]
+    name += f"_first{options.n}" if options.n and options.n < len(source) else ""
+    values = read(source, slice(options.n)).values
     how = {"score": score_for_class(run, options.class_), "seed": options.seed, "progress": not options.quiet}
     about = {"run": str(run.folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": of}
     about |= {"class": options.class_} if run.model.classes else {}
@@ -188,7 +190,7 @@ def _made(path: Path) -> dict[str, str] | None:
 
 def _train_dequantizer(run: Run, config: ConfigDict, path: Path, made: dict[str, str], *, progress: bool) -> None:
     try:
-        train = run_data(run, config).train
+        train = read(run_data(run, config).train, slice(None)).values
     except DataError as error:
         raise RunError(f"variational dequantization is trained on the training data, and there is none: {error}") from error
     fitted = fit_dequantizer(run.model, train, progress=progress, **json.loads(made["options"]))

@@ -23,9 +23,9 @@ from score_sde.cli.choices import (
 )
 from score_sde.cli.data import class_title, run_data
 from score_sde.cli.effect import idle_under_budget, key_of, refuse_without_effect
-from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
+from score_sde.cli.outputs import output_files, output_folder, protocol_digest, source_digest
 from score_sde.config import ConfigError
-from score_sde.data import Dataset, DataSpec
+from score_sde.data import Dataset, DataSource, DataSpec, read
 from score_sde.experiments.comparison import Comparison, compare, stand_in
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
@@ -153,7 +153,7 @@ def comparison_folder(
 ) -> tuple[Path, str]:
     """Where a comparison is written, and the digest of its protocol; ``given`` is the user's own choice, if there is one."""
     protocol = {"solvers": [(name, repr(solver)) for name, solver in solvers.items()], "budgets": list(budgets)}
-    protocol |= {"samples": samples, "seed": seed, "class": class_, "data": [*map(data_digest, (data.test, data.train))]}
+    protocol |= {"samples": samples, "seed": seed, "class": class_, "data": [*map(source_digest, (data.test, data.train))]}
     digest = protocol_digest(run, protocol)
     ends = sorted({budgets[0], budgets[-1]})
     marks = [f"nfe{'-'.join(map(str, ends))}", f"n{samples}", f"seed{seed}"]
@@ -176,12 +176,13 @@ def run_comparison(
     score, spec = score_for_class(run, class_), run.model.data
     random = torch.Generator().manual_seed(seed)
 
-    def encoded(values: Tensor, classes: Tensor | None, count: int) -> Tensor:
-        if class_ is not None and classes is not None:
-            values = values[classes == class_]
-        values = values[:count]
+    def encoded(source: DataSource, count: int) -> Tensor:
+        rows = torch.arange(len(source))
+        if class_ is not None and source.classes is not None:
+            rows = rows[source.classes == class_]
+        values = read(source, rows[:count]).values
         return spec.encode(values, torch.rand(values.shape, generator=random)).to(run.model.device)
 
-    held_out = encoded(data.test, data.test_classes, 2000)
-    other = encoded(data.train, data.train_classes, samples)
+    held_out = encoded(data.test, 2000)
+    other = encoded(data.train, samples)
     return compare(score, solvers, budgets, held_out, other=other, samples=samples, seed=seed, progress=progress)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from score_sde.config import ConfigError, chosen_only
+from score_sde.data import DataSource, blocks
 from score_sde.likelihood.evaluation import weights_digest
 from score_sde.run import Run
 
@@ -31,11 +32,23 @@ def protocol_digest(run: Run, protocol: Mapping[str, Any]) -> str:
 
 
 def data_digest(values: Tensor | None) -> str:
-    """The same for data."""
-    if values is None:
-        return ""
-    array = values.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()[:16]
+    """The same for data in memory."""
+    return "" if values is None else _digest([values.detach().cpu()], len(values))
+
+
+def source_digest(source: DataSource) -> str:
+    """The same for all the data of a source."""
+    return _digest((block.values for block in blocks(source, "protocol")), len(source))
+
+
+def _digest(parts: Iterable[Tensor], count: int) -> str:
+    digest = hashlib.sha256()
+    for place, part in enumerate(parts):
+        array = np.ascontiguousarray(part.numpy())
+        if not place:
+            digest.update(f"{array.dtype} {(count, *array.shape[1:])}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()[:16]
 
 
 def output_files(given: str | None, default: Path, digest: str, *, endings: tuple[str, ...]) -> list[Path]:

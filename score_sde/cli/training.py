@@ -16,7 +16,7 @@ from score_sde.cli.effect import KEPT, key_of, refuse_without_effect
 from score_sde.cli.likelihood import likelihood_digest, run_likelihood
 from score_sde.cli.measuring import comparison_folder, run_comparison
 from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
-from score_sde.data import Dataset, DataSpec, fingerprint, moments, root_mean_square, scaled_alike
+from score_sde.data import Dataset, DataSpec, fingerprint, moments, read, root_mean_square, scaled_alike
 from score_sde.demo import write_demo_report
 from score_sde.lock import sole_writer
 from score_sde.run import (
@@ -67,7 +67,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     if resumed or imported:
         data = _as_before(data, load_config(folder, accept_edited_config=edited)[1], folder)
     if config.model.sigma_data is None:
-        config.model.sigma_data = root_mean_square(data.train, data.spec)
+        config.model.sigma_data = root_mean_square(data.train)
     plain = config.to_dict()
     model = build_model(plain, data.spec)
     if imported:
@@ -88,7 +88,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     known = KnownData(fingerprint(data), data.class_names)
     save_config(folder, plain, data.spec, identity=trainer.identity, known_data=known)
     if not resumed or not has_moments(folder, identity=trainer.identity):
-        save_moments(folder, moments(data.train, data.spec), identity=trainer.identity)
+        save_moments(folder, moments(data.train), identity=trainer.identity)
     print(_summary(config, data, model, device))
     if trainer.step:
         print(f"continuing {folder} from step {trainer.step} of {training.steps}")
@@ -161,7 +161,7 @@ def _as_before(data: Dataset, known: DataSpec, folder: Path) -> Dataset:
         differing = "its coordinates have other means or standard deviations"
     if differing:
         raise RunError(f"the data is not that which {folder} was trained on: {differing}")
-    return data._replace(spec=known)
+    return data.described(known)
 
 
 def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: torch.device) -> str:
@@ -195,8 +195,9 @@ def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, [], ())
     print("computing the test bits/dim ...")
     data = run_data(run, config)
-    record = run_likelihood(run, config, data.test, seed=0, progress=not options.quiet)
-    digest = likelihood_digest(run, config, data.test, seed=0)
+    test = read(data.test, slice(None)).values
+    record = run_likelihood(run, config, test, seed=0, progress=not options.quiet)
+    digest = likelihood_digest(run, config, test, seed=0)
     about = {"run": str(folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": "test", "protocol": digest}
     record.save(folder / f"likelihood_test_{digest}.json", **about)
     print(record.sentence())

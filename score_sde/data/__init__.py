@@ -3,21 +3,29 @@
 from collections.abc import Callable
 
 from score_sde.data.arrays import array_file, load_array
-from score_sde.data.dataset import Dataset, fingerprint, scaled_alike
+from score_sde.data.dataset import Dataset, fingerprint, scaled_alike, split
 from score_sde.data.folders import image_folder
 from score_sde.data.known import IMAGES, cifar10, digits, image_spec, mnist5k, two_moons
 from score_sde.data.moments import Moments, moments
+from score_sde.data.order import EpochOrder
 from score_sde.data.scaling import root_mean_square, standardized, warn_of_fine_structure
+from score_sde.data.source import Batch, DataSource, TensorSource, View, blocks, read
 from score_sde.data.spec import DataError, DataSpec
 
 __all__ = [
     "DATASETS",
     "IMAGES",
+    "Batch",
     "DataError",
+    "DataSource",
     "DataSpec",
     "Dataset",
+    "EpochOrder",
     "Moments",
+    "TensorSource",
+    "View",
     "array_file",
+    "blocks",
     "cifar10",
     "digits",
     "fingerprint",
@@ -26,8 +34,10 @@ __all__ = [
     "load_array",
     "mnist5k",
     "moments",
+    "read",
     "root_mean_square",
     "scaled_alike",
+    "split",
     "standardized",
     "two_moons",
     "warn_of_fine_structure",

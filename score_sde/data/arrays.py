@@ -10,6 +10,7 @@ from torch import Tensor
 
 from score_sde.data.dataset import Dataset, split
 from score_sde.data.layout import arranged
+from score_sde.data.source import TensorSource
 from score_sde.data.spec import DataError, DataSpec
 from score_sde.files import DamagedError, ReadError, check_sealed
 
@@ -57,7 +58,7 @@ def array_file(
     event = tuple(values.shape[1:])
     if values.is_floating_point() and not levels:
         _check_floats(values, path)
-        spec = None
+        spec = DataSpec(event)
     elif loaded.dtype == np.uint8 or loaded.dtype == bool or levels:
         known = 2 if loaded.dtype == bool else 256
         spec = DataSpec(event, levels=levels or known, dequantize=dequantize, model_range=model_range)
@@ -67,12 +68,14 @@ def array_file(
     if loaded.dtype == np.uint8 and not levels and 0 < values.max() < 32:
         _warn_of_few_levels(path, int(values.max()))
     indices = _load_classes(path, classes, len(values)) if classes else None
-    data = split(values, spec, test_fraction, seed, indices, by=held_out_by)
+    data = split(TensorSource(values, spec, indices), test_fraction, seed, by=held_out_by)
+    if spec.levels is None:
+        data = data.standardized()
     if not limits:
         return data
-    if spec is not None or len(limits) != 2 or not limits[0] < limits[1]:
+    if spec.levels is not None or len(limits) != 2 or not limits[0] < limits[1]:
         raise DataError(f"limits are the smallest and the largest value of continuous data, got {limits}")
-    return data._replace(spec=replace(data.spec, limits=(limits,)))
+    return data.described(replace(data.spec, limits=(limits,)))
 
 
 def _check_floats(values: Tensor, path: str) -> None:

@@ -6,33 +6,42 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_sde.data.held_out import SPLITS, by_content, rows_of_bytes
+from score_sde.data.held_out import SPLITS, by_content, row_bytes
+from score_sde.data.moments import Running
 from score_sde.data.scaling import standardized
+from score_sde.data.source import DataSource, View, blocks
 from score_sde.data.spec import DataError, DataSpec
 
 
 class Dataset(NamedTuple):
-    """Data in its own units, split into what is trained on and what is held out, with its description.
+    """A source of what is trained on and one of what is held out; the names of their classes, in order, if they are known."""
 
-    Where it has classes, ``train_classes`` and ``test_classes`` hold their indices, ``(N,)``, and ``class_names`` what each is
-    called, if that is known.
-    """
-
-    train: Tensor
-    test: Tensor
-    spec: DataSpec
-    train_classes: Tensor | None = None
-    test_classes: Tensor | None = None
+    train: DataSource
+    test: DataSource
     class_names: tuple[str, ...] = ()
 
+    @property
+    def spec(self) -> DataSpec:
+        """What the samples of both are."""
+        return self.train.spec
 
-def split(
-    values: Tensor, spec: DataSpec | None, fraction: float, seed: int, classes: Tensor | None = None, *, by: str = "position"
-) -> Dataset:
-    """Hold out ``fraction`` of ``values``, and their classes with them.
+    def described(self, spec: DataSpec) -> "Dataset":
+        """The same samples, said to be what ``spec`` says."""
+        return self._replace(train=View(self.train, described=spec), test=View(self.test, described=spec))
+
+    def renumbered(self, index: Tensor, names: tuple[str, ...]) -> "Dataset":
+        """The same samples with ``index[c]``, int64 ``(classes,)``, for class c, and new names."""
+        return Dataset(View(self.train, renumbered=index), View(self.test, renumbered=index), names)
+
+    def standardized(self) -> "Dataset":
+        """The same samples, continuous ones, with the scaling that is measured on what is trained on."""
+        return self.described(standardized(self.train))
+
+
+def split(source: DataSource, fraction: float, seed: int, *, by: str = "position") -> Dataset:
+    """Hold out ``fraction`` of a source.
 
     Args:
-        spec: the description; None for continuous data whose scaling is measured on what is trained on.
         by: ``position`` shuffles and holds out as many as ``fraction`` says. ``content`` holds out about as many, by what they
             hold: a sample stays on its side when others are added.
     """
@@ -40,16 +49,15 @@ def split(
         raise DataError(f"unknown split {by!r}; choose one of {', '.join(SPLITS)}")
     if not 0 < fraction < 1:
         raise DataError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
-    held_out = round(fraction * len(values))
-    if not 0 < held_out < len(values):
-        raise DataError(f"{len(values)} samples are too few to hold out {fraction:.0%} of them")
+    held_out = round(fraction * len(source))
+    if not 0 < held_out < len(source):
+        raise DataError(f"{len(source)} samples are too few to hold out {fraction:.0%} of them")
     if by == "content":
-        train, test = by_content(values, spec.levels if spec else None, fraction, seed, classes)
+        train, test = by_content(source, fraction, seed)
     else:
-        order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
         train, test = order[held_out:], order[:held_out]
-    both = (None, None) if classes is None else (classes[train], classes[test])
-    return Dataset(values[train], values[test], spec or standardized(values[train]), *both)
+    return Dataset(View(source, rows=train), View(source, rows=test))
 
 
 def scaled_alike(data: Dataset, spec: DataSpec) -> bool:
@@ -57,17 +65,23 @@ def scaled_alike(data: Dataset, spec: DataSpec) -> bool:
     if spec.spread:
         pairs = zip(data.spec.location, data.spec.spread, spec.location, spec.spread, strict=True)
         return all(abs(a - c) <= 1e-6 * d and abs(b - d) <= 1e-6 * d for a, b, c, d in pairs)
-    x = spec.scale(torch.cat([data.train, data.test]).double())
-    return abs(x.mean().item()) < 1e-5 and abs(x.std().item() - 1) < 1e-5
+    found = Running()
+    for source in (data.train, data.test):
+        for block in blocks(source, "scaling"):
+            x = spec.scale(block.values.double())
+            found.add(x.numel(), x.mean(), (x - x.mean()).square().sum())
+    deviation = (found.scatter / (found.count - 1)).sqrt()
+    return abs(found.mean.item()) < 1e-5 and abs(deviation.item() - 1) < 1e-5
 
 
 def fingerprint(data: Dataset) -> str:
     """32 hexadecimal digits that tell data from other data: its values, their order, their classes and the split."""
     digest = hashlib.sha256()
-    for values in (data.train, data.test):
-        digest.update(f"{tuple(values.shape)} {data.spec.levels}".encode())
-        for rows in rows_of_bytes(values, data.spec.levels):
-            digest.update(rows)
-    for classes in (data.train_classes, data.test_classes):
-        digest.update(b"none" if classes is None else classes.long().numpy().astype("<i8").tobytes())
+    sources = (data.train, data.test)
+    for source in sources:
+        digest.update(f"{(len(source), *data.spec.shape)} {data.spec.levels}".encode())
+        for block in blocks(source, "fingerprint"):
+            digest.update(row_bytes(block.values, data.spec.levels))
+    for source in sources:
+        digest.update(b"none" if source.classes is None else source.classes.numpy().astype("<i8").tobytes())
     return digest.hexdigest()[:32]

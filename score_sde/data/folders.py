@@ -10,6 +10,7 @@ import torch
 
 from score_sde.data.dataset import Dataset, split
 from score_sde.data.pictures import BACKGROUNDS, read_as_before, read_picture
+from score_sde.data.source import TensorSource
 from score_sde.data.spec import DataError, DataSpec
 from score_sde.data.tree import ENDINGS, Tree, pictures_below
 from score_sde.progress import Progress
@@ -71,22 +72,25 @@ def image_folder(
     if not files:
         raise DataError(f"{path} holds no image ({', '.join(ENDINGS)}){_skipped(tree.skipped)}")
     notes: Counter = Counter()
-    pictures = []
+    values, first = torch.empty(0), np.empty(0)
     with Progress("reading pictures", len(files), unit="picture", stays=False, delay=3.0) as bar:
-        for file in bar.over(files):
+        for place, file in enumerate(bar.over(files)):
             if as_before:
-                pictures.append(read_as_before(root / file, channels=channels, size=size))
+                picture = read_as_before(root / file, channels=channels, size=size)
             else:
-                pictures.append(read_picture(root / file, channels=channels, size=size, background=background, notes=notes))
-            _refuse_other_size(pictures, files, root)
-    values = torch.from_numpy(np.stack(pictures)).reshape(len(files), *pictures[0].shape[:2], channels)
-    values = values.permute(0, 3, 1, 2).contiguous()
+                picture = read_picture(root / file, channels=channels, size=size, background=background, notes=notes)
+            if not place:
+                first = picture
+                values = torch.empty(len(files), channels, *picture.shape[:2], dtype=torch.uint8)
+            _refuse_other_size(first, picture, root / files[0], root / file)
+            values[place] = torch.tensor(picture).reshape(*picture.shape[:2], channels).permute(2, 0, 1)
     if not as_before:
         _tell(root, tree.skipped, notes, grey=channels == 3 and bool((values == values[:, :1]).all()))
     spec = DataSpec(tuple(values.shape[1:]), levels=256, dequantize=dequantize, model_range=model_range)
-    place = {name: number for number, name in enumerate(names)}
-    indices = torch.tensor([place[file.parts[0]] for file in files]) if names else None
-    return split(values, spec, test_fraction, seed, indices, by=held_out_by)._replace(class_names=tuple(names))
+    number = {name: index for index, name in enumerate(names)}
+    classes = torch.tensor([number[file.parts[0]] for file in files]) if names else None
+    data = split(TensorSource(values, spec, classes), test_fraction, seed, by=held_out_by)
+    return data._replace(class_names=tuple(names))
 
 
 def _class_names(root: Path, tree: Tree, classes: str) -> list[str]:
@@ -117,12 +121,11 @@ def _class_names(root: Path, tree: Tree, classes: str) -> list[str]:
     return names
 
 
-def _refuse_other_size(pictures: Sequence[np.ndarray], files: Sequence[Path], root: Path) -> None:
-    first, last = pictures[0].shape, pictures[-1].shape
-    if last != first:
+def _refuse_other_size(first: np.ndarray, other: np.ndarray, first_file: Path, file: Path) -> None:
+    if other.shape != first.shape:
         raise DataError(
-            f"{root / files[len(pictures) - 1]} has {last[1]} x {last[0]} pixels, {root / files[0]} has {first[1]} x "
-            f"{first[0]}: give --config.data.folder.size= to crop and resize them"
+            f"{file} has {other.shape[1]} x {other.shape[0]} pixels, {first_file} has {first.shape[1]} x {first.shape[0]}: "
+            "give --config.data.folder.size= to crop and resize them"
         )
 
 

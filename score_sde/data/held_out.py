@@ -11,29 +11,26 @@ Values count, not how they are stored: a file that is saved anew in wider number
 """
 
 import hashlib
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.data.source import DataSource, blocks
+
 SPLITS = ("content", "position")
 """By what samples are held out: what they hold, or their place in a shuffled list."""
 
-CHUNK = 1 << 24
-"""Values that are hashed at a time."""
 
-
-def by_content(
-    values: Tensor, levels: int | None, fraction: float, seed: int, classes: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Indices of what is trained on and of what is held out, each in the order of the keys.
+def by_content(source: DataSource, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of what is trained on and of what is held out, each in the order of the keys.
 
     Something is held out, and of each class something is trained on. Where there would be nothing, copies of a sample are told
     apart by their number, and if that does not help, as it may not with few samples, the nearest key is taken.
     """
-    keys = sample_keys(values, levels, seed)
-    told = np.zeros(len(keys)) if classes is None else classes.numpy()
+    levels = source.spec.levels
+    keys = np.concatenate([sample_keys(block.values, levels, seed) for block in blocks(source, "held-out samples")])
+    told = np.zeros(len(keys)) if source.classes is None else source.classes.numpy()
     order = np.lexsort((told, keys))  # among copies the class decides, so that the order of the file never does
     keys = keys[order]
     drawn = sample_keys(torch.from_numpy(np.stack([keys, _copy_numbers(keys)], 1)), None, seed)
@@ -55,19 +52,18 @@ def by_content(
 def sample_keys(values: Tensor, levels: int | None, seed: int) -> np.ndarray:
     """The key of each of ``values`` ``(N, *D)``, integers of so many ``levels`` or continuous: in [0, 1), float64."""
     salt = str(seed).encode()
-    hashes = [hashlib.blake2b(row, digest_size=8, key=salt).digest() for rows in rows_of_bytes(values, levels) for row in rows]
+    hashes = [hashlib.blake2b(row, digest_size=8, key=salt).digest() for row in row_bytes(values, levels)]
     return (np.frombuffer(b"".join(hashes), "<u8") >> np.uint64(11)) * 2.0**-53
 
 
-def rows_of_bytes(values: Tensor, levels: int | None) -> Iterator[np.ndarray]:
-    """Samples as rows of bytes, some at a time: a byte for each integer of up to 256 levels, else 64-bit integers or floats."""
+def row_bytes(values: Tensor, levels: int | None) -> np.ndarray:
+    """Samples as rows of bytes: a byte for each integer of up to 256 levels, else 64-bit integers or floats."""
     kind = torch.float64 if levels is None else torch.uint8 if levels <= 256 else torch.int64
-    for chunk in values.split(max(1, CHUNK // max(1, values[0].numel()))):
-        rows = chunk.flatten(1).to(kind)
-        if levels is None:
-            rows = rows + 0.0  # -0.0 becomes 0.0
-        array = np.ascontiguousarray(rows.numpy())
-        yield array.astype(array.dtype.newbyteorder("<"), copy=False).view(np.uint8)
+    rows = values.flatten(1).to(kind)
+    if levels is None:
+        rows = rows + 0.0  # -0.0 becomes 0.0
+    array = np.ascontiguousarray(rows.numpy())
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).view(np.uint8)
 
 
 def _copy_numbers(keys: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from score_sde.data.dataset import Dataset, split
+from score_sde.data.source import TensorSource
 from score_sde.data.spec import DataError, DataSpec
 
 IMAGES = {"digits": ((1, 8, 8), 17), "mnist5k": ((1, 28, 28), 256), "cifar10": ((3, 32, 32), 256)}
@@ -23,8 +24,8 @@ def two_moons(samples: int = 10000, noise: float = 0.06, test_fraction: float = 
     from sklearn.datasets import make_moons
 
     points, moon = make_moons(samples, noise=noise, random_state=seed)
-    values = torch.from_numpy(points).float()
-    return split(values, None, test_fraction, seed, torch.from_numpy(moon))
+    source = TensorSource(torch.from_numpy(points).float(), DataSpec((2,)), torch.from_numpy(moon))
+    return split(source, test_fraction, seed).standardized()
 
 
 def digits(dequantize: bool = True, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
@@ -34,7 +35,7 @@ def digits(dequantize: bool = True, test_fraction: float = 0.2, seed: int = 0) -
     loaded = load_digits()
     values = torch.from_numpy(loaded.images).to(torch.uint8)[:, None]
     spec = image_spec("digits", dequantize=dequantize)
-    return split(values, spec, test_fraction, seed, torch.from_numpy(loaded.target))
+    return split(TensorSource(values, spec, torch.from_numpy(loaded.target)), test_fraction, seed)
 
 
 def mnist5k(dequantize: bool = True, test_fraction: float = 0.1, seed: int = 0) -> Dataset:
@@ -46,7 +47,7 @@ def mnist5k(dequantize: bool = True, test_fraction: float = 0.1, seed: int = 0) 
     images, digit = mnist_data()
     values = torch.from_numpy(images).to(torch.uint8).reshape(-1, 1, 28, 28)
     spec = image_spec("mnist5k", dequantize=dequantize)
-    return split(values, spec, test_fraction, seed, torch.from_numpy(digit).long())
+    return split(TensorSource(values, spec, torch.from_numpy(digit).long()), test_fraction, seed)
 
 
 def cifar10(
@@ -66,7 +67,10 @@ def cifar10(
             raise DataError(f"{file} is not a batch of CIFAR-10: {raw.size} bytes are no multiple of 1 + 3072")
         return raw.reshape(-1, 3073)
 
-    parts = [np.concatenate([read(f"data_batch_{i}.bin") for i in range(1, 6)]), read("test_batch.bin")]
-    images = [torch.from_numpy(part[:, 1:].reshape(-1, 3, 32, 32)) for part in parts]
-    classes = [torch.from_numpy(part[:, 0].astype(np.int64)) for part in parts]
-    return Dataset(*images, image_spec("cifar10", dequantize=dequantize, model_range=model_range), *classes)
+    spec = image_spec("cifar10", dequantize=dequantize, model_range=model_range)
+
+    def source(raw: np.ndarray) -> TensorSource:
+        images = torch.from_numpy(raw[:, 1:].reshape(-1, *spec.shape))
+        return TensorSource(images, spec, torch.from_numpy(raw[:, 0].astype(np.int64)))
+
+    return Dataset(source(np.concatenate([read(f"data_batch_{i}.bin") for i in range(1, 6)])), source(read("test_batch.bin")))

@@ -43,7 +43,7 @@ from torch import Tensor
 
 from score_sde import ProbabilityFlow, ScoreModel, load, log_likelihood
 from score_sde.checkpoint import CheckpointError
-from score_sde.data import DataError, load_array
+from score_sde.data import DataError, load_array, read
 from score_sde.divergence import GivenProbes, Hutchinson
 from score_sde.likelihood.accuracy import choose_solver
 from score_sde.likelihood.dequantization import uniform
@@ -311,11 +311,11 @@ def images_of(parser: argparse.ArgumentParser, options: argparse.Namespace, run:
     """The images, from which the first are taken, and those of the pilot."""
     count, data = options.images, None
     try:
-        values = load_array(options.data) if options.data else (data := build_data(run.config)).test
+        values = load_array(options.data) if options.data else read((data := build_data(run.config)).test, slice(None)).values
         run.model.data.check(values, options.data or "the test split")
         others = values[count : count + PILOT]
         if not len(others):
-            others = (data or build_data(run.config)).train[:PILOT]
+            others = read((data or build_data(run.config)).train, slice(PILOT)).values
     except (DataError, RunError) as error:
         parser.error(f"{error}. The images, and {PILOT} more for the pilot, can be given by --data=FILE.npy")
     if len(values) < count:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from score_sde.data import DataError, image_folder
+from tests.data.reading import every
 
 
 def pictures(folder, count=4, *, grey=0, size=(4, 4), ending="png"):
@@ -29,7 +30,7 @@ def read(folder, **options):
 
 
 def everything(data) -> torch.Tensor:
-    return torch.cat([data.train, data.test])
+    return torch.cat([every(data.train), every(data.test)])
 
 
 def greys(data) -> list[int]:
@@ -37,7 +38,7 @@ def greys(data) -> list[int]:
 
 
 def by_class(data) -> dict[str, list[int]]:
-    values, classes = everything(data)[:, 0, 0, 0], torch.cat([data.train_classes, data.test_classes])
+    values, classes = everything(data)[:, 0, 0, 0], torch.cat([data.train.classes, data.test.classes])
     return {name: sorted(values[classes == i].tolist()) for i, name in enumerate(data.class_names)}
 
 
@@ -52,7 +53,7 @@ def test_classes_are_in_natural_order_beside_an_editors_leftovers(tmp_path):
     pictures(tmp_path / ".ipynb_checkpoints", grey=99)
     data = read(tmp_path)
     assert data.class_names == tuple(map(str, range(12)))
-    for values, classes in ((data.train, data.train_classes), (data.test, data.test_classes)):
+    for values, classes in ((every(source), source.classes) for source in data[:2]):
         assert (values[:, 0, 0, 0] == classes).all()
 
 
@@ -153,13 +154,13 @@ def test_a_stray_picture_beside_class_folders_is_refused(tmp_path):
         read(tmp_path)
     assert by_class(read(tmp_path, classes="folders")) == {"cat": [0, 1, 2, 3], "dog": [50, 51, 52, 53]}
     data = read(tmp_path, classes="none")
-    assert (data.train_classes, data.class_names) == (None, ())
+    assert (data.train.classes, data.class_names) == (None, ())
     assert greys(data) == [0, 1, 2, 3, 50, 51, 52, 53, 99]
 
 
 def test_one_folder_is_no_class_and_an_empty_one_is_said(tmp_path):
     pictures(tmp_path / "cat")
-    assert read(tmp_path).train_classes is None
+    assert read(tmp_path).train.classes is None
     assert read(tmp_path, classes="folders").class_names == ("cat",)
     pictures(tmp_path / "dog")
     (tmp_path / "cow").mkdir()
@@ -202,8 +203,8 @@ def test_pictures_are_turned_as_their_exif_orientation_says(tmp_path, orientatio
     data = read(tmp_path)
     wanted = torch.from_numpy(ways[orientation](stored).copy())[None]
     assert data.spec.shape == wanted.shape
-    assert torch.equal(data.train[0], wanted)
-    assert torch.equal(data.test[0], wanted)
+    assert torch.equal(every(data.train)[0], wanted)
+    assert torch.equal(every(data.test)[0], wanted)
 
 
 def test_jpegs_of_a_camera_stand_upright(tmp_path):
@@ -235,19 +236,23 @@ def test_transparent_parts_are_drawn_over_the_background(tmp_path, mode, channel
             image.save(tmp_path / f"{i}.png")
     with pytest.warns(UserWarning, match=f"2 have transparent parts, which are drawn over {background}"):
         data = image_folder(str(tmp_path), channels=channels, background=background, test_fraction=0.5)
-    assert data.train[0].tolist() == [[[behind, shown]]] * channels
+    assert every(data.train)[0].tolist() == [[[behind, shown]]] * channels
 
 
 def test_half_transparent_and_opaque_pictures(tmp_path):
     for i in range(2):
         Image.new("RGBA", (2, 2), (200, 100, 0, 51)).save(tmp_path / f"{i}.png")
-    assert read(tmp_path, channels=3).train[0, :, 0, 0].tolist() == [244, 224, 204]  # a fifth of the colour, the rest white
+    assert every(read(tmp_path, channels=3).train)[0, :, 0, 0].tolist() == [
+        244,
+        224,
+        204,
+    ]  # a fifth of the colour, the rest white
     for i in range(2):
         Image.new("RGBA", (2, 2), (200, 100, 0, 255)).save(tmp_path / f"{i}.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = image_folder(str(tmp_path), test_fraction=0.5)
-    assert data.train[0, :, 0, 0].tolist() == [200, 100, 0]
+    assert every(data.train)[0, :, 0, 0].tolist() == [200, 100, 0]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -257,13 +262,13 @@ def test_palettes_are_colours(tmp_path, channels):
         image.putpalette([7, 7, 7, 200, 200, 200, 255, 0, 0])
         image.save(tmp_path / f"{i}.{'png' if i else 'gif'}")
     rows = [[7, 200, 76]] if channels == 1 else [[7, 200, 255], [7, 200, 0], [7, 200, 0]]  # 76: the luminance of red
-    assert read(tmp_path, channels=channels).train[0, :, 0].tolist() == rows
+    assert every(read(tmp_path, channels=channels).train)[0, :, 0].tolist() == rows
 
 
 def test_black_and_white_pictures_are_0_and_255(tmp_path):
     for i in range(2):
         Image.fromarray(np.array([[False, True]])).save(tmp_path / f"{i}.png")
-    assert read(tmp_path).train[0].tolist() == [[[0, 255]]]
+    assert every(read(tmp_path).train)[0].tolist() == [[[0, 255]]]
 
 
 def test_the_first_of_several_frames_is_taken_and_said(tmp_path):

@@ -7,15 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from score_sde.data import DataSpec, array_file, digits, fingerprint, image_folder
-from score_sde.data.dataset import split
+from score_sde.data import TensorSource, array_file, digits, fingerprint, image_folder, split
 from score_sde.data.held_out import by_content, sample_keys
+from tests.data.reading import continuous, every
 
-SPEC = DataSpec((2,))
+
+def rows(source) -> set[tuple]:
+    return set(map(tuple, every(source).flatten(1).tolist()))
 
 
-def rows(values) -> set[tuple]:
-    return set(map(tuple, values.flatten(1).tolist()))
+def with_classes(values, classes):
+    return TensorSource(values, continuous(values).spec, classes)
 
 
 @pytest.fixture
@@ -25,23 +27,23 @@ def values():
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 def test_added_samples_move_no_other(values, fraction):
-    before = split(values, SPEC, fraction, 0, by="content")
+    before = split(continuous(values), fraction, 0, by="content")
     more = torch.cat([torch.randn(300, 2, dtype=torch.float64), values.flip(0), torch.randn(200, 2, dtype=torch.float64)])
-    after = split(more, SPEC, fraction, 0, by="content")
+    after = split(continuous(more), fraction, 0, by="content")
     assert rows(before.test) <= rows(after.test)
     assert rows(before.train) <= rows(after.train)
     assert not rows(after.test) & rows(after.train)
     assert len(after.test) + len(after.train) == 1000
-    by_position = split(more, SPEC, fraction, 0)
-    assert not rows(split(values, SPEC, fraction, 0).test) <= rows(by_position.test)  # what this is for
+    by_position = split(continuous(more), fraction, 0)
+    assert not rows(split(continuous(values), fraction, 0).test) <= rows(by_position.test)  # what this is for
 
 
 def test_about_the_fraction_is_held_out_and_seeds_differ():
     values = torch.randn(20000, 2)
     for fraction in (0.02, 0.3):
-        found = len(split(values, SPEC, fraction, 0, by="content").test)
+        found = len(split(continuous(values), fraction, 0, by="content").test)
         assert abs(found - 20000 * fraction) < 5 * (20000 * fraction * (1 - fraction)) ** 0.5
-    first, second = (rows(split(values, SPEC, 0.3, seed, by="content").test) for seed in (0, 1))
+    first, second = (rows(split(continuous(values), 0.3, seed, by="content").test) for seed in (0, 1))
     assert 0.2 < len(first & second) / len(first) < 0.4
 
 
@@ -54,20 +56,22 @@ def test_the_order_of_a_file_does_not_matter(values):
     values = torch.cat([values[:400], values[:50], values[:50]])  # copies too, of other classes
     classes = torch.arange(500) % 3
     order = torch.randperm(500)
-    first = split(values, SPEC, 0.3, 0, classes, by="content")
-    second = split(values[order], SPEC, 0.3, 0, classes[order], by="content")
-    assert all(torch.equal(a, b) for a, b in zip(first[:2] + first[3:5], second[:2] + second[3:5], strict=True))
+    first = split(with_classes(values, classes), 0.3, 0, by="content")
+    second = split(with_classes(values[order], classes[order]), 0.3, 0, by="content")
+    for one, other in zip(first[:2], second[:2], strict=True):
+        assert torch.equal(every(one), every(other))
+        assert torch.equal(one.classes, other.classes)
 
 
 def test_classes_stay_with_their_samples():
     values = torch.arange(200.0)[:, None]
-    data = split(values, DataSpec((1,)), 0.3, 0, torch.arange(200) % 7, by="content")
-    assert torch.equal(data.train[:, 0].long() % 7, data.train_classes)
-    assert torch.equal(data.test[:, 0].long() % 7, data.test_classes)
+    data = split(with_classes(values, torch.arange(200) % 7), 0.3, 0, by="content")
+    for source in data[:2]:
+        assert torch.equal(every(source)[:, 0].long() % 7, source.classes)
 
 
 def test_copies_lie_on_the_same_side(values):
-    data = split(torch.cat([values, values[:200]]), SPEC, 0.3, 0, by="content")
+    data = split(continuous(torch.cat([values, values[:200]])), 0.3, 0, by="content")
     assert not rows(data.train) & rows(data.test)
 
 
@@ -76,7 +80,7 @@ def test_copies_lie_on_the_same_side(values):
 def test_no_side_is_empty(count, distinct):
     for seed in range(20):
         values = torch.arange(float(count))[:, None] if distinct else torch.ones(count, 1)
-        train, test = by_content(values, None, 0.3, seed)
+        train, test = by_content(continuous(values), 0.3, seed)
         assert len(train) > 0
         assert len(test) > 0
         assert sorted(torch.cat([train, test]).tolist()) == list(range(count))
@@ -87,7 +91,7 @@ def test_each_class_keeps_something_to_train_on(distinct):
     """Classes of five copies of one picture: that picture is held out in about one class of ten, but not all of its copies."""
     classes = torch.arange(60).repeat_interleave(5)
     values = (torch.arange(300.0) if distinct else classes.float())[:, None]
-    train, test = by_content(values, None, 0.1, 0, classes)
+    train, test = by_content(with_classes(values, classes), 0.1, 0)
     assert set(classes[train].tolist()) == set(range(60))
     assert 0 < len(test) < 60
 
@@ -103,7 +107,7 @@ def test_it_does_not_matter_how_values_are_stored(tmp_path):
     np.save(tmp_path / "single.npy", floats)
     np.save(tmp_path / "double.npy", floats.astype(np.float64))
     single, double = (array_file(str(tmp_path / f"{name}.npy")) for name in ("single", "double"))
-    assert torch.equal(single.test.double(), double.test)
+    assert torch.equal(every(single.test).double(), every(double.test))
 
 
 def test_minus_zero_is_zero():
@@ -112,7 +116,7 @@ def test_minus_zero_is_zero():
 
 def test_a_fingerprint_tells_data_from_other_data(values):
     def of(values, *, seed=0, classes=None, **options):
-        return fingerprint(split(values, SPEC, 0.3, seed, classes, **options))
+        return fingerprint(split(with_classes(values, classes), 0.3, seed, **options))
 
     changed = values.clone()
     changed[3, 1] += 1e-12

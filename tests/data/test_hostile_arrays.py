@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from score_sde.data import DataError, array_file
+from tests.data.reading import every
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +29,7 @@ def read(path, **options):
     if data is None:
         assert path.name in refusal
         return None
-    values = torch.cat([data.train, data.test]).numpy()
+    values = torch.cat([every(data.train), every(data.test)]).numpy()
     return values[values.reshape(len(values), -1)[:, 0].argsort()], data.spec
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from score_sde.data import DataError, image_folder
+from tests.data.reading import every
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +102,7 @@ def test_a_forest_is_read_as_it_is(tmp_path, seed):
     forest = Forest(tmp_path, seed)
     data = read(tmp_path / "tree")
     found = {}
-    for values, classes in ((data.train, data.train_classes), (data.test, data.test_classes)):
+    for values, classes in ((every(source), source.classes) for source in data[:2]):
         for value, number in zip(values, classes.tolist(), strict=True):
             red, green, blue = value[:, 0, 0].tolist()
             assert (value == value[:, :1, :1]).all()
@@ -136,7 +137,7 @@ def test_pictures_that_are_added_move_no_other(tmp_path, seed):
     sides = []
     for _ in range(2):
         data = read(tmp_path / "tree", classes="none")
-        sides.append([set(map(tuple, values.flatten(1).tolist())) for values in (data.train, data.test)])
+        sides.append([set(map(tuple, values.flatten(1).tolist())) for values in map(every, data[:2])])
         for name in sorted(set(forest.wanted.values()) - {"linked"}):
             forest.picture(tmp_path / "tree" / name, name)
     assert all(before <= after for before, after in zip(*sides, strict=True))
@@ -166,5 +167,5 @@ def test_flipped_bits_are_refused_or_are_a_picture_of_that_size(tmp_path, flips)
             continue
         assert data.spec.shape == (3, 16, 16)
         if ending == "png":
-            values = {tuple(value.permute(1, 2, 0).flatten().tolist()) for value in torch.cat([data.train, data.test])}
+            values = {tuple(value.permute(1, 2, 0).flatten().tolist()) for value in torch.cat([*map(every, data[:2])])}
             assert values == {tuple(noise.flatten().tolist()), tuple((255 - noise).flatten().tolist())}

@@ -11,6 +11,7 @@ from score_sde.cli import main
 from score_sde.data import DataError, array_file, load_array
 from score_sde.data.layout import LAYOUTS, arranged
 from score_sde.run import build_data, load_config
+from tests.data.reading import every
 
 CERTAIN = [
     (7,),
@@ -144,7 +145,7 @@ def test_red_pictures_stay_red(tmp_path):
             array_file(path, **options)
         data = array_file(path, layout="channels_last", **options)
         assert data.spec.shape == (3, 16, 16)
-        assert data.train.double().mean((0, 2, 3)).round().tolist() == [255, 0, 0]
+        assert every(data.train).double().mean((0, 2, 3)).round().tolist() == [255, 0, 0]
 
 
 def test_masks_have_two_levels(tmp_path):

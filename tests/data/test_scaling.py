@@ -16,6 +16,7 @@ from score_sde.data import (
     DataError,
     Dataset,
     DataSpec,
+    TensorSource,
     array_file,
     root_mean_square,
     scaled_alike,
@@ -26,6 +27,7 @@ from score_sde.data import (
 from score_sde.images import picture
 from score_sde.loss import WEIGHTINGS, denoising_score_matching
 from score_sde.model import ScoreModel
+from tests.data.reading import continuous, every
 
 COUNT = 4000
 
@@ -56,14 +58,14 @@ PLAIN = {
     "zeros and ones": (normal() > 0).double(),
     "few ones": (normal() > 2.5).double(),  # 25 of 4000
     "mostly zero": normal() * (normal(3) > 2.6),
-    "a moon": two_moons().train[:COUNT, 0].double(),
+    "a moon": every(two_moons().train)[:COUNT, 0].double(),
 }
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_location_and_spread_are_mean_and_standard_deviation(name):
     values = PLAIN[name]
-    spec = standardized(values[:, None])
+    spec = standardized(continuous(values[:, None]))
     x = spec.scale(values[:, None])
     tolerance = 1e-9 + 1e-16 * abs(spec.location[0]) / spec.spread[0]  # of float64, far from 0
     assert abs(x.mean().item()) < tolerance
@@ -75,16 +77,16 @@ def test_location_and_spread_are_mean_and_standard_deviation(name):
 @pytest.mark.parametrize("by", [30.0, 1e3, -1e12])
 def test_a_few_outliers_change_neither(count, by):
     for clean in (normal(), modes(0.05), torch.rand(COUNT, dtype=torch.float64)):
-        one, other = (standardized(values[:, None]) for values in (clean, spoilt(clean, count, by)))
+        one, other = (standardized(continuous(values[:, None])) for values in (clean, spoilt(clean, count, by)))
         assert other.location[0] == pytest.approx(one.location[0], abs=0.05)
         assert other.spread[0] == pytest.approx(one.spread[0], rel=0.03)
-        assert root_mean_square(spoilt(clean, count, by)[:, None], other) == pytest.approx(1, abs=1e-9)
+        assert root_mean_square(TensorSource(spoilt(clean, count, by)[:, None], other)) == pytest.approx(1, abs=1e-9)
 
 
 def test_outliers_are_found_among_more_values_than_are_sorted():
     values = torch.randn(100_000, 1, 4, generator=torch.Generator().manual_seed(0))
     values[:300, 0] = 1e6
-    spec = standardized(values)
+    spec = standardized(continuous(values))
     assert spec.spread[0] == pytest.approx(1, rel=0.01)
     assert abs(spec.location[0]) < 0.01
 
@@ -92,14 +94,14 @@ def test_outliers_are_found_among_more_values_than_are_sorted():
 def test_a_constant_coordinate_keeps_its_value_through_the_noise_of_sampling():
     zero = torch.zeros(COUNT, dtype=torch.float64)
     values = torch.stack([300 * normal(), zero + 7.3, zero, 1e-9 * normal()], 1)
-    spec = standardized(values)
+    spec = standardized(continuous(values))
     assert torch.equal(spec.unscale(spec.scale(values))[:, 1:3], values[:, 1:3])
     drawn = spec.decode(torch.full((1, 4), 0.05))
     assert drawn[0, 1].item() == pytest.approx(7.3, rel=1e-5)
     assert abs(drawn[0, 2].item()) < 1e-13
-    assert root_mean_square(values, spec) == pytest.approx(1, abs=1e-9)
+    assert root_mean_square(TensorSource(values, spec)) == pytest.approx(1, abs=1e-9)
     with pytest.raises(DataError, match="constant"):
-        standardized(values[:, 1:3])
+        standardized(continuous(values[:, 1:3]))
 
 
 @pytest.mark.parametrize("sides", [(), (7,), (4, 3), (2, 3, 4)], ids=str)
@@ -107,7 +109,7 @@ def test_channels_of_different_units_are_scaled_each_by_its_own(sides):
     """A spread for every channel, the same over its sides; for vectors, channels are coordinates."""
     units = torch.tensor([1e5, 1e-3, 2.0], dtype=torch.float64).reshape(3, *[1] * len(sides))
     values = units * (torch.randn(500, 3, *sides, dtype=torch.float64) + 4)
-    spec = standardized(values)
+    spec = standardized(continuous(values))
     assert len(spec.spread) == 3
     x = spec.scale(values).transpose(0, 1).flatten(1)
     torch.testing.assert_close(x.mean(1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-9)
@@ -154,7 +156,7 @@ def log_density(means: torch.Tensor, covariances: torch.Tensor, values: torch.Te
 def test_log_p_in_nats_is_that_of_the_data_whatever_its_units(shape):
     """log p of the values = log p of the model coordinates + log_det, by the change of variables, at ranks 2 to 5."""
     means, covariances, values = units_mixture(shape)
-    spec = standardized(values)
+    spec = standardized(continuous(values))
     found = inside(shape, spec, means, covariances).log_prob(spec.scale(values)) + spec.log_det
     torch.testing.assert_close(found, log_density(means, covariances, values), rtol=1e-6, atol=1e-6)
 
@@ -162,7 +164,7 @@ def test_log_p_in_nats_is_that_of_the_data_whatever_its_units(shape):
 @pytest.mark.parametrize("sde", [VPSDE(t_min=1e-6), VESDE(sigma_min=1e-4)], ids=["vp", "ve"])
 def test_bits_per_dim_is_that_of_the_data_whatever_its_units(sde):
     means, covariances, values = units_mixture((3,))
-    spec, values = standardized(values), values[:32]
+    spec, values = standardized(continuous(values)), values[:32]
     record = bits_per_dim(inside((3,), spec, means, covariances).score(sde), values, data=spec, divergence="exact", audit=0)
     expected = -log_density(means, covariances, values).mean().item() / 3 / math.log(2)
     assert record.mean == pytest.approx(expected, abs=5e-3)
@@ -174,13 +176,13 @@ def test_bits_per_dim_is_that_of_the_data_whatever_its_units(sde):
 def test_data_far_from_zero_is_decoded_with_its_digits():
     """float32 has a resolution of 0.5 at 5e6."""
     values = torch.stack([4e6 + normal(0), 5e6 + 2 * normal(1)], 1)
-    spec = standardized(values)
+    spec = standardized(continuous(values))
     x = spec.encode(values, torch.zeros(COUNT, 2))
     assert x.dtype == torch.float32
     decoded = spec.decode(x)
     assert decoded.dtype == torch.float64
     torch.testing.assert_close(decoded, values, rtol=0, atol=1e-5)
-    assert standardized(normal()[:, None]).decode(torch.zeros(2, 1)).dtype == torch.float32
+    assert standardized(continuous(normal()[:, None])).decode(torch.zeros(2, 1)).dtype == torch.float32
 
 
 # sigma_data
@@ -197,8 +199,10 @@ def test_data_far_from_zero_is_decoded_with_its_digits():
 )
 def test_what_edm_gives_the_network_has_unit_mean_square(values):
     """c_in x at every noise level; and with the loss's weight, the ideal output of 0 information costs 1 at all of them."""
-    spec = DataSpec(values.shape[1:], levels=256) if values.dtype == torch.uint8 else standardized(values)
-    model = ScoreModel(_Silent(), VPSDE(), spec, parameterization="edm", sigma_data=root_mean_square(values, spec))
+    spec = DataSpec(values.shape[1:], levels=256) if values.dtype == torch.uint8 else standardized(continuous(values))
+    model = ScoreModel(
+        _Silent(), VPSDE(), spec, parameterization="edm", sigma_data=root_mean_square(TensorSource(values, spec))
+    )
     x0 = spec.encode(values, torch.rand(values.shape, dtype=torch.float64))
     epsilon = torch.randn(x0.shape, dtype=torch.float64)
     for t in (1e-4, 0.05, 0.3, 0.7, 1.0):
@@ -223,7 +227,7 @@ class _Silent(torch.nn.Module):
 def warned(values: torch.Tensor, noise_level: float = 1e-3) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_fine_structure(values, standardized(values), noise_level)
+        warn_of_fine_structure(TensorSource(values, standardized(continuous(values))), noise_level)
     return [str(warning.message) for warning in caught]
 
 
@@ -276,10 +280,11 @@ def test_values_far_outside_are_warned_of_with_their_number():
 def test_float_pictures_are_drawn_from_black_to_white(tmp_path):
     np.save(tmp_path / "a.npy", (load_digits().images / 16).astype(np.float32)[:, None])
     data = array_file(str(tmp_path / "a.npy"))
-    drawn = data.spec.displayed(data.spec.scale(data.train))
-    torch.testing.assert_close(drawn, data.train, rtol=0, atol=1e-6)
+    values = every(data.train)
+    drawn = data.spec.displayed(data.spec.scale(values))
+    torch.testing.assert_close(drawn, values, rtol=0, atol=1e-6)
     own = array_file(str(tmp_path / "a.npy"), limits=(-1.0, 3.0)).spec
-    torch.testing.assert_close(own.displayed(own.scale(data.train)), (data.train + 1) / 4, rtol=0, atol=1e-6)
+    torch.testing.assert_close(own.displayed(own.scale(values)), (values + 1) / 4, rtol=0, atol=1e-6)
     assert own.spread == data.spec.spread
     for limits in ((1.0, 0.0), (0.0,), (0.0, 1.0, 2.0)):
         with pytest.raises(DataError, match="limits are the smallest and the largest value"):
@@ -290,10 +295,10 @@ def test_each_channel_is_drawn_in_its_own_range_and_a_constant_one_in_that_of_al
     values = torch.rand(50, 3, 4, 4, dtype=torch.float64)
     values[0, :, 0, 0], values[0, :, 0, 1] = 0.0, 1.0
     fields = values * torch.tensor([1e5, 1e-3, 2.0]).reshape(3, 1, 1)
-    spec = standardized(fields)
+    spec = standardized(continuous(fields))
     torch.testing.assert_close(spec.displayed(spec.scale(fields)), values)
     red = torch.cat([torch.ones(50, 1, 4, 4), torch.zeros(50, 1, 4, 4), torch.rand(50, 1, 4, 4)], 1)
-    spec = standardized(red)
+    spec = standardized(continuous(red))
     torch.testing.assert_close(spec.displayed(spec.scale(red))[:, :2], red[:, :2])
 
 
@@ -301,7 +306,7 @@ def test_each_channel_is_drawn_in_its_own_range_and_a_constant_one_in_that_of_al
 def test_clipping_to_the_limits_changes_no_value_of_the_data(sides):
     units = torch.tensor([1e5, 1e-3, 2.0], dtype=torch.float64).reshape(3, *[1] * len(sides))
     values = units * (torch.randn(500, 3, *sides, dtype=torch.float64) + 4)
-    spec = standardized(values)
+    spec = standardized(continuous(values))
     low, high = spec.model_limits(dtype=torch.float64)
     x = spec.scale(values)
     torch.testing.assert_close(x.clamp(low, high), x)
@@ -310,7 +315,7 @@ def test_clipping_to_the_limits_changes_no_value_of_the_data(sides):
 
 def test_clipped_samples_keep_the_standard_deviation_of_the_data():
     """They lost a third of it while the range was taken for mean -+ standard deviation."""
-    spec = standardized(torch.stack([1e5 * modes(0.3), 1e-3 * torch.rand(COUNT, dtype=torch.float64)], 1))
+    spec = standardized(continuous(torch.stack([1e5 * modes(0.3), 1e-3 * torch.rand(COUNT, dtype=torch.float64)], 1)))
     score = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), [0.2, 0.2]).score(VPSDE())
     free, clipped, cut = (
         DDIM(steps=20).sample(score, (500, 2), clip=clip).x.std(0) for clip in (None, spec.model_limits(), (-1.0, 1.0))
@@ -339,14 +344,17 @@ def test_limits_of_integers_and_of_data_without_a_known_range():
 
 
 def test_a_description_survives_json():
-    for spec in (standardized(torch.stack([normal(), 5e6 + 1e-3 * normal(1)], 1)), DataSpec((2, 3), data_range=(0.1, 0.7))):
+    for spec in (
+        standardized(continuous(torch.stack([normal(), 5e6 + 1e-3 * normal(1)], 1))),
+        DataSpec((2, 3), data_range=(0.1, 0.7)),
+    ):
         assert DataSpec(**json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
 
 
 def test_descriptions_of_before_compute_what_they_did():
     """As config.json had them: one interval for all coordinates. The formula of then, to the last bit."""
     old = {"shape": [2], "levels": None, "dequantize": True, "data_range": [-0.3685, 1.3639], "model_range": [-1.0, 1.0]}
-    spec, values = DataSpec(**old), two_moons().test
+    spec, values = DataSpec(**old), every(two_moons().test)
     slope = 2.0 / (1.3639 - -0.3685)
     x = -1.0 + (values - -0.3685) * slope
     assert torch.equal(spec.scale(values), x)
@@ -359,14 +367,14 @@ def test_descriptions_of_before_compute_what_they_did():
 
 def test_the_same_data_is_recognized_under_either_scaling():
     data = two_moons(samples=500)
-    both = torch.cat([data.train, data.test]).double()
+    both = torch.cat([*map(every, data[:2])]).double()
     mean, std = both.mean().item(), both.std().item()
     old, other = DataSpec((2,), data_range=(mean - std, mean + std)), two_moons(samples=500, noise=0.07)
     assert scaled_alike(data, old)
     assert scaled_alike(data, data.spec)
     assert not scaled_alike(other, old)
     assert not scaled_alike(other, data.spec)
-    assert not scaled_alike(Dataset(data.train + 1e-3, data.test, standardized(data.train + 1e-3)), data.spec)
+    assert not scaled_alike(Dataset(continuous(every(data.train) + 1e-3), data.test).standardized(), data.spec)
 
 
 # runs
@@ -445,7 +453,7 @@ def test_a_run_of_before_keeps_its_scaling(metres, tmp_path, capsys):
     assert main(["train", "--config=two_moons", f"--workdir={folder}", *data, *QUICK]) == 0
     saved = json.loads((folder / "config.json").read_text())
     found = two_moons(samples=500)
-    both = torch.cat([found.train, found.test]).double()
+    both = torch.cat([*map(every, found[:2])]).double()
     mean, std = both.mean().item(), both.std().item()
     old = {"shape": [2], "levels": None, "dequantize": True, "data_range": [mean - std, mean + std], "model_range": [-1.0, 1.0]}
     (folder / "config.json").write_text(json.dumps({"config": saved["config"], "data_spec": old}))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from score_sde import DDIM, DPMSolverPP, GaussianMixture, GaussianReference, ProbabilityFlow, UniPC, match_moments
-from score_sde.data import DataSpec, Moments, moments
+from score_sde.data import DataSpec, Moments, TensorSource, moments
 from score_sde.score import BoundScore
 from score_sde.solvers.gaussian import Reference
 from score_sde.solvers.multistep import Level
@@ -81,7 +81,7 @@ def test_fourier_and_full_covariance_of_a_stationary_field_agree():
 def test_spectra_of_images_are_taken_as_stored():
     """Moments too large for a matrix: the run's own function, in three dimensions, and a real state back."""
     values = torch.randn(50, 2, 6, 6, generator=torch.Generator().manual_seed(0))
-    stored = moments(values, DataSpec((2, 6, 6)), full_up_to=10)
+    stored = moments(TensorSource(values, DataSpec((2, 6, 6))), full_up_to=10)
     assert stored.covariance is None
     score = mixture((2, 6, 6), torch.float32).score(SDE_CASES["vp"])
     fourier, exact = GaussianReference(steps=30, reference=stored), ProbabilityFlow(rtol=1e-6, atol=1e-6)
