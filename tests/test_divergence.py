@@ -7,7 +7,7 @@ import torch
 from score_sde import VPSDE, ProbabilityFlow, log_likelihood
 from score_sde.divergence import DIVERGENCES, ExactDivergence, Hutchinson, HutchPlusPlus, as_divergence
 from score_sde.tensors import SampleNoise
-from tests.conftest import mixture
+from tests.oracles import mixture
 
 EVENTS = [(3,), (2, 3), (1, 2, 3), (2, 1, 2, 2)]
 

@@ -40,7 +40,7 @@ from score_sde import (
 from score_sde.likelihood import continuous_bound, discrete_bound
 from score_sde.networks import MLP
 from score_sde.score import ClassScore, ClippedScore
-from tests.conftest import SDE_CASES, mixture
+from tests.oracles import SDE_CASES, mixture
 
 MIX = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64), [0.05, 0.1])
 SCORE = MIX.score(VPSDE())

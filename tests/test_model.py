@@ -13,7 +13,7 @@ from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
 from score_sde.sdes import ddpm_schedule
 from score_sde.tensors import expand, generator
 from score_sde.time_sampling import TIMES
-from tests.conftest import SDE_CASES, autograd_score, mixture
+from tests.oracles import SDE_CASES, autograd_score, mixture
 
 
 class Oracle(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 
 from score_sde import DataSpec, ScoreModel
 from score_sde.parameterization import PARAMETERIZATIONS
-from tests.conftest import SDE_CASES
+from tests.oracles import SDE_CASES
 
 SPEC = DataSpec((1,))
 

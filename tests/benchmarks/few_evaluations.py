@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_digits
 
-from score_sde import VESDE, GaussianMixture, ProbabilityFlow, load
+from score_sde import VESDE, ProbabilityFlow, load
 from score_sde.experiments.tuning import GRIDS, tune
 from score_sde.run import RunError, load_tuned, save_choice
 from score_sde.score import draw_latents
 from score_sde.solvers.tuned import Tuned
-from tests.benchmarks.peers import peer_solve, scheduler
+from tests.oracles import digits_mixture
+from tests.oracles.peers import peer_solve, scheduler
 
 PEERS = {
     f"{name}{variant}{'' if lower else ', not lowered'}": (kind, {**options, **solver_type, "lower_order_final": lower})
@@ -35,16 +35,6 @@ PEERS = {
     for lower in (True, False)
 }
 """With the order lowered in the last steps, which is their default, and without."""
-
-
-def digits_mixture() -> GaussianMixture:
-    """Ten classes of digits, each with its own mean and covariance (+ 0.02^2 I), in [-1, 1]."""
-    images, classes = load_digits(return_X_y=True)
-    x, classes = torch.from_numpy(images / 8 - 1), torch.from_numpy(classes)
-    groups = [x[classes == k] for k in range(10)]
-    covariances = [group.mT.cov() + 0.02**2 * torch.eye(64, dtype=torch.float64) for group in groups]
-    weights = torch.tensor([float(len(group)) for group in groups])
-    return GaussianMixture(torch.stack([group.mean(0) for group in groups]), torch.stack(covariances), weights)
 
 
 def rms(difference: torch.Tensor) -> float:

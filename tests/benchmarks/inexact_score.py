@@ -8,31 +8,15 @@ from time to time. Given is || cov(samples) - C ||_F / || C ||_F, the median ove
 """
 
 import statistics
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from score_sde import SDE, VESDE, VPSDE, EulerMaruyama, GaussianMixture, Langevin, PredictorCorrector, Score, SubVPSDE
+from score_sde import VESDE, VPSDE, EulerMaruyama, GaussianMixture, Langevin, PredictorCorrector, Score, SubVPSDE
 from score_sde.solvers import Solver
+from tests.oracles import ScaledScore
 
 SDES = {"VP": VPSDE(), "sub-VP": SubVPSDE(), "VE": VESDE()}
 SAMPLES, SEEDS, DIM = 1500, 5, 8
-
-
-@dataclass(frozen=True, eq=False)
-class ScaledScore:
-    """A score times a factor."""
-
-    score: Score
-    factor: float
-
-    @property
-    def sde(self) -> SDE:
-        return self.score.sde
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.factor * self.score(x, t, cond)
 
 
 def solvers(nfe: int) -> dict[str, Solver]:

@@ -28,7 +28,7 @@ from score_sde.tensors import SampleNoise
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script sees its own folder, not the one above tests
 
-from tests.conftest import mixture
+from tests.oracles import mixture
 
 SDES = {"VP": VPSDE(), "sub-VP": SubVPSDE(), "VE": VESDE()}
 CASES = {(2,): 8, (16,): 8, (3, 8, 8): 4}  # event shape: points in the batch

@@ -36,7 +36,7 @@ from score_sde.solvers import Solver
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script sees its own folder, not the one above tests
 
-from tests.conftest import mixture
+from tests.oracles import mixture
 
 SDES = {"VP": VPSDE(), "sub-VP": SubVPSDE(), "VE": VESDE(sigma_max=50.0)}
 CORRECTORS = {

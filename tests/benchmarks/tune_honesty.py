@@ -25,7 +25,7 @@ import torch
 from score_sde import VESDE, VPSDE, DPMSolverPP, GaussianMixture, SubVPSDE, UniPC, load, tune
 from score_sde.experiments.tuning import FINE, GRIDS, Candidate, _Pilot
 from score_sde.score import draw_latents
-from tests.benchmarks.peers import peer_solve, scheduler
+from tests.oracles.peers import peer_solve, scheduler
 
 BUDGETS = (6, 8, 10, 15, 20)
 SDES = {"VP": VPSDE(), "VE": VESDE(sigma_min=0.002, sigma_max=80.0), "sub-VP": SubVPSDE()}

@@ -17,7 +17,7 @@ from score_sde.metrics import energy_distance, precision_recall, sliced_wasserst
 from score_sde.report import comparison_table, quality_curve, sample_matrix
 from score_sde.score import ClassScore, innermost
 from score_sde.solvers import SOLVERS, SolverError
-from tests.conftest import BrokenScore, mixture
+from tests.oracles import BrokenScore, mixture
 
 SDE = VPSDE()
 

@@ -17,7 +17,7 @@ from score_sde.score import draw_latents
 from score_sde.solvers import DEIS, SOLVERS, GaussianReference
 from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, PowerGrid, time_grid
 from score_sde.solvers.tuned import QUANTILES, Choice, as_options
-from tests.conftest import SDE_CASES, BrokenScore, mixture
+from tests.oracles import SDE_CASES, BrokenScore, mixture
 
 MOMENTS = Moments(torch.zeros(2), torch.eye(2), None)
 

@@ -14,7 +14,7 @@ from score_sde.networks.ncsnpp import NCSNpp
 from score_sde.parameterization import PARAMETERIZATIONS
 from score_sde.score import ClassScore
 from score_sde.tensors import expand
-from tests.conftest import mixture
+from tests.oracles import mixture
 
 
 @dataclass

@@ -20,7 +20,7 @@ from score_sde.run import RunError, build_model, save_model
 from score_sde.score import BoundScore, posterior_mean
 from score_sde.sdes import ddpm_schedule
 from score_sde.tensors import expand
-from tests.conftest import DoubleWellSDE
+from tests.oracles import DoubleWellSDE
 
 diffusers = pytest.importorskip("diffusers")
 

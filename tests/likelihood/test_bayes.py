@@ -5,7 +5,7 @@ import torch
 
 from score_sde import VESDE, VPSDE, Hutchinson, ProbabilityFlow, class_posterior
 from score_sde.likelihood import DualWeighted
-from tests.conftest import Recorder, mixture
+from tests.oracles import Recorder, mixture
 
 FINE = DualWeighted(steps=96, tolerance=1e-3)
 

@@ -14,7 +14,7 @@ from score_sde.likelihood.accuracy import choose_solver, enough_probes
 from score_sde.likelihood.evaluation import Estimator, Values
 from score_sde.solvers.time_grids import ExplicitGrid
 from score_sde.tensors import SampleNoise
-from tests.conftest import DoubleWellSDE, mixture
+from tests.oracles import DoubleWellSDE, mixture
 
 SPEC = DataSpec((2,), levels=16)
 CHEAP = ProbabilityFlow(method="rk4", steps=10, grid="log_snr")

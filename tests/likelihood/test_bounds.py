@@ -9,7 +9,7 @@ import torch
 
 from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, bits_per_dim
 from score_sde.likelihood import DualWeighted, fit_dequantizer
-from tests.likelihood.test_dequantization import cell_probabilities
+from tests.oracles import cell_probabilities
 
 COUNT = 400
 SOLVER = DualWeighted(steps=32)

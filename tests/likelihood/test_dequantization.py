@@ -11,6 +11,7 @@ from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, Hutchinson, Proba
 from score_sde.data import DataError, Moments
 from score_sde.likelihood import DEQUANTIZATIONS, DualWeighted, prior_mismatch
 from score_sde.tensors import SampleNoise
+from tests.oracles import cell_probabilities
 
 SPEC = DataSpec((2,), levels=16)
 SOLVER = ProbabilityFlow(rtol=1e-5, atol=1e-5)
@@ -50,21 +51,6 @@ def test_it_bounds_the_entropy_of_the_discrete_model_from_above():
     gap = torch.tensor(record.per_sample, dtype=torch.float64) - exact
     assert -0.002 < gap.mean() < 0.15
     assert gap.mean() > -3 * gap.std() / 20
-
-
-def cell_probabilities(score, spec, t_min):
-    """What the model's density at t_min puts on each cell of the grid, by erf; ``(levels, ..., levels)``."""
-    truth, alpha, sigma = score.mixture, float(score.sde.alpha(t_min)), float(score.sde.sigma(t_min))
-    edges = alpha * torch.linspace(-1, 1, spec.levels + 1, dtype=torch.float64)
-    std = (alpha**2 * truth.variances + sigma**2).sqrt()
-    cells = torch.distributions.Normal(alpha * truth.means[..., None], std[..., None]).cdf(edges).diff(dim=-1)
-    total = 0
-    for weight, component in zip(truth.weights, cells, strict=True):
-        product = weight
-        for axis in component:  # of each coordinate, its levels
-            product = product[..., None] * axis
-        total = total + product
-    return total
 
 
 EIGHT = DataSpec((1,), levels=8)

@@ -7,7 +7,7 @@ import torch
 
 from score_sde import VESDE, VPSDE, Hutchinson, ProbabilityFlow, SolverError, SubVPSDE, log_likelihood
 from score_sde.likelihood import DualWeighted
-from tests.conftest import BrokenScore, DoubleWellSDE, Recorder, mixture
+from tests.oracles import BrokenScore, DoubleWellSDE, Recorder, mixture
 
 PUBLISHED = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=50.0)}
 

@@ -13,7 +13,7 @@ from score_sde import SDE, VESDE, VPSDE, DataSpec, GaussianMixture, SolverError,
 from score_sde.data import DataError
 from score_sde.likelihood.elbo import continuous_bound, discrete_bound, discretized_gaussian
 from score_sde.sdes import ddpm_schedule
-from tests.conftest import BrokenScore, DoubleWellSDE, Recorder, mixture
+from tests.oracles import BrokenScore, DoubleWellSDE, Recorder, mixture
 
 LEVELS = 8
 PUBLISHED = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE()}

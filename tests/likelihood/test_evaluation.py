@@ -11,7 +11,7 @@ from score_sde.divergence import GivenProbes
 from score_sde.likelihood.evaluation import Estimator, fingerprint, weights_digest
 from score_sde.networks import MLP
 from score_sde.score import ClassScore
-from tests.conftest import mixture
+from tests.oracles import mixture
 
 SPEC = DataSpec((2,), levels=16)
 SOLVER = ProbabilityFlow(method="midpoint", steps=3, grid="log_snr")

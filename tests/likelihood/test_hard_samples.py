@@ -10,7 +10,7 @@ from score_sde.likelihood import DualWeighted
 from score_sde.solvers import SolverError
 from score_sde.solvers.runge_kutta import dormand_prince
 from tests.benchmarks.likelihood_honesty import SUITE, case
-from tests.conftest import BrokenScore, mixture
+from tests.oracles import BrokenScore, mixture
 
 MODES = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64), [1e-4, 1e-4])
 BETWEEN = torch.tensor([[-1 + 0.01 * sigmas, 0.0] for sigmas in (5, 10, 20)], dtype=torch.float64)

@@ -22,8 +22,8 @@ from score_sde.likelihood.identity import Unidentified, identify
 from score_sde.networks import NETWORKS
 from score_sde.score import ClassScore
 from score_sde.sdes import SDE
-from tests.conftest import SDE_CASES, mixture
 from tests.likelihood.test_evaluation import CALLS, HOW, SPEC, score_and_values
+from tests.oracles import SDE_CASES, mixture
 
 
 class Guided:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from score_sde import VESDE, VPSDE, GaussianMixture, Hutchinson, ProbabilityFlow, SolverError, SubVPSDE, log_likelihood
-from tests.conftest import SDE_CASES, BrokenScore, Recorder, mixture
+from tests.oracles import SDE_CASES, BrokenScore, Recorder, mixture
 
 PUBLISHED = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=50.0)}
 TIGHT = ProbabilityFlow(rtol=1e-6, atol=1e-6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from score_sde import Hutchinson, ProbabilityFlow, UniPC, log_likelihood, sample_with_log_prob
-from tests.conftest import SDE_CASES, mixture
+from tests.oracles import SDE_CASES, mixture
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 2), (1, 2, 2)])

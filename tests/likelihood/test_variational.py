@@ -15,7 +15,7 @@ from score_sde.likelihood.variational import VariationalDequantizer, bound, fit_
 from score_sde.networks import MLP
 from score_sde.solvers.base import SolverError
 from score_sde.tensors import SampleNoise
-from tests.conftest import BrokenScore, Recorder, mixture
+from tests.oracles import BrokenScore, Recorder, mixture
 
 EVENTS = [(3,), (2, 3), (1, 2, 4), (1, 2, 2, 2)]
 DTYPES = [torch.float32, torch.float64]

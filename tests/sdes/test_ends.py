@@ -26,7 +26,7 @@ from score_sde.likelihood import continuous_bound, discrete_bound
 from score_sde.networks import MLP
 from score_sde.solvers import SOLVERS
 from score_sde.tensors import as_time
-from tests.conftest import SDE_CASES, DoubleWellSDE, mixture
+from tests.oracles import SDE_CASES, DoubleWellSDE, mixture
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from score_sde import DDIM, SDE, VESDE, VPSDE, SubVPSDE, TabulatedSDE
 from score_sde.sdes import SDES, ddpm_schedule
 from score_sde.solvers.multistep import Level
 from score_sde.tensors import as_time, batch_time, expand
-from tests.conftest import SDE_CASES, CosineSDE, DoubleWellSDE, OrnsteinUhlenbeckSDE, mixture
+from tests.oracles import SDE_CASES, CosineSDE, DoubleWellSDE, OrnsteinUhlenbeckSDE, mixture
 
 
 def times(sde, count=13):

@@ -22,10 +22,7 @@ from score_sde.solvers import (
 )
 from score_sde.solvers.probability_flow import FIXED, METHODS
 from score_sde.tensors import SampleNoise
-from tests.benchmarks.inexact_score import ScaledScore
-from tests.conftest import SDE_CASES, mixture
-
-PUBLISHED = ("vp", "subvp", "ve")
+from tests.oracles import PUBLISHED, SDE_CASES, ScaledScore, check_moments, mixture
 
 ORDER_CASES = {
     "ddim": (DDIM(), (128, 256)),
@@ -121,25 +118,6 @@ def test_mean_and_covariance_of_samples(case, sde):
 def test_mean_and_covariance_by_the_norm_ratio(name):
     """In 64 dimensions: the rule is biased in few."""
     check_moments(predictor_corrector(steps=150, snr=0.1, rule="norm_ratio"), SDE_CASES[name], mixture((64,)))
-
-
-def check_moments(solver, sde, truth=None):
-    """Within four standard errors of the mixture's own, from the exact marginal at T, with the solver's bias allowed 2 %."""
-    truth = mixture() if truth is None else truth
-    count, dim = 3000, truth.means.shape[1]
-    score = truth.score(sde)
-    z = SampleNoise(9, (count, dim), dtype=torch.float64).normal()
-    x_T = sde.perturb(truth.sample(count, seed=8), sde.T, z)
-    x = solver.sample(score, x_T=x_T, seed=1).x
-    covariance = truth.covariance()
-    noise = float(sde.sigma(sde.t_min)) ** 2
-    standard = covariance.diagonal().sqrt()
-    assert ((x.mean(0) - truth.mean()).abs() < 4 * standard / count**0.5 + 0.02 * standard).all()
-    error = (x.T.cov() - covariance - noise * torch.eye(dim)).abs()
-    # the standard error of a covariance, from the sample's own fourth moments
-    deviation = x - x.mean(0)
-    products = deviation[:, :, None] * deviation[:, None, :]
-    assert (error < 4 * products.std(0) / count**0.5 + 0.02 * standard[:, None] * standard).all()
 
 
 def test_ddim_is_exact_for_a_point_mass(sde):

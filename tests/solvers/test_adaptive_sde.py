@@ -12,8 +12,7 @@ from score_sde.solvers import adaptive_sde
 from score_sde.solvers.adaptive_sde import AdaptiveSDE, _Increments
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.tensors import SampleNoise
-from tests.conftest import SDE_CASES, mixture
-from tests.solvers.test_accuracy import check_moments
+from tests.oracles import SDE_CASES, check_moments, mixture
 
 
 @dataclass(frozen=True)

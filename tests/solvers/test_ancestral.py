@@ -16,9 +16,7 @@ from score_sde.solvers.ancestral import VARIANCES, Ancestral
 from score_sde.solvers.reverse_diffusion import transition
 from score_sde.solvers.time_grids import ExplicitGrid
 from score_sde.tensors import SampleNoise, expand
-from tests.conftest import SDE_CASES, mixture
-from tests.solvers.test_accuracy import check_moments
-from tests.solvers.test_stochastic_heun import affine_moments, gaussian
+from tests.oracles import SDE_CASES, affine_moments, check_moments, gaussian, mixture
 
 
 @dataclass(frozen=True, eq=False)

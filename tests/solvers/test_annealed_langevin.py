@@ -13,9 +13,7 @@ from score_sde.score import BoundScore
 from score_sde.solvers.annealed_langevin import AnnealedLangevin, suitable_snr
 from score_sde.solvers.time_grids import ExplicitGrid
 from score_sde.tensors import SampleNoise
-from tests.conftest import SDE_CASES, Recorder, mixture
-from tests.solvers.test_accuracy import PUBLISHED
-from tests.solvers.test_stochastic_heun import affine_moments, exact_moments, gaussian
+from tests.oracles import PUBLISHED, SDE_CASES, Recorder, affine_moments, exact_moments, gaussian, mixture
 
 
 @pytest.mark.parametrize("year", [2019, 2020])

@@ -10,7 +10,7 @@ from score_sde.score import CountedScore, Counter, counted
 from score_sde.solvers import SOLVERS
 from score_sde.solvers.probability_flow import METHODS
 from score_sde.solvers.time_grids import TIME_GRIDS, time_grid
-from tests.conftest import SDE_CASES, BrokenScore, DoubleWellSDE, OwnPrecision, Recorder, mixture
+from tests.oracles import SDE_CASES, BrokenScore, DoubleWellSDE, OwnPrecision, Recorder, mixture
 
 SOLVER_CASES = {
     **{name: build().with_budget(24) for name, build in SOLVERS.items()},

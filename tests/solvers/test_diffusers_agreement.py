@@ -9,8 +9,8 @@ from score_sde import DDIM
 from score_sde.score import BoundScore
 from score_sde.sdes import ddpm_schedule
 from score_sde.solvers import DPMSolverPP, SDEDPMSolverPP, UniPC
-from tests.benchmarks.peers import peer_solve, scheduler
-from tests.conftest import SDE_CASES, mixture
+from tests.oracles import SDE_CASES, mixture
+from tests.oracles.peers import peer_solve, scheduler
 
 CASES = {
     "dpm_solver_pp_2m": ("dpm_solver_pp", {"solver_order": 2}, DPMSolverPP(steps=12)),

@@ -12,7 +12,7 @@ from score_sde.data import DataSpec, Moments, TensorSource, moments
 from score_sde.score import BoundScore
 from score_sde.solvers.gaussian import Reference
 from score_sde.solvers.multistep import Level
-from tests.conftest import SDE_CASES, OwnPrecision, mixture
+from tests.oracles import SDE_CASES, OwnPrecision, mixture
 
 
 def gaussian(shape=(3,), seed=0) -> GaussianMixture:

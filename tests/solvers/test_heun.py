@@ -9,7 +9,7 @@ import torch
 from score_sde import EDM, GaussianMixture, Heun
 from score_sde.score import BoundScore
 from score_sde.tensors import SampleNoise
-from tests.conftest import SDE_CASES, Recorder, mixture
+from tests.oracles import SDE_CASES, Recorder, mixture
 
 
 def test_without_churn_it_is_heun(sde):

@@ -7,7 +7,7 @@ import torch
 
 from score_sde import Ancestral, GaussianMixture, GaussianReference, ProbabilityFlow, UniPC, decode, encode, interpolate
 from score_sde.solvers.latent import spherical
-from tests.conftest import SDE_CASES, mixture
+from tests.oracles import SDE_CASES, mixture
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,7 @@ from score_sde.score import BoundScore
 from score_sde.sdes import ddpm_schedule
 from score_sde.solvers.reverse_diffusion import ReverseDiffusion, transition
 from score_sde.tensors import SampleNoise
-from tests.conftest import SDE_CASES, mixture
-from tests.solvers.test_accuracy import PUBLISHED, check_moments
-from tests.solvers.test_stochastic_heun import affine_moments, exact_moments, gaussian
+from tests.oracles import PUBLISHED, SDE_CASES, affine_moments, check_moments, exact_moments, gaussian, mixture
 
 
 def test_the_transition_solves_the_moment_equations(sde):

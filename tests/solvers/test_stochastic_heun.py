@@ -2,58 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from numpy.polynomial.hermite_e import hermegauss
-from scipy.interpolate import CubicSpline
 
 from score_sde import DDIM, GaussianMixture
 from score_sde.score import BoundScore
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.tensors import SampleNoise
-from tests.conftest import SDE_CASES, mixture
-from tests.solvers.test_accuracy import PUBLISHED, check_moments
-
-
-class Impulses:
-    """In place of noise: the j-th draw is 1 in row 2 + j and 0 elsewhere."""
-
-    def __init__(self, rows):
-        self.rows, self.drawn = rows, 0
-
-    def normal(self):
-        self.drawn += 1
-        return torch.eye(self.rows, dtype=torch.float64)[:, 1 + self.drawn, None]
-
-
-def affine_moments(solver, score, mean, variance, t_from, t_to, draws=1):
-    """Mean and variance at ``t_to`` without sampling error, where the score is linear in x and x has one coordinate.
-
-    A step is then affine in the state and its ``draws`` normal numbers, so its answers to 0 and to unit impulses say all.
-    """
-    for t, s in pairwise(solver.times(score.sde, t_from, t_to)):
-        x = torch.zeros(2 + draws, 1, dtype=torch.float64)
-        x[1] = 1
-        noise = Impulses(2 + draws)
-        moved = solver.step(BoundScore(score), x, t, s, noise)
-        assert noise.drawn == draws
-        gain = moved[1] - moved[0]
-        spread = (moved[2:] - moved[0]).square().sum()
-        mean, variance = gain * mean + moved[0], gain**2 * variance + spread
-    return float(mean), float(variance)
-
-
-def gaussian(mean=0.7, variance=0.3):
-    """One-dimensional Gaussian data."""
-    return GaussianMixture(torch.tensor([[mean]], dtype=torch.float64), [variance])
-
-
-def exact_moments(sde, t, mean=0.7, variance=0.3):
-    """Mean and variance of x_t for the data of ``gaussian``."""
-    return sde.alpha(t) * mean, sde.alpha(t) ** 2 * variance + sde.sigma(t) ** 2
+from tests.oracles import PUBLISHED, SDE_CASES, affine_moments, check_moments, exact_moments, expectation, gaussian, mixture
 
 
 @pytest.mark.parametrize("grid", ["uniform", "log_snr"])
@@ -68,28 +26,6 @@ def test_gaussian_data_has_the_exact_mean_and_a_variance_of_order_2(sde, grid):
         errors.append(abs(variance - expected_variance))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2), errors
     assert errors[1] < 2e-3 * expected_variance
-
-
-def expectation(solver, score, function, t_from, t_to, *, nodes=24, points=601):
-    """E function(x) at ``t_to`` from the exact law at ``t_from``, for one coordinate, by quadrature.
-
-    Backwards from the end, u(x) <- E u(step(x, z)), with Gauss-Hermite nodes for z and a cubic spline for u.
-    """
-    sde = score.sde
-    z, weights = hermegauss(nodes)
-    weights = weights / weights.sum()
-    spread = lambda t: 8 * float((sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt())
-    u = function
-    for t, s in reversed(list(pairwise(solver.times(sde, t_from, t_to)))):
-        x = np.linspace(-spread(t), spread(t), points)
-        states = torch.from_numpy(np.repeat(x, nodes)[:, None])
-        given = type("Given", (), {"normal": lambda self, drawn=np.tile(z, points): torch.from_numpy(drawn[:, None])})()
-        moved = solver.step(BoundScore(score), states, t, s, given).numpy().reshape(points, nodes)
-        u = CubicSpline(x, u(moved) @ weights)
-    x = np.linspace(-spread(t_from), spread(t_from), 8001)
-    times = torch.full((len(x),), t_from, dtype=torch.float64)
-    density = score.log_prob(torch.from_numpy(x[:, None]), times).exp().numpy()
-    return np.trapezoid(density * u(x), x)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

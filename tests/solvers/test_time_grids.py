@@ -7,7 +7,7 @@ import torch
 
 from score_sde import DDIM, ProbabilityFlow
 from score_sde.solvers.time_grids import TIME_GRIDS, CosineGrid, EDMGrid, ExplicitGrid, PowerGrid, as_grid, time_grid
-from tests.conftest import SDE_CASES, mixture
+from tests.oracles import SDE_CASES, mixture
 
 VARIABLES = {
     "uniform": lambda sde, t: t,
