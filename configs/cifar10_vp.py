@@ -25,6 +25,8 @@ def get_config():
     config.model.parameterization = "epsilon"
     config.model.time_input = "label"
     config.model.scale_input = False
+    config.objective.denoising.weighting = "sigma2"
+    config.objective.denoising.times = "uniform"
     config.training.steps = 1300000
     config.training.batch_size = 128
     config.training.learning_rate = 2e-4
@@ -32,8 +34,6 @@ def get_config():
     config.training.beta2 = 0.999
     config.training.clip = 1.0
     config.training.ema_decay = 0.9999
-    config.training.weighting = "sigma2"
-    config.training.times = "uniform"
     config.training.flip = True
     config.training.log_every = 100
     config.training.sample_every = 10000

@@ -25,6 +25,7 @@ from score_sde.data import DATASETS
 from score_sde.likelihood import LIKELIHOOD_SOLVERS, bits_per_dim, fit_dequantizer
 from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
+from score_sde.objectives import OBJECTIVES
 from score_sde.run import RunError, check_like
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS
@@ -53,6 +54,7 @@ def default_config() -> ConfigDict:
         "sde": _section(SDES, "vp"),
         "network": _section(NETWORKS, "unet", "shape"),
         "model": model,
+        "objective": _section(OBJECTIVES, "denoising"),
         "training": _options(TrainingOptions),
         "solver": _section(SOLVERS, "euler_maruyama"),
         "likelihood": likelihood,
@@ -118,6 +120,7 @@ def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
     """
     if not isinstance(saved, Mapping):
         raise ConfigError(f"config.json holds {saved!r} in place of a config")
+    saved = _migrated(saved)
     config = default_config()
 
     def fill(target: ConfigDict, values: Mapping[str, Any], path: str) -> None:
@@ -141,13 +144,23 @@ def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def _migrated(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved config in which the options of the objective are where they belong now: they were options of training."""
+    training = saved.get("training")
+    moved = set(training) & {"weighting", "times"} if isinstance(training, Mapping) else set()
+    if not moved:
+        return saved
+    objective = {"name": "denoising", "denoising": {key: training[key] for key in moved}}
+    return {**saved, "training": {key: training[key] for key in training if key not in moved}, "objective": objective}
+
+
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     """``config`` with ``--config.key=value`` arguments applied to it.
 
     Raises:
         ConfigError: a key does not exist (the nearest that does is named), or a value is not of its type.
     """
-    keys = _flat(config)
+    keys = flat(config)
     arguments = [_normalized(argument) for argument in arguments]
     for argument in arguments:
         key, equals, value = argument.removeprefix("--config.").partition("=")
@@ -197,11 +210,13 @@ def _check_type(config: ConfigDict, key: str, value: str) -> None:
         raise ConfigError(f"config.{key} must be {example}, got {value!r}") from None
 
 
-def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every option of a config by its whole key, such as ``sde.vp.beta_max``."""
+    options: dict[str, Any] = {}
     for key, value in config.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value})
-    return flat
+        inner = isinstance(value, ConfigDict | Mapping)
+        options |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return options
 
 
 def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ from score_sde.data import DATASETS, IMAGES, Dataset, DataSpec, Moments, image_s
 from score_sde.files import DamagedError, read_json, read_metadata, read_safetensors, write_json, write_safetensors
 from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
+from score_sde.objectives import OBJECTIVES, Objective
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS, Solver
 from score_sde.solvers.base import GridSolver
@@ -108,6 +109,11 @@ def data_spec(config: Config) -> DataSpec:
 def build_solver(config: Config) -> Solver:
     """The solver that ``config`` names."""
     return chosen(SOLVERS, config["solver"], kind="solver")
+
+
+def build_objective(config: Config) -> Objective:
+    """The objective that ``config`` names."""
+    return chosen(OBJECTIVES, config["objective"], kind="objective")
 
 
 def build_model(config: Config, spec: DataSpec) -> ScoreModel:

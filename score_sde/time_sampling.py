@@ -12,11 +12,19 @@ each is uniform, together they cover the interval evenly.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from score_sde.sdes import SDE
+
+
+class TimeRule(Protocol):
+    """A rule for times."""
+
+    def sample(self, sde: SDE, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``batch`` times and their weights, both ``(B,)`` float32, on the generator's device."""
 
 
 def _unit_interval(batch: int, stratified: bool, generator: torch.Generator) -> Tensor:
@@ -51,7 +59,7 @@ class LogSNRTimes:
         return t, (high - low) / ((sde.T - sde.t_min) * rate)
 
 
-TIMES = {
+TIMES: dict[str, TimeRule] = {
     "uniform": UniformTimes(),
     "stratified": UniformTimes(stratified=True),
     "log_snr": LogSNRTimes(),

@@ -176,7 +176,7 @@ def test_a_run_is_continued_from_the_checkpoint_that_is_left(capsys, moons):
 def test_a_run_is_not_continued_as_another(capsys, trained, arguments, part):
     before = (trained / "moons" / "config.json").read_bytes()
     message = refused(capsys, "train", f"--workdir={trained / 'moons'}", *arguments)
-    assert f"was trained with {part}; only training, solver, likelihood may change" in message
+    assert f"was trained with {part}; only objective, training, solver, likelihood may change" in message
     assert (trained / "moons" / "config.json").read_bytes() == before
 
 
@@ -542,8 +542,9 @@ def test_mistakes_in_a_command(capsys, tmp_path, monkeypatch, arguments, message
         ("--config.data.name=moons", "unknown data 'moons', did you mean two_moons?; choose one of two_moons"),
         ("--config.model.parameterization=noise", "unknown parameterization 'noise'; choose one of score, epsilon"),
         ("--config.model.time_input=hours", "unknown time_input 'hours'; choose one of label"),
-        ("--config.training.weighting=none", "unknown training.weighting 'none'; choose one of sigma2"),
-        ("--config.training.times=late", "unknown training.times 'late'; choose one of uniform"),
+        ("--config.objective.denoising.weighting=none", "objective.denoising: unknown weighting 'none'; choose one of sigma2"),
+        ("--config.objective.denoising.times=late", "objective.denoising: unknown times 'late'; choose one of uniform"),
+        ("--config.objective.name=noising", "unknown objective 'noising', did you mean denoising?"),
         ("--config.training.schedule=linear", "unknown training.schedule 'linear'; choose one of constant, cosine"),
         ("--config.training.stps=5", "did you mean training.steps?"),
         ("--config.sde.vp.beta_mx=5", "did you mean sde.vp.beta_max?"),

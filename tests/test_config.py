@@ -19,7 +19,7 @@ from score_sde.config import (
 from score_sde.data import DATASETS, DataSpec
 from score_sde.likelihood import LIKELIHOOD_SOLVERS, bits_per_dim, fit_dequantizer
 from score_sde.networks import NETWORKS
-from score_sde.run import build_model, build_solver, chosen
+from score_sde.run import build_model, build_objective, build_solver, chosen
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS
 from score_sde.trainer import TrainingOptions
@@ -53,6 +53,7 @@ def test_every_config_file_builds(name):
     assert type(model.sde) is type(SDES[config.sde.name]())
     assert model.device.type == "meta"
     TrainingOptions(**plain["training"])
+    build_objective(plain)
     for solver in SOLVERS:
         build_solver({"solver": {**plain["solver"], "name": solver}})
     chosen(LIKELIHOOD_SOLVERS, plain["likelihood"]["solver"], kind="likelihood.solver")
@@ -273,6 +274,16 @@ def test_a_config_saved_before_an_option_existed_gets_its_default():
     saved = default_config().to_dict()
     del saved["training"]["flip"], saved["likelihood"]
     assert from_saved(saved) == default_config()
+
+
+def test_a_config_saved_when_the_objective_was_part_of_training():
+    saved = default_config().to_dict()
+    del saved["objective"]
+    saved["training"] |= {"weighting": "sigma2", "times": "stratified", "steps": 7}
+    config = from_saved(saved)
+    assert config.objective.denoising.to_dict() == {"weighting": "sigma2", "times": "stratified"}
+    assert config.training.steps == 7
+    assert "weighting" not in config.training
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ PACKAGE = ROOT / "score_sde"
 ROWS = [
     ["inputs", "tensors", "lock", "files", "images", "paired", "progress"],
     ["sdes", "networks", "divergence"],
-    ["parameterization", "time_sampling", "data"],
+    ["parameterization", "time_sampling", "draws", "data"],
     ["score", "model"],
-    ["exact", "loss", "guidance", "solvers", "ema", "checkpoint"],
+    ["exact", "objectives", "guidance", "solvers", "ema", "checkpoint"],
     ["likelihood", "metrics", "inverse"],
     ["run"],
     ["trainer", "experiments", "interop", "report"],

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from score_sde import DataSpec, GaussianMixture, ScoreModel
-from score_sde.loss import WEIGHTINGS, denoising_score_matching
 from score_sde.networks import MLP, UNet
+from score_sde.objectives import WEIGHTINGS, denoising_score_matching
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
 from score_sde.sdes import ddpm_schedule
 from score_sde.tensors import expand, generator

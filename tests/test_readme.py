@@ -32,19 +32,20 @@ def test_every_name_in_the_table_exists():
     from score_sde.data import DATASETS
     from score_sde.divergence import DIVERGENCES
     from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS
-    from score_sde.loss import WEIGHTINGS
     from score_sde.networks import NETWORKS
+    from score_sde.objectives import OBJECTIVES, WEIGHTINGS
     from score_sde.parameterization import PARAMETERIZATIONS
     from score_sde.sdes import SDES
     from score_sde.solvers import SOLVERS
     from score_sde.solvers.time_grids import TIME_GRIDS
+    from score_sde.time_sampling import TIMES
 
     rows = dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", README, flags=re.MULTILINE))
     tables = {
         "SDEs": SDES,
         "parameterizations": PARAMETERIZATIONS,
         "networks": NETWORKS,
-        "losses": WEIGHTINGS,
+        "objectives": {*OBJECTIVES, *WEIGHTINGS, *TIMES},
         "solvers": SOLVERS,
         "time grids": TIME_GRIDS,
         "likelihood": {*DIVERGENCES, *DEQUANTIZATIONS, *LIKELIHOOD_SOLVERS},

@@ -15,8 +15,8 @@ from score_sde.config import chosen_only, config_names, from_saved, override, re
 from score_sde.data import DATASETS
 from score_sde.divergence import DIVERGENCES
 from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS
-from score_sde.loss import WEIGHTINGS
 from score_sde.networks import NETWORKS
+from score_sde.objectives import OBJECTIVES, WEIGHTINGS
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
 from score_sde.run import load_config
 from score_sde.sdes import SDES
@@ -34,6 +34,7 @@ def list_(options: argparse.Namespace, overrides: list[str]) -> int:
         "networks": NETWORKS,
         "parameterizations": PARAMETERIZATIONS,
         "time inputs": TIME_INPUTS,
+        "objectives": OBJECTIVES,
         "weightings": WEIGHTINGS,
         "times": TIMES,
         "solvers": SOLVERS,

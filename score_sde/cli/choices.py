@@ -18,7 +18,7 @@ from score_sde.run import Run, RunError, build_solver, load, load_tuned
 from score_sde.score import ClassScore, Score
 from score_sde.solvers import SOLVERS, Solver
 
-FREE_TO_CHANGE = ("training", "solver", "likelihood")
+FREE_TO_CHANGE = ("objective", "training", "solver", "likelihood")
 """Sections of the config that may change when a run is continued."""
 
 

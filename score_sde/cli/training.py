@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
@@ -15,7 +17,7 @@ from score_sde.cli.data import class_list, data_of, locate, refuse_other_data, r
 from score_sde.cli.effect import KEPT, key_of, refuse_without_effect
 from score_sde.cli.likelihood import likelihood_digest, run_likelihood
 from score_sde.cli.measuring import comparison_folder, run_comparison
-from score_sde.config import ConfigError, chosen_only, config_names, from_saved, override, read_config
+from score_sde.config import ConfigError, chosen_only, config_names, flat, from_saved, override, read_config
 from score_sde.data import Dataset, DataSpec, fingerprint, moments, read, root_mean_square, scaled_alike
 from score_sde.demo import write_demo_report
 from score_sde.lock import sole_writer
@@ -24,6 +26,7 @@ from score_sde.run import (
     KnownData,
     RunError,
     build_model,
+    build_objective,
     build_solver,
     has_moments,
     load_config,
@@ -79,11 +82,12 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     build_solver(plain)
     pretrained = (folder / WEIGHTS).exists()
     identity = load_identity(folder, accept_edited_config=edited)
+    objective = build_objective(plain)
     how = {"seed": plain["seed"], "device": device, "pretrained": pretrained, "identity": identity}
-    trainer = Trainer(model, data, folder, training, **how)
+    trainer = Trainer(model, data, folder, training, objective, **how)
     if resumed:
-        saved = load_config(folder, accept_edited_config=edited)[0]
-        _refuse_idle_training(folder, trainer.step, training, TrainingOptions(**saved["training"]))
+        saved = from_saved(load_config(folder, accept_edited_config=edited)[0]).to_dict()
+        _refuse_idle_training(folder, trainer.step, plain, saved)
     trainer.identity = trainer.identity or new_identity()
     known = KnownData(fingerprint(data), data.class_names)
     save_config(folder, plain, data.spec, identity=trainer.identity, known_data=known)
@@ -110,19 +114,22 @@ def _idle_of_continuous(config: ConfigDict, spec: DataSpec) -> dict[str, str]:
     return {f"data.{config.data.name}.{option}": reason for option in ("dequantize", "model_range")}
 
 
-def _refuse_idle_training(folder: Path, step: int, training: TrainingOptions, before: TrainingOptions) -> None:
+def _refuse_idle_training(folder: Path, step: int, config: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     """Refuse fewer steps than a run has behind it, and changes of how it is trained when no step is left."""
-    if step > training.steps:
+    steps = config["training"]["steps"]
+    if step > steps:
         raise ConfigError(
-            f"{folder} is trained for {step} steps already, and training.steps is {training.steps}: nothing was changed; "
+            f"{folder} is trained for {step} steps already, and training.steps is {steps}: nothing was changed; "
             "give more steps, or another --workdir"
         )
-    if step == training.steps and training != before:
-        changed = next(name for name, value in vars(training).items() if value != vars(before)[name])
-        raise ConfigError(
-            f"training.{changed} has no effect: {folder} is trained for all of its {step} steps; give more, "
-            f"--config.training.steps={2 * step} for example"
-        )
+    for section in ("objective", "training"):
+        now, then = (flat(plain[section], f"{section}.") for plain in (config, before))
+        changed = next((key for key in now if now[key] != then.get(key)), None)
+        if changed and step == steps:
+            raise ConfigError(
+                f"{changed} has no effect: {folder} is trained for all of its {step} steps; give more, "
+                f"--config.training.steps={2 * step} for example"
+            )
 
 
 def _continued(folder: Path, source: str | None, overrides: list[str], imported: bool, edited: bool) -> ConfigDict:

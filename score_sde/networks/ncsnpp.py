@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.networks.attention import SelfAttention
+from score_sde.networks.dropout import Dropout
 from score_sde.networks.embedding import NoiseEmbedding
 from score_sde.networks.recompute import Recomputed, recompute_blocks
 from score_sde.networks.resample import Resample
@@ -270,7 +271,7 @@ class Block(Recomputed):
         self.conv_1 = style.conv(inputs, outputs)
         self.modulation = initialize(nn.Linear(style.features, outputs)) if style.features else None
         self.norm_2 = style.norm(outputs)
-        self.dropout = nn.Dropout(style.dropout)
+        self.dropout = Dropout(style.dropout)
         self.conv_2 = style.conv(outputs, outputs, style.init_scale)
         self.shortcut = None
         if inputs != outputs or direction:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, avg_pool2d, interpolate, silu
 
 from score_sde.networks.attention import SelfAttention
+from score_sde.networks.dropout import Dropout
 from score_sde.networks.embedding import NoiseEmbedding
 from score_sde.networks.recompute import Recomputed, recompute_blocks
 
@@ -187,7 +188,7 @@ class _Block(Recomputed):
         self.conv = conv(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(features, 2 * outputs)
         self.norm = nn.GroupNorm(groups, outputs)
-        self.after = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), conv(outputs, outputs, 3, padding=1))
+        self.after = nn.Sequential(nn.SiLU(), Dropout(dropout), conv(outputs, outputs, 3, padding=1))
         self.shortcut = conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.attention = SelfAttention(outputs, heads=heads, groups=groups) if heads else nn.Identity()
         nn.init.zeros_(self.after[-1].weight)

@@ -25,8 +25,8 @@ from score_sde.data import (
     warn_of_fine_structure,
 )
 from score_sde.images import picture
-from score_sde.loss import WEIGHTINGS, denoising_score_matching
 from score_sde.model import ScoreModel
+from score_sde.objectives import WEIGHTINGS, denoising_score_matching
 from tests.data.reading import continuous, every
 
 COUNT = 4000

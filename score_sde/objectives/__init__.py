@@ -1,0 +1,9 @@
+"""Objectives: what training makes small. ``OBJECTIVES`` maps the names that configs use to classes."""
+
+from score_sde.objectives.base import Objective, Terms
+from score_sde.objectives.denoising import DenoisingScoreMatching, denoising_score_matching
+from score_sde.objectives.weightings import WEIGHTINGS
+
+__all__ = ["OBJECTIVES", "WEIGHTINGS", "DenoisingScoreMatching", "Objective", "Terms", "denoising_score_matching"]
+
+OBJECTIVES: dict[str, type[Objective]] = {"denoising": DenoisingScoreMatching}

@@ -1,0 +1,89 @@
+"""Objectives: every one of the table keeps the contract, and its minimizer is the score."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from score_sde import VPSDE
+from score_sde.data import Batch
+from score_sde.draws import Draws
+from score_sde.objectives import OBJECTIVES, WEIGHTINGS, DenoisingScoreMatching
+from score_sde.time_sampling import TIMES
+from tests.oracles.mixtures import mixture
+
+SHAPES = [(2,), (1, 3), (1, 2, 2), (1, 2, 1, 2)]
+
+
+@dataclass(frozen=True, eq=False)
+class Shifted:
+    """A score that is off by a constant."""
+
+    inner: object
+    by: float
+    sigma_data: float = 0.5
+
+    @property
+    def sde(self):
+        return self.inner.sde
+
+    def __call__(self, x, t, cond=None):
+        return self.inner(x, t, cond) + self.by
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_is_a_function_of_its_draws(name, shape):
+    objective, score = OBJECTIVES[name](), Shifted(mixture(shape, torch.float32).score(VPSDE()), 0.0)
+    batch, state = Batch(torch.randn(6, *shape)), OBJECTIVES[name]().begin()
+    terms, after = objective(score, batch, Draws(0, 1, 6), state)
+    again, _ = objective(score, batch, Draws(0, 1, 6), state)
+    assert terms.loss.shape == (6,)
+    assert terms.loss.isfinite().all()
+    assert all(part.shape == (6,) for part in terms.parts.values())
+    assert torch.equal(terms.loss, again.loss)
+    assert after.keys() == state.keys()
+    assert not torch.equal(terms.loss, objective(score, batch, Draws(0, 2, 6), state)[0].loss)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_takes_the_samples_of_a_process(name):
+    """The losses of the rows of two processes are those of one process."""
+    objective, score = OBJECTIVES[name](), Shifted(mixture((2,), torch.float32).score(VPSDE()), 0.0)
+    values, state = torch.randn(6, 2), objective.begin()
+    whole = objective(score, Batch(values), Draws(0, 1, 6), state)[0].loss
+    parts = [
+        objective(score, Batch(values[rows]), Draws(0, 1, 6, rows=rows), state)[0].loss for rows in (slice(4), slice(4, 6))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_minimizer_is_the_score(weighting, times):
+    """On samples of a mixture the loss of its exact score is below that of scores beside it, on either side."""
+    objective, score = DenoisingScoreMatching(weighting, times), mixture((2,), torch.float32).score(VPSDE())
+    batch = Batch(mixture((2,)).sample(20000).float())
+    off = 0.3
+    losses = {by: objective(Shifted(score, by), batch, Draws(0, 0, 20000), {})[0].loss.mean().item() for by in (-off, 0.0, off)}
+    assert losses[0.0] < min(losses[-off], losses[off])
+
+
+def test_sample_times_are_those_of_the_loss():
+    seen = []
+
+    @dataclass(frozen=True, eq=False)
+    class Spy(Shifted):
+        def __call__(self, x, t, cond=None):
+            seen.append(t)
+            return super().__call__(x, t, cond)
+
+    objective, score = DenoisingScoreMatching(), Spy(mixture((2,), torch.float32).score(VPSDE()), 0.0)
+    objective(score, Batch(torch.randn(6, 2)), Draws(0, 1, 6), {})
+    assert torch.equal(objective.sample_times(score.sde, Draws(0, 1, 6))[0], seen[0])
+
+
+@pytest.mark.parametrize(("option", "known"), [("weighting", "sigma2"), ("times", "uniform")])
+def test_unknown_names_are_refused(option, known):
+    with pytest.raises(ValueError, match=f"unknown {option} 'none'; choose one of {known}"):
+        DenoisingScoreMatching(**{option: "none"})
