@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.evaluation import Estimator, Values
 from score_sde.solvers.base import SolverError
+from score_sde.solvers.transport import is_adaptive
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def _differences(
 ) -> tuple[Tensor, Tensor]:
     """Of the samples at ``places``: the size of the error, and the error with its sign, 0 where that is not known."""
     solver, finer = estimator.solver, torch.full((len(places),), torch.nan, dtype=torch.float64)
-    if isinstance(solver, DualWeighted):
+    if found.steps is not None and is_adaptive(solver):
         for steps in found.steps[places].unique().long().tolist():
             those = (found.steps[places] == steps).nonzero()[:, 0]
-            twice = replace(solver, steps=steps).finer()
+            twice = solver.with_steps(steps).finer()
             with suppress(SolverError):  # none of them
                 finer[those] = at(places[those], replace(estimator, solver=twice)).bits
     elif len(places):

@@ -11,8 +11,9 @@ from torch import Tensor
 from score_sde.divergence import Divergence
 from score_sde.inputs import whole
 from score_sde.likelihood.dual_weighted import DualWeighted
-from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
+from score_sde.likelihood.ode import log_likelihood
 from score_sde.score import Score, require_inputs
+from score_sde.solvers.transport import Transport
 
 
 def class_posterior(
@@ -21,7 +22,7 @@ def class_posterior(
     classes: int | Tensor,
     *,
     prior: Tensor | Sequence[float] | None = None,
-    solver: LikelihoodSolver = DualWeighted(),
+    solver: Transport = DualWeighted(),
     divergence: str | Divergence = "hutchinson",
     seed: int = 0,
     first: int | Sequence[int] = 0,

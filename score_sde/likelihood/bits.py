@@ -31,11 +31,11 @@ from score_sde.likelihood.audit import audit_solver, spread
 from score_sde.likelihood.dequantization import DEQUANTIZATIONS, Dequantization
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.evaluation import Estimator, Values, evaluate, forget, ranks_of_this_run, weights_digest
-from score_sde.likelihood.ode import LikelihoodSolver
 from score_sde.likelihood.record import BitsPerDim
 from score_sde.score import Score, innermost
 from score_sde.sdes import SDE
 from score_sde.solvers.base import SolverError
+from score_sde.solvers.transport import Transport
 from score_sde.tensors import derive_seed
 
 
@@ -51,7 +51,7 @@ def bits_per_dim(
     divergence: str | Divergence = "hutchinson",
     probes: int | None = None,
     target_error: float | None = None,
-    solver: LikelihoodSolver | None = None,
+    solver: Transport | None = None,
     cond: Tensor | None = None,
     batch_size: int = 128,
     audit: int = 32,

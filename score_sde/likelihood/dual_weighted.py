@@ -40,7 +40,6 @@ within a small part of a step. A sample that even this does not solve has no val
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -50,12 +49,11 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from score_sde.inputs import whole
-from score_sde.likelihood.flow import Flow
-from score_sde.likelihood.transport import Transported, transport
-from score_sde.solvers.base import SolverError
+from score_sde.solvers.base import Observer, SolverError
 from score_sde.solvers.interpolation import lagrange_weights
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.solvers.time_grids import check_grid, time_grid
+from score_sde.solvers.transport import Flow, Transported
 from score_sde.tensors import sum_event
 
 ORDER = 3
@@ -63,8 +61,6 @@ ORDER = 3
 
 RUNGE_KUTTA = {torch.float32: (1e-5, 1e-6), torch.float64: (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)}
 """Tolerances, relative and absolute, that a sample is given one after the other: as small as the precision allows."""
-
-Observe = Callable[[float, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -93,28 +89,36 @@ class DualWeighted:
         """Twice the steps and a quarter of the tolerance: what shows the error of this one."""
         return replace(self, steps=2 * self.steps, tolerance=self.tolerance / 4)
 
+    def with_steps(self, steps: int) -> Self:
+        """The same path with another number of steps."""
+        return replace(self, steps=steps)
+
     def describe(self) -> str:
         """The method and its steps, in words."""
         again = f", doubled where the estimated error is above {self.tolerance:g} nats/dim" if self.doublings else ""
         return f"multistep path of {self.steps} steps in log-SNR with dual-weighted residual{again}"
 
-    def transport(self, flow: Flow, x: Tensor, t_min: float, observe: Observe) -> Transported:
-        """Carry ``x`` ``(B, *D)`` from ``t_min`` to T. A sample that cannot be solved is NaN.
+    def transport(self, flow: Flow, x: Tensor, t_from: float, t_to: float, *, observe: Observer | None = None) -> Transported:
+        """Carry ``x`` ``(B, *D)`` up to a later time. A sample that cannot be solved is NaN.
 
         Raises:
             SolverError: no sample could be solved.
             TypeError: the SDE is not linear.
+            ValueError: ``t_to`` is not later: the error of log p would be weighted at the wrong end.
         """
-        found = self._along_path(flow, x, t_min, observe)
+        if not t_from < t_to:
+            raise ValueError(f"DualWeighted goes from data to noise only: got t from {t_from} to {t_to}")
+        ends = t_from, t_to
+        found = self._along_path(flow, x, ends, observe)
         for doubling in range(1, self.doublings + 1):
             rows = self._too_crude(found, x)
             if not len(rows):
                 return found
-            finer = replace(self, steps=2**doubling * self.steps)
-            found = found.with_rows(rows, finer._along_path(flow.of(rows), x[rows], t_min, observe))
+            finer = self.with_steps(2**doubling * self.steps)
+            found = found.with_rows(rows, finer._along_path(flow.of(rows), x[rows], ends, observe))
         if len(rows := self._too_crude(found, x)):
             try:
-                found = found.with_rows(rows, self._by_runge_kutta(flow.of(rows), x[rows], t_min, observe))
+                found = found.with_rows(rows, self._by_runge_kutta(flow.of(rows), x[rows], ends, observe))
             except SolverError:
                 if len(rows) == len(x):
                     raise
@@ -127,7 +131,7 @@ class DualWeighted:
         kept = enough if self.doublings else enough | found.error.isfinite()
         return kept.logical_not().nonzero()[:, 0]  # what is not finite as well
 
-    def _by_runge_kutta(self, flow: Flow, x: Tensor, t_min: float, observe: Observe) -> Transported:
+    def _by_runge_kutta(self, flow: Flow, x: Tensor, ends: tuple[float, float], observe: Observer | None) -> Transported:
         """The same by Runge-Kutta steps for each sample, at a tenth of the tolerance again and again until two solutions agree.
 
         A tenth of the tolerance is a tenth of the error or less: a third of the difference is on the safe side.
@@ -138,7 +142,7 @@ class DualWeighted:
         for tolerance in tolerances:
             solver = ProbabilityFlow(method="rk45", rtol=tolerance, atol=tolerance)
             try:
-                finer = transport(solver, flow.of(rows), x[rows], t_min, flow.sde.T, observe, partial=True)
+                finer = solver.transport(flow.of(rows), x[rows], *ends, observe=observe, partial=True)
             except SolverError:  # none of these; others may have been solved before
                 if len(rows) == len(x):
                     raise
@@ -160,10 +164,10 @@ class DualWeighted:
             )
         return found.with_rows(rows, found.of(rows).lost())
 
-    def _along_path(self, flow: Flow, x: Tensor, t_min: float, observe: Observe) -> Transported:
+    def _along_path(self, flow: Flow, x: Tensor, ends: tuple[float, float], observe: Observer | None) -> Transported:
         sde = flow.sde
         sde.require_linear()
-        times = time_grid("log_snr", sde, t_min, sde.T, self.steps)
+        times = time_grid("log_snr", sde, *ends, self.steps)
         alpha, sigma = sde.alpha(times), sde.sigma(times)
         scale, tangent, slope = (alpha**2 + sigma**2).sqrt(), sigma / alpha, alpha * sigma / (alpha**2 + sigma**2)
         weights, dim = _Weights(tangent.log().numpy()), x[0].numel()
@@ -175,7 +179,8 @@ class DualWeighted:
             gradients.append(scale[i] * score.to(z.dtype))
             forces.append(tangent[i] * (z + gradients[i]))
             densities.append(tangent[i] * slope[i] * (dim + scale[i] ** 2 * traces))
-            observe(float(t), z)
+            if observe:
+                observe(float(t), z)
             if i:
                 corrected = corrected - weights.step(forces, i, new=True)
             if i < self.steps:

@@ -23,10 +23,11 @@ from score_sde.divergence import Divergence
 from score_sde.files import write_atomically, write_text
 from score_sde.likelihood.dequantization import Dequantization, truncation
 from score_sde.likelihood.identity import Unidentified, identify, raw_bytes
-from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
+from score_sde.likelihood.ode import log_likelihood
 from score_sde.progress import Progress
 from score_sde.score import Counter, Score, counted, innermost
 from score_sde.solvers.base import SolverError
+from score_sde.solvers.transport import Transport
 from score_sde.tensors import SampleNoise
 
 
@@ -58,7 +59,7 @@ class Estimator:
     importance_samples: int
     truncation: bool
     divergence: Divergence
-    solver: LikelihoodSolver
+    solver: Transport
     seed: int
     probe_seed: int
 

@@ -19,15 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from score_sde.divergence import Divergence, as_divergence
 from score_sde.inputs import require_time
-from score_sde.likelihood.dual_weighted import DualWeighted
-from score_sde.likelihood.flow import Flow
-from score_sde.likelihood.transport import Transported, transport
 from score_sde.progress import TimeProgress
 from score_sde.score import BoundScore, Counter, Score, counted, require_inputs
 from score_sde.solvers.probability_flow import ProbabilityFlow
+from score_sde.solvers.transport import Flow, Transport
 from score_sde.tensors import SampleNoise
-
-LikelihoodSolver = ProbabilityFlow | DualWeighted
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def log_likelihood(
     score: Score,
     x: Tensor,
     *,
-    solver: LikelihoodSolver = ProbabilityFlow(method="rk45"),
+    solver: Transport = ProbabilityFlow(method="rk45"),
     divergence: str | Divergence = "exact",
     prior: Callable[[Tensor], Tensor] | None = None,
     cond: Tensor | None = None,
@@ -86,10 +82,12 @@ def log_likelihood(
 
     Raises:
         SolverError: the state stopped being finite.
-        TypeError: the SDE is not linear.
+        TypeError: the SDE is not linear, or the solver carries no log-density.
         ValueError: the divergence is unknown; x holds integers, NaN or infinite values, or is not of the shape of the score's
             data; t_min is outside [the SDE's t_min, T); or the prior does not give one number for each sample.
     """
+    if not hasattr(solver, "transport"):
+        raise TypeError(f"log p needs a ProbabilityFlow or a DualWeighted, got {type(solver).__name__}")
     divergence = as_divergence(divergence)
     require_inputs(score, x, cond)
     sde, counter = score.sde, Counter()
@@ -99,7 +97,7 @@ def log_likelihood(
     flow = Flow(BoundScore(counted(score, counter), cond), divergence, divergence.draw(noise), counter)
     attention = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()  # the fused one has no second derivative
     with torch.set_grad_enabled(differentiable), attention, TimeProgress(solver, t_min, sde.T, shown=progress) as bar:
-        end = _to_prior(solver, flow, x, t_min, lambda t, state: bar.reach(t, counter.nfe))
+        end = solver.transport(flow, x, t_min, sde.T, observe=lambda t, state: bar.reach(t, counter.nfe))
         log_prob = of_prior(prior or sde.prior_log_prob, end.state) + end.changes.mean(0)
     if end.error is not None and (lost := log_prob.detach().isnan()).any():
         places = range(first, first + len(x)) if isinstance(first, int) else first
@@ -120,10 +118,3 @@ def of_prior(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
     if log_prob.shape != latent.shape[:1]:
         raise ValueError(f"the prior must give {len(latent)} numbers, one for each sample, got {tuple(log_prob.shape)}")
     return log_prob
-
-
-def _to_prior(solver: LikelihoodSolver, flow: Flow, x: Tensor, t_min: float, observe) -> Transported:
-    """The state at T, and log p at t_min minus log p there."""
-    if isinstance(solver, DualWeighted):
-        return solver.transport(flow, x, t_min, observe)
-    return transport(solver, flow, x, t_min, flow.sde.T, observe)

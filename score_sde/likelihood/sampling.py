@@ -15,12 +15,11 @@ from torch import Tensor
 
 from score_sde.divergence import Divergence, as_divergence
 from score_sde.inputs import require_batch
-from score_sde.likelihood.flow import Flow
 from score_sde.likelihood.ode import of_prior
-from score_sde.likelihood.transport import transport
 from score_sde.progress import TimeProgress
 from score_sde.score import BoundScore, Counter, Score, counted, draw_latents, innermost, require_conditions, require_inputs
 from score_sde.solvers.probability_flow import ProbabilityFlow
+from score_sde.solvers.transport import Flow
 from score_sde.tensors import SampleNoise
 
 
@@ -87,7 +86,7 @@ def sample_with_log_prob(
     noise = SampleNoise(seed, x_T.shape, first=first, purpose="probes", device=x_T.device, dtype=x_T.dtype)
     flow = Flow(BoundScore(counted(score, counter), cond), divergence, divergence.draw(noise), counter)
     with torch.no_grad(), TimeProgress(solver, sde.T, sde.t_min, shown=progress) as bar:
-        end = transport(solver, flow, x_T, sde.T, sde.t_min, lambda t, state: bar.reach(t, counter.nfe))
+        end = solver.transport(flow, x_T, sde.T, sde.t_min, observe=lambda t, state: bar.reach(t, counter.nfe))
         log_prob = of_prior(prior or sde.prior_log_prob, x_T) - end.changes.mean(0)
     x, variance = end.state, divergence.variance(end.changes, x_T[0].numel())
     return ScoredSample(x, log_prob, x_T, counter.samples / len(x), counter.vjps / len(x), variance)

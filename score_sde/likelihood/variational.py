@@ -34,11 +34,12 @@ from score_sde.data import DataSpec
 from score_sde.divergence import Divergence
 from score_sde.inputs import whole
 from score_sde.likelihood.dual_weighted import DualWeighted
-from score_sde.likelihood.ode import LikelihoodSolver, log_likelihood
+from score_sde.likelihood.ode import log_likelihood
 from score_sde.progress import Progress
 from score_sde.score import Score, innermost
 from score_sde.sdes import SDE
 from score_sde.solvers.base import SolverError
+from score_sde.solvers.transport import Transport
 from score_sde.tensors import SampleNoise, derive_seed, sum_event
 
 
@@ -127,7 +128,7 @@ def bound(
     uniform: Tensor,
     cond: Tensor | None = None,
     *,
-    solver: LikelihoodSolver = DualWeighted(steps=24, tolerance=0.1, doublings=4),
+    solver: Transport = DualWeighted(steps=24, tolerance=0.1, doublings=4),
     divergence: str | Divergence = "hutchinson",
     dtype: torch.dtype = torch.float64,
     seed: int = 0,

@@ -27,6 +27,7 @@ from score_sde.sdes import SDE
 from score_sde.solvers.base import FiniteGuard, Observer, Solver, SolverError, non_finite
 from score_sde.solvers.runge_kutta import dormand_prince
 from score_sde.solvers.time_grids import ExplicitGrid, TimeGrid, as_grid, check_grid, time_grid
+from score_sde.solvers.transport import Flow, Transported, along_ode
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 # method: (order, evaluations per step); the Adams methods of torchdiffeq raise their order as they go, so have none to declare
@@ -111,6 +112,13 @@ class ProbabilityFlow(Solver):
 
         watch = (lambda t, y: observe(t, y.reshape(x.shape))) if observe else None
         return self.integrate(velocity, x.flatten(1), t_from, t_to, score.sde, observe=watch).reshape(x.shape)
+
+    def transport(
+        self, flow: Flow, x: Tensor, t_from: float, t_to: float, *, observe: Observer | None = None, partial: bool = False
+    ) -> Transported:
+        """Carry ``x`` ``(B, *D)`` together with its log-density; ``partial`` as in ``integrate``."""
+        integrate = lambda velocity, y: self.integrate(velocity, y, t_from, t_to, flow.sde, observe=observe, partial=partial)
+        return along_ode(flow, x, integrate)
 
     def integrate(
         self,

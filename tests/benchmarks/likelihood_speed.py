@@ -49,9 +49,9 @@ from score_sde.likelihood.accuracy import choose_solver
 from score_sde.likelihood.dequantization import uniform
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.evaluation import Estimator, Values, evaluate, weights_digest
-from score_sde.likelihood.ode import LikelihoodSolver
 from score_sde.run import Run, RunError, build_data
 from score_sde.score import Counter, counted
+from score_sde.solvers.transport import Transport
 from score_sde.tensors import SampleNoise, batch_time, sum_event
 
 TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5)
@@ -136,7 +136,7 @@ class Published:
 class OnePass:
     """A solver of the package."""
 
-    solver: LikelihoodSolver
+    solver: Transport
 
     def __call__(self, points: Points) -> Outcome:
         start = time.perf_counter()
@@ -197,7 +197,7 @@ def converged(points: Points, values: Tensor, files: Sequence[Path], keep: Path 
 class Chosen:
     """A solver that a pilot chose, and what the whole pilot took: forwards, vector-Jacobian products and seconds."""
 
-    solver: LikelihoodSolver
+    solver: Transport
     forwards: float
     vjps: float
     seconds: float
