@@ -3,14 +3,16 @@
 import io
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from score_sde.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def image_grid(images: Tensor, *, columns: int | None = None, tile: int = 48) -> Image.Image:
@@ -48,6 +50,8 @@ def picture(samples: Tensor, *, limits: tuple[float, float] | None = None) -> Im
     if samples.ndim == 4:
         return image_grid(samples)
     values = samples.detach().cpu().double().numpy()  # float32 has no digits left for what varies far from 0
+    from matplotlib.figure import Figure  # here: it takes long to import
+
     figure = Figure(figsize=(4, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     if values.shape[1:] == (2,):
@@ -72,8 +76,10 @@ def one_unit(points: np.ndarray) -> bool:
     return bool(max(first, second) < 10 * min(first, second))
 
 
-def figure_image(figure: Figure) -> Image.Image:
+def figure_image(figure: "Figure") -> Image.Image:
     """A matplotlib figure as a picture, drawn without any display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return Image.open(buffer)

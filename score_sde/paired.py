@@ -20,7 +20,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 
 TRIM = (0.25, 0.25)
 """The shares of samples that are left out: those with the smallest errors, and those with the largest."""
@@ -56,6 +55,8 @@ def gain(errors: np.ndarray, others: np.ndarray) -> Gain:
     log = float(means[0] - means[1])
     if stderr == 0:
         return Gain(log, 0.0, 0.0 if log > 0 else 1.0)
+    from scipy.stats import t as student  # here: it takes long to import
+
     return Gain(log, stderr, float(student.sf(log / stderr, count - 1)))
 
 

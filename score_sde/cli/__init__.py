@@ -1,25 +1,21 @@
 """The command ``score-sde``: every subcommand is a few lines on top of the library.
 
-A mistake of the user ends in one sentence on standard error and exit code 2.
+A mistake of the user ends in one sentence on standard error and exit code 2. The parser knows the options of every command, and
+where its function is; a command's module, and torch with it, is imported when the command line is sound.
 """
 
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 
-from score_sde.cli.effect import refuse_repeated
-from score_sde.cli.parser import build_parser
-from score_sde.config import ConfigError
-from score_sde.solvers import SolverError
-from score_sde.tensors import ran_out_of_memory
-from score_sde.trainer import TrainingError
+from score_sde.cli.parser import build_parser, split_overrides
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    overrides = [a for a in arguments if a.startswith(("--config.", "-config."))]
+    arguments, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a letter of a path is shown its number
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -34,7 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], overrides: list[str]) -> int:
-    options = build_parser().parse_args([a for a in arguments if a not in overrides])
+    options = build_parser().parse_args(arguments)
+    module, _, function = options.run.partition(":")
+    command = getattr(import_module(module), function)
+    from score_sde.cli.effect import refuse_repeated
+    from score_sde.config import ConfigError
+    from score_sde.solvers import SolverError
+    from score_sde.tensors import ran_out_of_memory
+    from score_sde.trainer import TrainingError
+
     try:
         if overrides and not options.configured:
             raise ConfigError(f"score-sde {options.command} takes no --config. options")
@@ -43,7 +47,7 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
             raise ConfigError(f"score-sde {options.command} works in one process: start it without torchrun")
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-            code = options.run(options, overrides) or 0
+            code = command(options, overrides) or 0
             print(end="", flush=True)  # a closed pipe, or a full disk behind it, is met here
             return code
     except BrokenPipeError:

@@ -1,20 +1,33 @@
-"""The command line: every command, its options, and what a mistake is answered with."""
+"""The command line: every command, its options, and what a mistake is answered with.
+
+Nothing of the library is imported here, so that help, the version and a mistyped command come at once.
+"""
 
 import argparse
 import difflib
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
-from score_sde.cli.about import config, doctor, list_
-from score_sde.cli.likelihood import likelihood
-from score_sde.cli.measuring import compare_, sample
-from score_sde.cli.models import export, import_
-from score_sde.cli.training import demo, train
-from score_sde.cli.tuning import tune_
-from score_sde.solvers import SOLVERS
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments of the command itself, and the ``--config.key=value`` ones; a value may follow ``=`` or a blank."""
+    own: list[str] = []
+    overrides: list[str] = []
+    waiting = False  # for the value of the last override
+    for argument in arguments:
+        if argument.startswith(("--config.", "-config.")):
+            overrides.append(argument)
+            waiting = "=" not in argument
+        elif waiting and re.match(r"[^-]|-[\d.]|$", argument):
+            overrides[-1] += f"={argument}"
+            waiting = False
+        else:
+            own.append(argument)
+            waiting = False
+    return own, overrides
 
 
 def _positive(text: str) -> int:
@@ -47,6 +60,25 @@ def _ends(text: str) -> tuple[float, float]:
     if not -math.inf < low < high < math.inf:
         raise argparse.ArgumentTypeError(f"a smallest and a largest value are needed, as 0,1, got {text!r}")
     return low, high
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that tells each default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        untold = action.default is None or action.default is False or action.default is argparse.SUPPRESS
+        told = not untold and "default" not in (action.help or "")
+        return f"{action.help}; by default %(default)s" if told else action.help
+
+
+class _Version(argparse.Action):
+    """Print the version: it is looked up when it is asked for."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> NoReturn:
+        import score_sde
+
+        print(f"score_sde {score_sde.__version__}")
+        parser.exit()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,20 +122,31 @@ def _accept_edited(sub: argparse.ArgumentParser) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="score-sde", description="Score-based generative models in continuous time.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
-        name: str, run: Callable, description: str, *, workdir: bool = True, runs: bool = True, configured: bool = True
-    ):
-        sub = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
-        sub.set_defaults(run=run, configured=configured)
+        name: str,
+        function: str,
+        description: str,
+        *examples: str,
+        workdir: bool = True,
+        runs: bool = True,
+        configured: bool = True,
+    ) -> argparse.ArgumentParser:
+        """A command that ``function`` of a module of this package runs."""
+        shown = "\n".join(["examples:", *(f"  score-sde {name} {example}".rstrip() for example in examples)])
+        sub = commands.add_parser(
+            name, help=description, description=description, epilog=shown, formatter_class=_Help, allow_abbrev=False
+        )
+        sub.set_defaults(run=f"score_sde.cli.{function}", configured=configured)
         sub.add_argument("--traceback", action="store_true", help="show where an error comes from")
         if workdir:
             sub.add_argument("--workdir", type=_text, required=True, help="the run directory")
             _accept_edited(sub)
         if workdir and runs:
             sub.add_argument("--device", type=_text, help="cpu, cuda, ...; by default a GPU where there is one")
-            sub.add_argument("--quiet", action="store_true", help="no progress bars")
+            sub.add_argument("--quiet", action="store_true", help="no progress")
         return sub
 
     def count(sub: argparse.ArgumentParser, help: str, default: int | None = None) -> None:
@@ -113,25 +156,46 @@ def build_parser() -> argparse.ArgumentParser:
     def output(sub: argparse.ArgumentParser, what: str) -> None:
         sub.add_argument("--output", type=_text, help=f"{what}; by default in the run")
 
+    def seed(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--seed", type=_natural, default=0, help="of all random numbers")
+
     def of_class(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--class",
             type=_text,
             dest="class_",
             metavar="NAME",
-            help="of this class alone, by its name or its number from 0 on",
+            help="of this class alone, by its name or its number from 0 on; by default of all",
         )
 
-    sub = command("train", train, "train a model, or continue where a run stopped")
-    sub.add_argument("--config", type=_text, help="name or path of a config file; change a value by --config.section.key=value")
-
-    sub = command("sample", sample, "draw samples as a picture and an .npz")
-    sub.add_argument(
-        "--solver", type=_text, help=f"{', '.join(SOLVERS)}, or tuned; options by --config.solver.NAME.option=value"
+    sub = command(
+        "train",
+        "training:train",
+        "train a model, or continue where a run stopped",
+        "--workdir=runs/moons --config=two_moons",
+        "--workdir=runs/moons --config.training.steps=20000",
     )
-    sub.add_argument("--nfe", type=_positive, help="network evaluations, instead of the solver's own steps")
+    sub.add_argument(
+        "--config",
+        type=_text,
+        help="name or path of a config file; by default that of the run; change a value by --config.section.key=value",
+    )
+
+    sub = command(
+        "sample",
+        "measuring:sample",
+        "draw samples as a picture and an .npz",
+        "--workdir=runs/moons --solver=unipc --nfe=10 --count=500",
+    )
+    sub.add_argument(
+        "--solver",
+        type=_text,
+        help="a solver that score-sde list shows, or tuned; by default the config's; options by "
+        "--config.solver.NAME.option=value",
+    )
+    sub.add_argument("--nfe", type=_positive, help="network evaluations; by default as many as the solver's own steps need")
     count(sub, "number of samples", 64)
-    sub.add_argument("--seed", type=_natural, default=0)
+    seed(sub)
     sub.add_argument("--batch_size", type=_positive, default=256, help="samples at a time")
     of_class(sub)
     sub.add_argument("--denoise", action="store_true", help="end with the posterior mean, at one more evaluation")
@@ -145,53 +209,92 @@ def build_parser() -> argparse.ArgumentParser:
     )
     output(sub, "the .npz to write, and a .png beside it")
 
-    sub = command("likelihood", likelihood, "compute bits/dim with its standard error and protocol")
-    sub.add_argument("--split", choices=("test", "train"), help="which part of the run's data, by default test")
-    sub.add_argument("--data", type=_text, help="a .npy or .npz file instead of the run's own data")
+    sub = command(
+        "likelihood",
+        "likelihood:likelihood",
+        "compute bits/dim with its standard error and protocol",
+        "--workdir=runs/digits",
+        "--workdir=runs/digits --data=new_digits.npy --count=100",
+    )
+    sub.add_argument("--split", choices=("test", "train"), help="which part of the run's data; by default test")
+    sub.add_argument("--data", type=_text, help="a .npy or .npz file; by default the run's own data")
     sub.add_argument("--key", type=_text, help="the array in a .npz that holds several")
-    count(sub, "only the first N samples")
-    sub.add_argument("--seed", type=_natural, default=0)
+    count(sub, "only the first N samples; by default all")
+    seed(sub)
     sub.add_argument("--bounds", action="store_true", help="a table of all bounds on the bits/dim of integers")
     of_class(sub)
     output(sub, "the .json to write, and a .npz beside it; with --bounds a folder")
 
-    sub = command("import", import_, "make a run of a model that was trained elsewhere", runs=False)
+    sub = command(
+        "import",
+        "models:import_",
+        "make a run of a model that was trained elsewhere",
+        "--workdir=runs/church --format=diffusers ddpm-church-256",
+        "--workdir=runs/cifar10 --config=cifar10_ve checkpoint_26.pth",
+        runs=False,
+    )
     sub.add_argument("path", type=_text, help="a .pth file of score_sde_pytorch, or a folder saved by diffusers")
-    sub.add_argument("--format", choices=("score_sde", "diffusers"), default="score_sde")
+    sub.add_argument("--format", choices=("score_sde", "diffusers"), default="score_sde", help="what it was saved by")
     sub.add_argument("--config", type=_text, help="settings of the model: name or path of one of our config files")
     sub.add_argument("--model_config", type=_text, help="settings of the model: a JSON file in score_sde_pytorch's own keys")
 
     sub = command(
-        "export", export, "write a run's model as safetensors and JSON, or for diffusers", runs=False, configured=False
+        "export",
+        "models:export",
+        "write a run's model as safetensors and JSON, or for diffusers",
+        "--workdir=runs/digits --output=digits_model",
+        runs=False,
+        configured=False,
     )
     sub.add_argument("--output", type=_text, required=True, help="the new folder")
-    sub.add_argument("--format", choices=("safetensors", "diffusers"), default="safetensors")
+    sub.add_argument("--format", choices=("safetensors", "diffusers"), default="safetensors", help="what can read it")
 
-    sub = command("compare", compare_, "compare solvers at equal evaluations: CSV, curves, samples and an HTML page")
+    sub = command(
+        "compare",
+        "measuring:compare_",
+        "compare solvers at equal evaluations: CSV, curves, samples and an HTML page",
+        "--workdir=runs/moons --solvers=pc,ddim,unipc --nfe=5,10,20",
+    )
     sub.add_argument(
         "--solvers", type=_text, help="names separated by commas; by default some of each kind, and what was tuned"
     )
     sub.add_argument("--nfe", default="5,10,20,50", help="evaluations separated by commas, from 1 or 2 up")
     count(sub, "samples per setting, 20 or more for precision and recall", 256)
-    sub.add_argument("--seed", type=_natural, default=0)
+    seed(sub)
     of_class(sub)
     output(sub, "the folder to write")
 
-    sub = command("tune", tune_, "choose solver and time grid for each number of evaluations, by measurement")
+    sub = command(
+        "tune",
+        "tuning:tune_",
+        "choose solver and time grid for each number of evaluations, by measurement",
+        "--workdir=runs/moons --nfe=6,10",
+    )
     sub.add_argument("--nfe", default="6,8,10,12,16,20", help="evaluations separated by commas")
     sub.add_argument("--pilot", type=_positive, default=128, help="samples to try solvers on, and as many to check")
     sub.add_argument("--trials", type=_positive, default=60, help="time grids that are tried for each number of evaluations")
-    sub.add_argument("--seed", type=_natural, default=0)
+    seed(sub)
     of_class(sub)
     output(sub, "the folder of the tuned.json to write")
 
-    sub = command("demo", demo, "train on real digits, sample, measure, compare, and write a report")
-    command("list", list_, "list everything that can be chosen", workdir=False, configured=False)
-    sub = command("config", config, "print a config with its overrides applied", workdir=False)
+    command(
+        "demo",
+        "training:demo",
+        "train on real digits, sample, measure, compare, and write a report",
+        "--workdir=runs/demo",
+    )
+    command("list", "about:list_", "list everything that can be chosen", "", workdir=False, configured=False)
+    sub = command(
+        "config",
+        "about:config",
+        "print a config with its overrides applied",
+        "--config=two_moons --config.training.steps=20000",
+        workdir=False,
+    )
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=_text, help="name or path of a config file")
     source.add_argument("--workdir", type=_text, help="a run directory")
     _accept_edited(sub)
     sub.add_argument("--all", action="store_true", help="also the options of what is not chosen")
-    command("doctor", doctor, "check this installation", workdir=False, configured=False)
+    command("doctor", "about:doctor", "check this installation", "", workdir=False, configured=False)
     return parser

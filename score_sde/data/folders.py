@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from score_sde.data.dataset import Dataset, split
-from score_sde.data.pictures import BACKGROUNDS, read_as_before, read_picture
 from score_sde.data.source import TensorSource
 from score_sde.data.spec import DataError, DataSpec
 from score_sde.data.tree import ENDINGS, Tree, pictures_below
@@ -55,6 +54,8 @@ def image_folder(
         raise DataError(f"channels must be 1 or 3, got {channels}")
     if size < 0:
         raise DataError(f"size must be a number of pixels, or 0 to take pictures as they are, got {size}")
+    from score_sde.data.pictures import BACKGROUNDS, read_as_before, read_picture  # here: they import Pillow
+
     for name, given, known in (("classes", classes, CLASSES), ("background", background, BACKGROUNDS)):
         if given not in known:
             raise DataError(f"unknown {name} {given!r}; choose one of {', '.join(known)}")

@@ -31,7 +31,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from score_sde.inputs import require_batch, require_time, whole
@@ -330,6 +329,7 @@ def _ranked(candidates: Sequence[Candidate], error: Callable[[Candidate], float]
 
 def _bend(start: Candidate, badness: Callable[[Candidate], float], trials: int) -> Candidate:
     """``start`` with its steps bent to the smallest ``badness``; half-way a fresh simplex, as the first one shrinks."""
+    from scipy.optimize import minimize  # here: it takes long to import
 
     def of_bend(bend: np.ndarray) -> float:
         return badness(dataclasses.replace(start, bend=tuple(bend.tolist())))

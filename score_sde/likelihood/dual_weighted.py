@@ -45,7 +45,6 @@ from typing import Self
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from score_sde.inputs import whole
@@ -231,4 +230,6 @@ def _spline_integrals(u: np.ndarray) -> np.ndarray:
     """Weights that integrate, over each interval between nodes ``u``, the cubic spline through values at them."""
     if len(u) < 3:
         return np.full((1, 2), np.diff(u) / 2)
+    from scipy.interpolate import CubicSpline  # here: it takes long to import
+
     return np.diff(CubicSpline(u, np.eye(len(u))).antiderivative()(u), axis=0)

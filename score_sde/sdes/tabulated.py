@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from score_sde.sdes.vp import BetaSDE, VariancePreserving
@@ -59,6 +58,8 @@ class TabulatedSDE(VariancePreserving, BetaSDE):
 
 @lru_cache(maxsize=16)
 def _cubic(betas: tuple[float, ...], T: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    from scipy.interpolate import PchipInterpolator  # here: it takes long to import
+
     nodes = np.arange(len(betas) + 1) * (T / len(betas))
     integral = np.concatenate([[0.0], np.cumsum(-np.log1p(-np.asarray(betas)))])
     cubic = PchipInterpolator(nodes, integral)

@@ -19,7 +19,6 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from score_sde.inputs import require_finite
 from score_sde.score import BoundScore, require_path
@@ -142,6 +141,8 @@ class ProbabilityFlow(Solver):
         if self.method == "rk45":
             options = {"rtol": self.rtol, "atol": self.atol, "max_steps": MAX_STEPS, "partial": partial, "observe": observe}
             return dormand_prince(velocity, y, t_from, t_to, **options)
+        from torchdiffeq import odeint  # here: it takes long to import
+
         watched = _Watched(velocity, t_from, t_to, f"ode ({self.method})", observe)
         ends = torch.tensor([t_from, t_to], dtype=torch.float64, device=y.device)
         options: dict = {}
