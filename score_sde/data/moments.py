@@ -42,12 +42,13 @@ class Running:
 
     def __init__(self, square: Callable[[Tensor], Tensor] = lambda d: d.abs().square()):
         self.square = square
-        self.count, self.mean, self.scatter = 0.0, 0.0, 0.0
+        self.count, self.mean, self.scatter = (torch.zeros((), dtype=torch.float64) for _ in range(3))
 
     def add(self, count: Tensor | float, mean: Tensor, scatter: Tensor) -> None:
         """Take in a block. Each number may have a count of its own, which may be 0."""
+        count = torch.as_tensor(count, dtype=torch.float64)  # whole numbers would be divided in float32
         total = self.count + count
-        share = count / (total.clamp(min=1) if isinstance(total, Tensor) else total)
+        share = count / total.clamp(min=1)
         difference = mean - self.mean
         self.scatter = self.scatter + scatter + self.square(difference) * (self.count * share)
         self.mean = self.mean + difference * share

@@ -15,6 +15,7 @@ The data is read twice: for ends and ``SORTED`` values of each column, which tel
 what does not.
 """
 
+import math
 import warnings
 from statistics import NormalDist
 from typing import NamedTuple
@@ -85,9 +86,8 @@ def root_mean_square(source: DataSource) -> float:
         return squares[low < high].mean().sqrt().item()
     some = View(source, rows=torch.arange(0, len(source), max(1, len(source) // 1000)))
     shift = 0.5 if spec.dequantize else 0.0
-    total = sum(spec.scale(block.values.double() + shift).square().sum() for block in blocks(some, "scale"))
-    mean_square = total / (len(some) * spec.dim) + (spec.slope**2 / 12 if spec.dequantize else 0.0)
-    return mean_square.sqrt().item()
+    total = sum(spec.scale(block.values.double() + shift).square().sum().item() for block in blocks(some, "scale"))
+    return math.sqrt(total / (len(some) * spec.dim) + (spec.slope**2 / 12 if spec.dequantize else 0.0))
 
 
 def warn_of_fine_structure(source: DataSource, noise_level: float) -> None:
