@@ -16,6 +16,7 @@ from score_sde.inputs import require_classes, require_finite, require_float, who
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS, Coefficients
 from score_sde.score import NoLearnedVariance
 from score_sde.sdes import SDE
+from score_sde.tables import require_name
 from score_sde.tensors import as_time, expand
 
 CONTRACT: dict[str, object] = {"classes": 0, "learned_variance": False, "knows_no_class": True, "takes_logarithm": False}
@@ -65,8 +66,7 @@ class ScoreModel(nn.Module):
             ("parameterization", parameterization, PARAMETERIZATIONS),
             ("time_input", time_input, TIME_INPUTS),
         ):
-            if name not in table:
-                raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
+            require_name(kind, name, table)
         sde.require_ends()
         require_finite(sigma_data=sigma_data)
         if not sigma_data > 0:

@@ -15,12 +15,10 @@ Every file that is read again has a digest in it (``score_sde.files``).
 """
 
 import dataclasses
-import difflib
 import inspect
-import math
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -38,6 +36,7 @@ from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS, Solver
 from score_sde.solvers.base import GridSolver
 from score_sde.solvers.tuned import Choice, Tuned, as_options
+from score_sde.tables import OptionError, as_tuples, build, check_like
 from score_sde.tensors import ran_out_of_memory
 
 Config = Mapping[str, Any]
@@ -47,54 +46,9 @@ class RunError(ValueError):
     """A directory is not a run, or a config is not complete; the message says what to do."""
 
 
-def chosen(table: Mapping[str, Callable], section: Config, *args: Any, kind: str) -> Any:
-    """Build what ``section["name"]`` names in ``table`` from the options in ``section[name]``.
-
-    Raises:
-        RunError: the name or an option is unknown, or a value is refused.
-    """
-    name = section["name"]
-    if name not in table:
-        close = difflib.get_close_matches(str(name), table, n=1)
-        hint = f", did you mean {close[0]}?" if close else ""
-        raise RunError(f"unknown {kind} {name!r}{hint}; choose one of {', '.join(table)}")
-    options, known = section.get(name, {}), inspect.signature(table[name]).parameters
-    unknown = set(options) - set(known)
-    if unknown:
-        raise RunError(f"{kind}.{name} has no option {', '.join(sorted(unknown))}")
-    for key, value in options.items():
-        check_like(value, known[key].default, f"{kind}.{name}.{key}")
-    try:
-        return table[name](*args, **{key: _tuples(value) for key, value in options.items()})
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if (isinstance(error, ValueError) and type(error) is not ValueError) or ran_out_of_memory(error):
-            raise  # already says where it comes from
-        raise RunError(f"{kind}.{name}: {error}") from error
-
-
-def check_like(value: Any, default: Any, name: str) -> None:
-    """Check that ``value``, which may come from a file, is of the kind of ``default``, and finite if that is.
-
-    Raises:
-        RunError: it is not; the message says what ``name`` must be.
-    """
-    kinds = {bool: "True or False", int: "an integer", float: "a number", str: "a word", tuple: "a tuple of numbers"}
-    kind = type(default)
-    if kind not in kinds:
-        return
-    parts = value if kind is tuple and isinstance(value, list | tuple) else [value]
-    allowed = {int: int, float: int | float, tuple: int | float}.get(kind, kind)
-    sound = (kind is tuple) == isinstance(value, list | tuple) and all(isinstance(part, allowed) for part in parts)
-    if kind is not bool and kind is not str and sound:
-        finite = kind is not float or math.isfinite(default)
-        sound = not any(isinstance(part, bool) or part != part or (finite and abs(part) >= 2**63) for part in parts)
-    if not sound:
-        raise RunError(f"{name} must be {kinds[kind]}, got {str(value)[:40]!r}")
-
-
 def build_data(config: Config) -> Dataset:
     """The data that ``config`` names."""
-    return chosen(DATASETS, config["data"], kind="data")
+    return build(DATASETS, config["data"], kind="data")
 
 
 def data_spec(config: Config) -> DataSpec:
@@ -103,28 +57,28 @@ def data_spec(config: Config) -> DataSpec:
     if name not in IMAGES:
         return build_data(config).spec
     options = config["data"].get(name, {})
-    return image_spec(name, **{key: _tuples(options[key]) for key in ("dequantize", "model_range") if key in options})
+    return image_spec(name, **{key: as_tuples(options[key]) for key in ("dequantize", "model_range") if key in options})
 
 
 def build_solver(config: Config) -> Solver:
     """The solver that ``config`` names."""
-    return chosen(SOLVERS, config["solver"], kind="solver")
+    return build(SOLVERS, config["solver"], kind="solver")
 
 
 def build_objective(config: Config) -> Objective:
     """The objective that ``config`` names."""
-    return chosen(OBJECTIVES, config["objective"], kind="objective")
+    return build(OBJECTIVES, config["objective"], kind="objective")
 
 
 def build_model(config: Config, spec: DataSpec) -> ScoreModel:
     """The model that ``config`` describes, with initial weights drawn from ``config["seed"]``."""
     check_like(config["seed"], 0, "seed")
     if config["seed"] < 0:
-        raise RunError(f"seed must not be negative, got {config['seed']}")
-    sde = chosen(SDES, config["sde"], kind="sde")
+        raise OptionError(f"seed must not be negative, got {config['seed']}")
+    sde = build(SDES, config["sde"], kind="sde")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        network = chosen(NETWORKS, config["network"], spec.shape, kind="network")
+        network = build(NETWORKS, config["network"], spec.shape, kind="network")
     options = {key: value for key, value in config["model"].items() if value is not None}
     known = inspect.signature(ScoreModel).parameters
     for key in set(options) & set(known):
@@ -132,7 +86,7 @@ def build_model(config: Config, spec: DataSpec) -> ScoreModel:
     try:
         return ScoreModel(network, sde, spec, **options)
     except (TypeError, ValueError) as error:
-        raise RunError(f"model: {error}") from error
+        raise OptionError(f"model: {error}") from error
 
 
 class KnownData(NamedTuple):
@@ -282,7 +236,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", accept_edite
         model = build_model(config, spec).to(device)
     except (TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{folder / 'config.json'} is damaged or of another program: {error}") from error
-    except RunError as error:
+    except OptionError as error:
         raise RunError(f"{folder / 'config.json'}: {error}") from error
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error):
@@ -501,8 +455,3 @@ def _damaged(path: Path, error: Exception) -> RunError:
 
 TUNED = "tuned.json"
 """File of the tuned solvers in a run."""
-
-
-def _tuples(value: Any) -> Any:
-    """Lists, as JSON has them, back to tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -537,10 +537,13 @@ def test_mistakes_in_a_command(capsys, tmp_path, monkeypatch, arguments, message
     ("override", "message"),
     [
         ("--config.sde.name=vpp", "unknown sde 'vpp', did you mean vp?; choose one of vp, subvp"),
-        ("--config.solver.name=em", "unknown solver 'em', did you mean edm?; choose one of euler_maruyama"),
+        ("--config.solver.name=em", "unknown solver 'em', did you mean euler_maruyama?; choose one of euler_maruyama"),
         ("--config.network.name=resnet", "unknown network 'resnet', did you mean unet?; choose one of mlp, unet"),
         ("--config.data.name=moons", "unknown data 'moons', did you mean two_moons?; choose one of two_moons"),
-        ("--config.model.parameterization=noise", "unknown parameterization 'noise'; choose one of score, epsilon"),
+        (
+            "--config.model.parameterization=noise",
+            "unknown parameterization 'noise', did you mean epsilon?; choose one",
+        ),
         ("--config.model.time_input=hours", "unknown time_input 'hours'; choose one of label"),
         ("--config.objective.denoising.weighting=none", "objective.denoising: unknown weighting 'none'; choose one of sigma2"),
         ("--config.objective.denoising.times=late", "objective.denoising: unknown times 'late'; choose one of uniform"),
@@ -588,7 +591,7 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample", "--solver=em"], "unknown solver 'em', did you mean edm?; choose one of euler_maruyama"),
+        (["sample", "--solver=em"], "unknown solver 'em', did you mean euler_maruyama?; choose one of euler_maruyama"),
         (["sample", "--solver=dddim"], "unknown solver 'dddim', did you mean ddim?"),
         (["sample", "--nfee=5"], "unknown option --nfee, did you mean --nfe?"),
         (["sample", "--nfe=abc"], "argument --nfe: a positive integer is needed, got 'abc'"),
@@ -607,7 +610,7 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
         (["sample", "--config.sde.vp.beta_max=3"], "has no effect on sample: the run is trained, only solver can be set here"),
         (["sample", "--config.solver.pc.stps=3"], "did you mean solver.pc.steps?"),
         (["sample", "--config.solvr.pc.steps=3"], "config.solvr.pc.steps"),
-        (["sample", "--config.solver=ode"], "config.solver is a section"),
+        (["sample", "--config.solver.pc=ode"], "config.solver.pc is a section"),
         (["sample", "--config.solver.pc.steps=few"], "config.solver.pc.steps must be of type int"),
         (["sample", "--solver=pc", "--config.solver.pc.corrector=langevine"], "langevine"),
         (["likelihood", "--n=0"], "argument --count/--n: a positive integer is needed, got '0'"),

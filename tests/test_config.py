@@ -13,15 +13,17 @@ from score_sde.config import (
     config_names,
     default_config,
     from_saved,
+    in_full,
     override,
     read_config,
 )
 from score_sde.data import DATASETS, DataSpec
 from score_sde.likelihood import LIKELIHOOD_SOLVERS, bits_per_dim, fit_dequantizer
 from score_sde.networks import NETWORKS
-from score_sde.run import build_model, build_objective, build_solver, chosen
+from score_sde.run import build_model, build_objective, build_solver
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS
+from score_sde.tables import build
 from score_sde.trainer import TrainingOptions
 
 TABLES = {"data": DATASETS, "sde": SDES, "network": NETWORKS, "solver": SOLVERS}
@@ -56,7 +58,7 @@ def test_every_config_file_builds(name):
     build_objective(plain)
     for solver in SOLVERS:
         build_solver({"solver": {**plain["solver"], "name": solver}})
-    chosen(LIKELIHOOD_SOLVERS, plain["likelihood"]["solver"], kind="likelihood.solver")
+    build(LIKELIHOOD_SOLVERS, plain["likelihood"]["solver"], kind="likelihood.solver")
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -213,7 +215,10 @@ def test_several_overrides_and_the_last_one_wins():
         ("--config.learning_rate=3", r"did you mean training.learning_rate\?"),
         ("--config.sed=3", r"did you mean seed\?"),
         ("--config.qqqqqqqq=3", r"there is no config.qqqqqqqq; score-sde config lists"),
-        ("--config.solver.unipc.order=3", "no config.solver.unipc.order: config.solver.unipc has grid, lower_order_final, "),
+        ("--config.solver.unipc.qqq=3", "no config.solver.unipc.qqq: config.solver.unipc has grid, lower_order_final, "),
+        ("--config.solver.unipc.order=3", r"no config.solver.unipc.order, did you mean solver.unipc.p\?"),
+        ("--config.solver.ddim.num_inference_steps=3", r"did you mean solver.ddim.steps\?"),
+        ("--config.training.lr=3", r"did you mean training.learning_rate\?"),
         ("--config.seed.deeper=3", r"there is no config.seed.deeper"),
         ("--config.=3", r"there is no config\."),
     ],
@@ -239,7 +244,7 @@ def test_a_misspelt_key_names_the_nearest(argument, message):
         ("--config.network.unet.multipliers='abc'", "config.network.unet.multipliers must be a tuple"),
         ("--config.network.unet.multipliers=(1,", "config.network.unet.multipliers must be a tuple"),
         ("--config.network.unet.multipliers=__import__('os')", "config.network.unet.multipliers must be a tuple"),
-        ("--config.sde=ve", r"config.sde is a section: set one of .*sde.name"),
+        ("--config.training=3", r"config.training is a section: set one of training."),
         ("--config.sde.vp=3", r"config.sde.vp is a section: set one of .*sde.vp.beta_max"),
     ],
 )
@@ -316,3 +321,9 @@ def test_chosen_only_leaves_out_what_was_not_chosen():
     assert set(brief["sde"]) == {"name", "ve"}
     assert brief["sde"]["ve"]["sigma_max"] == 20.0
     assert brief["training"] == config["training"]
+
+
+def test_a_section_that_is_given_a_value_is_given_its_name():
+    config = override(default_config(), ["--config.sde=ve", "--config.likelihood.solver=ode"])
+    assert (config.sde.name, config.likelihood.solver.name) == ("ve", "ode")
+    assert in_full(["-config.sde=ve", "--config.seed=3"], default_config()) == ["--config.sde.name=ve", "--config.seed=3"]

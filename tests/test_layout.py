@@ -17,7 +17,7 @@ PACKAGE = ROOT / "score_sde"
 
 # lower rows may not import higher ones; within a row only from left to right
 ROWS = [
-    ["inputs", "tensors", "lock", "files", "images", "paired", "progress"],
+    ["inputs", "tensors", "lock", "files", "images", "paired", "progress", "tables"],
     ["sdes", "networks", "divergence"],
     ["parameterization", "time_sampling", "draws", "data"],
     ["score", "model"],

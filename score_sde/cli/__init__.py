@@ -34,7 +34,7 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
     module, _, function = options.run.partition(":")
     command = getattr(import_module(module), function)
     from score_sde.cli.effect import refuse_repeated
-    from score_sde.config import ConfigError
+    from score_sde.config import ConfigError, default_config, in_full
     from score_sde.solvers import SolverError
     from score_sde.tensors import ran_out_of_memory
     from score_sde.trainer import TrainingError
@@ -42,6 +42,7 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
     try:
         if overrides and not options.configured:
             raise ConfigError(f"score-sde {options.command} takes no --config. options")
+        overrides = in_full(overrides, default_config()) if overrides else []
         refuse_repeated(overrides)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.command in ("sample", "compare", "tune", "import", "export"):
             raise ConfigError(f"score-sde {options.command} works in one process: start it without torchrun")

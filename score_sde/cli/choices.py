@@ -1,7 +1,6 @@
 """What the commands have in common: the run, the solver, the device and the class that the command line chooses."""
 
 import argparse
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from score_sde.files import remove_leftovers
 from score_sde.run import Run, RunError, build_solver, load, load_tuned
 from score_sde.score import ClassScore, Score
 from score_sde.solvers import SOLVERS, Solver
+from score_sde.tables import require_name
 
 FREE_TO_CHANGE = ("objective", "training", "solver", "likelihood")
 """Sections of the config that may change when a run is continued."""
@@ -38,10 +38,7 @@ def chosen_solver(config: ConfigDict, name: str | None, run: Run, class_: int | 
     if (name or config.solver.name) == "tuned":
         return load_tuned(run.folder, class_=class_, step=run.step, identity=run.identity)
     if name is not None:
-        if name not in SOLVERS:
-            close = difflib.get_close_matches(name, [*SOLVERS, "tuned"], n=1)
-            hint = f", did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"unknown solver {name!r}{hint}; choose one of {', '.join(SOLVERS)}, or tuned")
+        require_name("solver", name, [*SOLVERS, "tuned"])
         config.solver.name = name
     return build_solver(config.to_dict())
 

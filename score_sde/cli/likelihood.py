@@ -31,8 +31,9 @@ from score_sde.likelihood import (
     fit_dequantizer,
 )
 from score_sde.likelihood.evaluation import ranks_of_this_run, weights_digest
-from score_sde.run import Run, RunError, chosen, read_weights
+from score_sde.run import Run, RunError, read_weights
 from score_sde.score import Score
+from score_sde.tables import build
 
 
 def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -139,7 +140,7 @@ def run_likelihood(
 ) -> BitsPerDim:
     """``bits_per_dim`` with the options of ``config.likelihood``; ``score`` is the run's model unless another is given."""
     settings = config.likelihood.to_dict()
-    solver = chosen(LIKELIHOOD_SOLVERS, settings.pop("solver"), kind="likelihood.solver")
+    solver = build(LIKELIHOOD_SOLVERS, settings.pop("solver"), kind="likelihood.solver")
     del settings["dequantizer"]
     if settings["divergence"] == "exact":
         settings["probes"] = None  # those of a config file, for other divergences

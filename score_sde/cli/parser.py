@@ -1,15 +1,16 @@
 """The command line: every command, its options, and what a mistake is answered with.
 
-Nothing of the library is imported here, so that help, the version and a mistyped command come at once.
+Nothing that imports torch is imported here, so that help, the version and a mistyped command come at once.
 """
 
 import argparse
-import difflib
 import math
 import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+from score_sde.tables import did_you_mean
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -86,9 +87,9 @@ class _Parser(argparse.ArgumentParser):
         if "unrecognized arguments" in message:
             given = message.split(":", 1)[1].split()[0].split("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
-            message = f"unknown option {given}{_nearest(given, known)}"
+            message = f"unknown option {given}{did_you_mean(given, known)}"
         elif found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
-            message += _nearest(found[1], re.findall(r"[\w-]+", found[2]))
+            message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
         print(f"{self.prog}: {message}; {self.prog} --help shows what it takes", file=sys.stderr)
         raise SystemExit(2)
 
@@ -107,11 +108,6 @@ class _Parser(argparse.ArgumentParser):
         for action in self._actions:
             if sum(given.count(option) for option in action.option_strings) > 1:
                 self.error(f"{'/'.join(action.option_strings)} is given more than once")
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def _accept_edited(sub: argparse.ArgumentParser) -> None:

@@ -44,6 +44,7 @@ from score_sde.solvers.heun import EDM, Heun
 from score_sde.solvers.reverse_diffusion import ReverseDiffusion
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.solvers.unipc import UniPC
+from score_sde.tables import build
 from score_sde.tensors import SampleNoise, expand, sum_event
 
 
@@ -163,8 +164,6 @@ def predictor_corrector(
     cap: float = 2.0,
 ) -> PredictorCorrector:
     """A ``PredictorCorrector`` from flat arguments, as configs give them."""
-    for kind, name, table in (("predictor", predictor, PREDICTORS), ("corrector", corrector, CORRECTORS)):
-        if name not in table:
-            raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
-    stepping = PREDICTORS[predictor](steps=steps, grid=grid)
-    return PredictorCorrector(stepping, CORRECTORS[corrector](snr=snr, rule=rule, cap=cap), corrections, first)
+    stepping = build(PREDICTORS, {"name": predictor, predictor: {"steps": steps, "grid": grid}}, kind="predictor")
+    moving = build(CORRECTORS, {"name": corrector, corrector: {"snr": snr, "rule": rule, "cap": cap}}, kind="corrector")
+    return PredictorCorrector(stepping, moving, corrections, first)

@@ -10,7 +10,6 @@ Noise levels are told by s = sigma / alpha, the standard deviation of the noise 
     cosine      equal steps of the angle arctan s   the cosine schedule (Nichol and Dhariwal 2021, Eq. 17), on any SDE
 """
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from score_sde.inputs import whole
 from score_sde.sdes import SDE
+from score_sde.tables import OptionError, did_you_mean
 from score_sde.tensors import as_time
 
 
@@ -162,9 +162,10 @@ def as_grid(grid: str | TimeGrid) -> TimeGrid:
             return ExplicitGrid(tuple(float(part) for part in grid.split(",")))
         except ValueError as error:
             raise ValueError(f"a list of times is numbers separated by commas, in falling order: {error}") from None
-    close = difflib.get_close_matches(grid, TIME_GRIDS, n=1)
-    hint = f", did you mean {close[0]}?" if close else ""
-    raise ValueError(f"unknown time grid {grid!r}{hint}; choose one of {', '.join(TIME_GRIDS)}, or give times: '1,0.5,0.1'")
+    names = ", ".join(TIME_GRIDS)
+    raise OptionError(
+        f"unknown time grid {grid!r}{did_you_mean(grid, TIME_GRIDS)}; choose one of {names}, or give times: '1,0.5,0.1'"
+    )
 
 
 def time_grid(grid: str | TimeGrid, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:

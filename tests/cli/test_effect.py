@@ -122,6 +122,8 @@ def test_the_exact_divergence_takes_no_probes():
         (["train", "--config.training.learning_rate=3"], "trained for all of its 6 steps"),
         (["train", "--config.training.steps=4"], "trained for 6 steps already, and training.steps is 4"),
         (["sample", "--config.solver.euler_maruyama.steps=3", "--config.solver.euler_maruyama.steps=4"], "more than once"),
+        (["sample", "--config.solver=ddim", "--config.solver.name", "ddim"], "config.solver.name is given more than once"),
+        (["sample", "--config.solver.ddim.steps", "--quiet"], "config.solver.ddim.steps needs a value"),
         (["sample", "--seed=1", "--seed=2"], "--seed is given more than once"),
         (["sample", "--n=1", "--count=2"], "--count/--n is given more than once"),
         (["config", "--config.sde.ve.sigma_max=3"], "an option of the sde ve"),
@@ -171,3 +173,16 @@ def test_torchrun_is_for_likelihoods(capsys, trained, monkeypatch, command):
     """Every process would do the same, and write the same files."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "works in one process: start it without torchrun" in refused(capsys, command, f"--workdir={trained / 'moons'}")
+
+
+def test_a_value_may_follow_a_blank_and_a_section_may_be_given_its_name(capsys, moons):
+    spellings = (
+        ["--config.solver.name=ddim", "--config.solver.ddim.steps=3"],
+        ["--config.solver.name", "ddim", "--config.solver.ddim.steps", "3"],
+        ["--config.solver", "ddim", "-config.solver.ddim.steps=3"],
+        ["--config.solver=ddim", "--config.solver.ddim.steps", "3", "--denoise"],
+    )
+    said = [run(capsys, "sample", f"--workdir={moons}", "--n=2", "--quiet", *options) for options in spellings]
+
+    assert len({text.splitlines()[0].partition(":")[0] for text in said}) == 1
+    assert "DDIM(steps=3" in said[0]

@@ -17,6 +17,7 @@ from score_sde.divergence import GivenProbes
 from score_sde.interop import import_published, published_config, read_settings
 from score_sde.networks import NCSNv2
 from score_sde.run import RunError
+from score_sde.tables import OptionError
 from tests.reference import published
 
 CASES = {case["name"]: case for case in published.cases()}
@@ -117,7 +118,7 @@ def test_a_network_of_the_logarithm_needs_positive_levels(tmp_path):
     settings = {**CASES[VE]["settings"], "continuous": False}
     settings["model"] = {**settings["model"], "embedding_type": "fourier"}
     path, _ = written(tmp_path, VE)
-    with pytest.raises(RunError, match="takes the logarithm of its noise level"):
+    with pytest.raises(OptionError, match="takes the logarithm of its noise level"):
         import_published(path, *published_config(settings))
 
 

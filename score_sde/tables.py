@@ -1,0 +1,158 @@
+"""Tables of choices: a name, and what it builds.
+
+Every choice that a config or an argument makes by a word is looked up in a table. All tables have one form: a name leads to a
+class, or to a function, whose options are flat arguments with defaults.
+
+    SDES = {"vp": VPSDE, "ve": VESDE, ...}
+    build(SDES, {"name": "vp", "vp": {"beta_max": 10.0}}, kind="sde")      VPSDE(beta_max=10.0)
+    build(SDES, "vp", kind="sde")                                          VPSDE()
+    section(SDES, "vp")               the name, and every option of every SDE with its default, as configs have them
+"""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+Table = Mapping[str, Callable[..., Any]]
+"""Name -> class or function with flat arguments."""
+
+
+class OptionError(ValueError):
+    """A choice or an option of it is unknown, or a value is refused; the message says what is allowed."""
+
+
+def build(table: Table, section: Mapping[str, Any] | str, *args: Any, kind: str) -> Any:
+    """What ``section["name"]`` names in ``table``, built from ``args`` and the options in ``section[name]``.
+
+    Args:
+        table: the choices.
+        section: a name and its options; a word alone is a name whose options are all at their defaults.
+        args: what is no option, as the shape of the data for a network.
+        kind: what is chosen, for messages.
+
+    Raises:
+        OptionError: the name or an option is unknown, or a value is refused.
+    """
+    section = {"name": section} if isinstance(section, str) else section
+    name = section["name"]
+    require_name(kind, name, table)
+    options, known = section.get(name, {}), inspect.signature(table[name]).parameters
+    for key, value in options.items():
+        if key not in known:
+            raise OptionError(f"{kind}.{name} has no option {key}{did_you_mean(key, options_of(table[name]))}")
+        check_like(value, known[key].default, f"{kind}.{name}.{key}")
+    try:
+        return table[name](*args, **{key: as_tuples(value) for key, value in options.items()})
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        from score_sde.tensors import ran_out_of_memory  # the command line suggests names before torch is imported
+
+        if (isinstance(error, ValueError) and type(error) not in (ValueError, OptionError)) or ran_out_of_memory(error):
+            raise  # already says where it comes from
+        raise OptionError(f"{kind}.{name}: {error}") from error
+
+
+def require_name(kind: str, name: object, known: Collection[str]) -> None:
+    """Raise an ``OptionError`` unless ``name`` is one of ``known``; it tells the nearest that is."""
+    if not isinstance(name, str) or name not in known:
+        raise OptionError(f"unknown {kind} {name!r}{did_you_mean(str(name), known)}; choose one of {', '.join(known)}")
+
+
+def section(table: Table, name: str, *left_out: str) -> dict[str, Any]:
+    """The section of a config for a table: ``name`` is chosen, and beside it are the options of every entry."""
+    return {"name": name, **{key: options_of(builder, *left_out) for key, builder in table.items()}}
+
+
+def options_of(builder: Callable[..., Any], *left_out: str) -> dict[str, Any]:
+    """The arguments of ``builder`` that have a default, with it."""
+    parameters = inspect.signature(builder).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in left_out}
+
+
+def check_like(value: Any, default: Any, name: str) -> None:
+    """Check that ``value``, which may come from a file, is of the kind of ``default``, and finite if that is.
+
+    Raises:
+        OptionError: it is not; the message says what ``name`` must be.
+    """
+    kinds = {bool: "True or False", int: "an integer", float: "a number", str: "a word", tuple: "a tuple of numbers"}
+    kind = type(default)
+    if kind not in kinds:
+        return
+    parts = value if kind is tuple and isinstance(value, list | tuple) else [value]
+    allowed = {int: int, float: int | float, tuple: int | float}.get(kind, kind)
+    sound = (kind is tuple) == isinstance(value, list | tuple) and all(isinstance(part, allowed) for part in parts)
+    if kind is not bool and kind is not str and sound:
+        finite = kind is not float or math.isfinite(default)
+        sound = not any(isinstance(part, bool) or part != part or (finite and abs(part) >= 2**63) for part in parts)
+    if not sound:
+        raise OptionError(f"{name} must be {kinds[kind]}, got {str(value)[:40]!r}")
+
+
+def as_tuples(value: Any) -> Any:
+    """Lists, as JSON has them, back to tuples."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
+# what was meant
+
+CALLED_ELSEWHERE = {
+    # SDEs, networks and what they predict
+    "vp": "vpsde",
+    "ve": "vesde",
+    "subvp": "subvpsde sub_vp",
+    "ncsnpp": "ncsn++ ddpm++",
+    "dit": "transformer vit",
+    "epsilon": "eps noise",
+    "v": "v_prediction",
+    "x0": "sample denoiser",
+    # solvers and time grids
+    "euler_maruyama": "euler em",
+    "ancestral": "ddpm euler_a euler_ancestral",
+    "dpm_solver": "dpm",
+    "dpm_solver_pp": "dpm++ dpmpp dpm++_2m dpmpp_2m dpm_solver++",
+    "sde_dpm_solver_pp": "dpm++_2m_sde dpmpp_2m_sde",
+    "deis": "lms plms pndm",
+    "annealed_langevin": "langevin",
+    "pc": "predictor_corrector",
+    "ode": "probability_flow dopri5 rk45",
+    "edm": "karras",
+    "uniform": "linear",
+    "log_snr": "exponential logsnr",
+    # options
+    "p": "order solver_order",
+    "steps": "num_inference_steps num_steps num_train_timesteps timesteps max_steps iterations",
+    "nfe": "num_inference_steps num_steps",
+    "labels": "num_train_timesteps timesteps",
+    "count": "num_samples",
+    "grid": "schedule timestep_spacing",
+    "parameterization": "prediction_type",
+    "classes": "num_classes",
+    "width": "hidden_size channels",
+    "depth": "num_layers",
+    "blocks": "num_layers",
+    "learning_rate": "lr",
+    "ema_decay": "ema",
+}
+"""Our name -> what other libraries and papers call it."""
+
+
+def nearest(word: str, known: Collection[str]) -> str | None:
+    """The one of ``known`` that was probably meant by ``word``, None where none is near."""
+    word, names = _bare(word), {_bare(name): name for name in known}
+    for ours in (word, *(ours for ours, theirs in CALLED_ELSEWHERE.items() if word in theirs.split())):
+        if ours in names:
+            return names[ours]
+    close = difflib.get_close_matches(word, names, n=1)
+    return names[close[0]] if close else None
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """', did you mean ...?' where one of ``known`` is near ``word``, else nothing."""
+    meant = nearest(word, known)
+    return f", did you mean {meant}?" if meant else ""
+
+
+def _bare(name: str) -> str:
+    return name.lstrip("-").lower().replace("-", "_").replace(" ", "_")
