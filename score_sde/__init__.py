@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time, _HOMES says where a name is
-    from score_sde.data import DataSpec
+    from score_sde.data import DataSpec, TensorSource
     from score_sde.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
     from score_sde.exact import GaussianMixture
     from score_sde.experiments.tuning import tune
@@ -87,6 +87,7 @@ __all__ = [
     "StochasticHeun",
     "SubVPSDE",
     "TabulatedSDE",
+    "TensorSource",
     "Tuned",
     "UniPC",
     "VESDE",
@@ -105,7 +106,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "data": "DataSpec",
+    "data": "DataSpec TensorSource",
     "divergence": "ExactDivergence Hutchinson HutchPlusPlus",
     "exact": "GaussianMixture",
     "experiments.tuning": "tune",

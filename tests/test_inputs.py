@@ -37,6 +37,7 @@ from score_sde import (
     sample_with_log_prob,
     tune,
 )
+from score_sde.data import TensorSource
 from score_sde.likelihood import continuous_bound, discrete_bound
 from score_sde.networks import MLP
 from score_sde.score import ClassScore, ClippedScore
@@ -296,7 +297,7 @@ COUNTS = {
     "sampled_steps": [lambda sampled_steps: discrete_bound(SCORE, WHOLE, data=SPEC, sampled_steps=sampled_steps)],
     "times": [lambda times: continuous_bound(SCORE, WHOLE, data=SPEC, times=times)],
     "draws": [lambda draws: discrete_bound(SCORE, WHOLE, data=SPEC, draws=draws)],
-    "batch_size": [lambda batch_size: fit_dequantizer(SCORE, WHOLE, data=SPEC, batch_size=batch_size)],
+    "batch_size": [lambda batch_size: fit_dequantizer(SCORE, TensorSource(WHOLE, SPEC), batch_size=batch_size)],
     "pilot": [lambda pilot: tune(SCORE, (2,), [4], pilot=pilot)],
     "a number of evaluations": [lambda nfe: tune(SCORE, (2,), [nfe])],
 }

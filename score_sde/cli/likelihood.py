@@ -191,7 +191,7 @@ def _made(path: Path) -> dict[str, str] | None:
 
 def _train_dequantizer(run: Run, config: ConfigDict, path: Path, made: dict[str, str], *, progress: bool) -> None:
     try:
-        train = read(run_data(run, config).train, slice(None)).values
+        train = run_data(run, config).described(run.model.data).train
     except DataError as error:
         raise RunError(f"variational dequantization is trained on the training data, and there is none: {error}") from error
     fitted = fit_dequantizer(run.model, train, progress=progress, **json.loads(made["options"]))

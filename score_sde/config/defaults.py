@@ -31,7 +31,7 @@ def default_config() -> ConfigDict:
         "probes": config_dict.placeholder(int),
         "solver": section(LIKELIHOOD_SOLVERS, "dual_weighted"),
     }
-    likelihood["dequantizer"] = options_of(fit_dequantizer, "data", "cond", "seed", "progress")
+    likelihood["dequantizer"] = options_of(fit_dequantizer, "conditional", "seed", "progress")
     config = {
         "seed": 0,
         "data": section(DATASETS, "digits"),

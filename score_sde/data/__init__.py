@@ -9,7 +9,7 @@ from score_sde.data.known import IMAGES, cifar10, digits, image_spec, mnist5k, t
 from score_sde.data.moments import Moments, moments
 from score_sde.data.order import EpochOrder
 from score_sde.data.scaling import root_mean_square, standardized, warn_of_fine_structure
-from score_sde.data.source import Batch, DataSource, TensorSource, View, blocks, read
+from score_sde.data.source import Batch, DataSource, TensorSource, View, blocks, check_source, read
 from score_sde.data.spec import DataError, DataSpec
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "View",
     "array_file",
     "blocks",
+    "check_source",
     "cifar10",
     "digits",
     "fingerprint",

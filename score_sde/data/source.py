@@ -149,6 +149,14 @@ class View:
         return found if self.renumbered is None else found._replace(cond=self.renumbered[found.cond])
 
 
+def check_source(source: DataSource, name: str = "the data") -> None:
+    """Raise a ``DataError`` unless all samples of a source are what its description says; ``name`` is what it is called."""
+    if not len(source):
+        raise DataError(f"{name} is empty")
+    for block in blocks(source, "checking the data"):
+        source.spec.check(block.values, name)
+
+
 def read(source: DataSource, rows: slice | Tensor) -> Batch:
     """The samples of a slice or of some rows, all in memory; ``slice(None)`` for every row that there is."""
     if isinstance(rows, slice):

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from score_sde.data import DataSpec
+from score_sde.data import DataSource, DataSpec, check_source
 from score_sde.divergence import Divergence
 from score_sde.inputs import whole
 from score_sde.likelihood.dual_weighted import DualWeighted
@@ -156,10 +156,9 @@ def bound(
 
 def fit_dequantizer(
     model: Score,
-    values: Tensor,
+    source: DataSource,
     *,
-    data: DataSpec | None = None,
-    cond: Tensor | None = None,
+    conditional: bool = False,
     couplings: int = 4,
     width: int = 32,
     steps: int = 150,
@@ -173,10 +172,9 @@ def fit_dequantizer(
     A step takes as long as the likelihood of three batches or so.
 
     Args:
-        model: a ``ScoreModel``, or any score together with ``data``.
-        values: integers to train on, ``(N, *D)``; not those whose likelihood is to be measured.
-        data: description of the data; by default the model's.
-        cond: what the model is conditioned on for each of ``values``, ``(N, ...)``. The flow is not told.
+        model: any score.
+        source: integers to train on; not those whose likelihood is to be measured.
+        conditional: whether the model is told what the source tells of each sample. The flow is not told.
         couplings, width: size of the flow.
         steps: updates by Adam.
         batch_size: integers per update.
@@ -185,25 +183,21 @@ def fit_dequantizer(
         progress: show a progress bar.
 
     Raises:
-        DataError: the values are not data of this description.
+        DataError: the samples are not what the source says that they are.
         ValueError: an argument is not one of those allowed.
         SolverError: the loss or its gradient is not finite any more.
     """
     model.sde.require_ends()
     inner = innermost(model)
-    spec = data or getattr(inner, "data", None)
-    if spec is None:
-        raise ValueError("the score does not say what its data is: give data=DataSpec(...)")
+    spec = source.spec
     for name, number in (("steps", steps), ("batch_size", batch_size)):
         whole(name, number, 1)
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-    if cond is not None and len(cond) != len(values):
-        raise ValueError(f"cond has {len(cond)} entries for {len(values)} samples")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "dequantizer"))
         flow = VariationalDequantizer(spec, couplings=couplings, width=width)
-    spec.check(values)
+    check_source(source)
     device = getattr(inner, "device", "cpu")
     dtype = torch.promote_types(getattr(inner, "dtype", torch.get_default_dtype()), torch.float32)
     flow = flow.to(device)
@@ -212,14 +206,11 @@ def fit_dequantizer(
     random = torch.Generator().manual_seed(derive_seed(seed, "dequantization"))
     with Progress("dequantizer", steps, unit="step", shown=progress) as bar:
         for step in bar.over(range(1, steps + 1)):
-            rows = torch.randint(len(values), (batch_size,), generator=random)
+            rows = torch.randint(len(source), (batch_size,), generator=random)
             uniform = torch.rand(batch_size, *spec.shape, generator=random, dtype=torch.float64).to(device)
-            told = None if cond is None else cond[rows.to(cond.device)].to(device)
-            integers = values[rows.to(values.device)].to(device)
-            loss = (
-                bound(flow, model, integers, uniform, told, dtype=dtype, seed=derive_seed(seed, "dequantizer", step)).mean()
-                / spec.dim
-            )
+            batch, noise = source.batch(rows).to(device), derive_seed(seed, "dequantizer", step)
+            told = batch.cond if conditional else None
+            loss = bound(flow, model, batch.values, uniform, told, dtype=dtype, seed=noise).mean() / spec.dim
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(flow.parameters(), 1.0)

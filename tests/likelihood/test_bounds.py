@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, bits_per_dim
+from score_sde.data import TensorSource
 from score_sde.likelihood import DualWeighted, fit_dequantizer
 from tests.oracles import cell_probabilities
 
@@ -49,7 +50,7 @@ def test_every_bound_lies_above_the_code_length(name, dim):
     exact = -probability[tuple(values.T.long())].log2() / dim
     entropy = -(probability * probability.log2().clamp_min(-1e4)).sum().item() / dim
     assert exact.mean().item() == pytest.approx(entropy, abs=4 * exact.std().item() / COUNT**0.5)
-    learned = fit_dequantizer(score, drawn(score, spec, seed=2), data=spec)
+    learned = fit_dequantizer(score, TensorSource(drawn(score, spec, seed=2), spec))
     gaps = {
         "uniform": gap(score, spec, values, exact),
         "uniform 4": gap(score, spec, values, exact, importance_samples=4),

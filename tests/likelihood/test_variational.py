@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, ScoreModel, SubVPSDE
-from score_sde.data import DataError
+from score_sde.data import DataError, TensorSource
 from score_sde.likelihood import DualWeighted
 from score_sde.likelihood.dequantization import uniform
 from score_sde.likelihood.variational import VariationalDequantizer, bound, fit_dequantizer
@@ -179,7 +179,7 @@ def check_that_it_closes(share, truth, sde, **options):
     """The bound of held-out integers stays above the exact code length and leaves at most 1 - ``share`` of uniform's gap."""
     score, spec = truth.score(sde), DataSpec(truth.event, levels=8)
     train, test = spec.quantized(truth.sample(9000, seed=1)).split([3000, 6000])
-    flow = fit_dequantizer(score, train, data=spec, **options)
+    flow = fit_dequantizer(score, TensorSource(train, spec), **options)
     before, before_error = gap(score, spec, test, uniform)
     after, after_error = gap(score, spec, test, flow)
     assert after > -4 * after_error
@@ -212,7 +212,7 @@ def test_correlated_coordinates_of_a_bin_are_followed():
         second = (first @ grid).softmax(0)
     product = first[:, None] * second
     best_product = log_probability - (product * (grid - (400**2 * product).log())).sum()
-    flow = fit_dequantizer(score, values, data=spec, steps=250)
+    flow = fit_dequantizer(score, TensorSource(values, spec), steps=250)
     x, log_q = flow(values.double(), noise_for(values, torch.float64), spec, sde)
     difference = log_probability - (score.log_prob(x, sde.t_min) - log_q)
     assert best_product > 0.5
@@ -232,7 +232,7 @@ def test_the_model_stays_as_it_is(event):
     model, times = small_model(event), []
     before, mode = copy.deepcopy(model.state_dict()), model.training
     values = integers_of(model.data, 20).to(torch.uint8)
-    flow = fit_dequantizer(Recorder(model, times), values, data=model.data, steps=3, batch_size=4)
+    flow = fit_dequantizer(Recorder(model, times), TensorSource(values, model.data), steps=3, batch_size=4)
     assert len(times) == 3 * 25
     assert (min(times), max(times)) == (pytest.approx(1e-5), pytest.approx(1.0))
     assert model.training == mode
@@ -247,8 +247,8 @@ def test_the_model_stays_as_it_is(event):
 
 def test_the_same_seed_gives_the_same_dequantizer_and_leaves_other_random_numbers_alone():
     model = small_model()
-    values, state = integers_of(model.data, 50), torch.get_rng_state()
-    fit = lambda seed: fit_dequantizer(model, values, steps=5, seed=seed).state_dict()
+    source, state = TensorSource(integers_of(model.data, 50), model.data), torch.get_rng_state()
+    fit = lambda seed: fit_dequantizer(model, source, steps=5, seed=seed).state_dict()
     first = fit(1)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
@@ -283,47 +283,49 @@ def test_each_sample_is_told_its_own_condition():
 
     spec, told = DataSpec((2,), levels=4), Told()
     values = integers_of(spec, 64)
-    fit_dequantizer(told, values, data=spec, cond=values[:, 0], steps=3, batch_size=32)
+    source = TensorSource(values, spec, values[:, 0])
+    fit_dequantizer(told, source, conditional=True, steps=3, batch_size=32)
     assert told.calls == 3 * 25
 
 
 def test_a_score_that_is_not_finite_stops_the_training():
     score = BrokenScore(IN_2D.score(VPSDE()), lambda t: t < 1e-4)
     with pytest.raises(SolverError, match=r"not finite at t = 1e-05"):
-        fit_dequantizer(score, torch.zeros(4, 2), data=DataSpec((2,), levels=8), steps=3)
+        fit_dequantizer(score, TensorSource(torch.zeros(4, 2), DataSpec((2,), levels=8)), steps=3)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": None}, "give data=DataSpec"),
-        ({"data": DataSpec((2,))}, "continuous data has no bins"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": math.nan}, "learning_rate must be positive"),
         ({"couplings": 0}, "couplings must be positive"),
         ({"width": 0}, "width must be positive"),
-        ({"cond": torch.zeros(3)}, "cond has 3 entries for 4 samples"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        fit_dequantizer(IN_2D.score(VPSDE()), torch.zeros(4, 2), **{"data": DataSpec((2,), levels=8), **options})
+        fit_dequantizer(IN_2D.score(VPSDE()), TensorSource(torch.zeros(4, 2), DataSpec((2,), levels=8)), **options)
+
+
+def test_continuous_data_is_refused():
+    with pytest.raises(ValueError, match="continuous data has no bins"):
+        fit_dequantizer(IN_2D.score(VPSDE()), TensorSource(torch.zeros(4, 2), DataSpec((2,))))
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         (torch.zeros(0, 2), "empty"),
-        (torch.zeros(4, 3), "shape"),
         (torch.full((4, 2), 8), "from 8 to 8"),
         (torch.full((4, 2), 0.5), "fractions"),
     ],
 )
 def test_data_that_does_not_fit_is_refused(values, message):
     with pytest.raises(DataError, match=message):
-        fit_dequantizer(IN_2D.score(VPSDE()), values, data=DataSpec((2,), levels=8))
+        fit_dequantizer(IN_2D.score(VPSDE()), TensorSource(values, DataSpec((2,), levels=8)))
 
 
 def test_another_description_of_the_data_is_refused():

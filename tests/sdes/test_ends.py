@@ -22,6 +22,7 @@ from score_sde import (
     sample_with_log_prob,
     tune,
 )
+from score_sde.data import TensorSource
 from score_sde.likelihood import continuous_bound, discrete_bound
 from score_sde.networks import MLP
 from score_sde.solvers import SOLVERS
@@ -97,7 +98,7 @@ USES = {
     "discrete_bound": lambda score: discrete_bound(score, X.long(), data=SPEC),
     "continuous_bound": lambda score: continuous_bound(score, X.long(), data=SPEC),
     "tune": lambda score: tune(score, (2,), [4]),
-    "fit_dequantizer": lambda score: fit_dequantizer(score, X.long(), data=SPEC),
+    "fit_dequantizer": lambda score: fit_dequantizer(score, TensorSource(X.long(), SPEC)),
     "ScoreModel": lambda score: ScoreModel(MLP((2,), width=8, depth=1), score.sde, SPEC),
 }
 
