@@ -34,7 +34,7 @@ from score_sde.networks import NETWORKS
 from score_sde.objectives import OBJECTIVES, Objective
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS, Solver
-from score_sde.solvers.base import GridSolver
+from score_sde.solvers.fixed_steps import GridSolver
 from score_sde.solvers.tuned import Choice, Tuned, as_options
 from score_sde.tables import OptionError, as_tuples, build, check_like
 from score_sde.tensors import ran_out_of_memory

@@ -5,8 +5,8 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -148,14 +148,10 @@ def _of_shape(x: Tensor, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class BoundScore:
-    """A score with its condition: called with a state and one time for all samples.
-
-    ``memory`` holds the steps that are ``left``, this one included, and what a multistep method keeps of earlier ones.
-    """
+    """A score with its condition: called with a state and one time for all samples."""
 
     score: Score
     cond: Tensor | None = None
-    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sde(self) -> SDE:

@@ -7,6 +7,7 @@ a 0-dimensional tensor shared by all of them. Nothing here, nor anywhere in the 
 import math
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -89,9 +90,14 @@ class SampleNoise:
         indices = range(first, first + batch) if isinstance(first, int) else first
         if len(indices) != batch:
             raise ValueError(f"first must be an index, or one for each of {batch} samples, got {len(indices)}")
-        self.generators = [generator(seed, purpose, int(i), device=device) for i in indices]
+        self._keys = [(seed, purpose, int(i)) for i in indices]
         self.block = max(1, min(64, 1024 // max(1, math.prod(event))))
         self.drawn: list[Tensor] = []
+
+    @cached_property
+    def generators(self) -> list[torch.Generator]:
+        """One generator for each sample, made when a number is first asked for."""
+        return [generator(*key, device=self.device) for key in self._keys]
 
     def normal(self) -> Tensor:
         """Standard normal noise ``(B, *D)``."""
@@ -109,6 +115,8 @@ class SampleNoise:
 
     def _stack(self, draw, block: int) -> Tensor:
         place = {"device": self.device, "dtype": self.dtype}
+        if not self.generators:
+            return torch.empty(0, block, *self.event, **place)
         return torch.stack([draw(block, *self.event, generator=g, **place) for g in self.generators])
 
 

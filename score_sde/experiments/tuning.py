@@ -39,7 +39,7 @@ from score_sde.progress import Progress
 from score_sde.score import Score, draw_latents, innermost
 from score_sde.sdes import SDE
 from score_sde.solvers import DEIS, DPMSolverPP, GaussianReference, SolverError, UniPC
-from score_sde.solvers.base import GridSolver
+from score_sde.solvers.fixed_steps import GridSolver
 from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, TimeGrid
 from score_sde.solvers.tuned import QUANTILES, Choice, Tuned
 from score_sde.tensors import expand

@@ -34,7 +34,8 @@ from torch import Tensor
 
 from score_sde.inputs import require_finite
 from score_sde.score import BoundScore, require_path
-from score_sde.solvers.base import Solver, SolverError, non_finite
+from score_sde.solvers.base import Solver, SolverError
+from score_sde.solvers.guard import non_finite
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.tensors import SampleNoise, expand
 

@@ -27,16 +27,19 @@ itself, sigma_s = 0, adds no noise whatever the variance, as DDPM's last one: it
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from score_sde.solvers.base import GridSolver
-from score_sde.solvers.reverse_diffusion import transition
+import torch
+from torch import Tensor
+
+from score_sde.score import BoundScore
+from score_sde.solvers.fixed_steps import TransitionSolver
+from score_sde.solvers.reverse_diffusion import forward_transition
 
 VARIANCES = ("beta_tilde", "beta", "learned")
 
 
 @dataclass(frozen=True)
-class Ancestral(GridSolver):
+class Ancestral(TransitionSolver):
     """Ancestral sampling, one evaluation a step.
 
     With a table of N betas, and the grid that ends at T / N after N - 1 steps (or at 0 after N), the betas of the steps are the
@@ -52,20 +55,18 @@ class Ancestral(GridSolver):
 
     variance: str = "beta_tilde"
 
-    stochastic: ClassVar[bool] = True
-
     def __post_init__(self):
         super().__post_init__()
         if self.variance not in VARIANCES:
             raise ValueError(f"unknown variance {self.variance!r}; choose one of {', '.join(VARIANCES)}")
 
-    def step(self, score, x, t, s, noise):
+    def transition(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         sde = score.sde
-        a, beta = transition(sde, s, t)
+        a, beta = forward_transition(sde, s, t)
         gradient, v = score.score_and_variance(x, t) if self.variance == "learned" else (score(x, t), None)
         mean = (x + beta * gradient) / a
         shrinkage = sde.sigma(s) / sde.sigma(t)
         if shrinkage == 0:
-            return mean
+            return mean, torch.zeros_like(beta)
         exponent = {"beta": 0.0, "beta_tilde": 1.0}[self.variance] if v is None else 1 - v
-        return mean + beta.sqrt() * shrinkage**exponent * noise.normal()
+        return mean, beta.sqrt() * shrinkage**exponent

@@ -37,14 +37,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Self
 
+from torch import Tensor
+
 from score_sde.inputs import whole
-from score_sde.solvers.base import GridSolver
+from score_sde.score import BoundScore
+from score_sde.solvers.fixed_steps import OneStepSolver
 from score_sde.solvers.predictor_corrector import Langevin
 from score_sde.solvers.time_grids import TimeGrid, as_grid
+from score_sde.tensors import SampleNoise
 
 
 @dataclass(frozen=True)
-class AnnealedLangevin(GridSolver):
+class AnnealedLangevin(OneStepSolver):
     """Annealed Langevin dynamics, ``steps`` levels with ``corrections`` Langevin steps at each, one evaluation a Langevin step.
 
     x_T, drawn from the prior, already has the noise of the time from which the solver starts: the levels are those that follow,
@@ -83,7 +87,7 @@ class AnnealedLangevin(GridSolver):
         corrections = max(1, round(self.corrections * shrinkage))
         return dataclasses.replace(self, corrections=corrections).with_cost(nfe, corrections)
 
-    def step(self, score, x, t, s, noise):
+    def move(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise) -> Tensor:
         sde = score.sde
         x = sde.alpha(s) / sde.alpha(t) * x
         rise = round(float(sde.log_snr(s) - sde.log_snr(t)), 6)

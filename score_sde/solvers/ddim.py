@@ -12,11 +12,15 @@ p(x_s | x_t, x0) of the forward process, which for a DDPM table is ancestral sam
 
 from dataclasses import dataclass
 
-from score_sde.solvers.base import GridSolver
+import torch
+from torch import Tensor
+
+from score_sde.score import BoundScore
+from score_sde.solvers.fixed_steps import TransitionSolver
 
 
 @dataclass(frozen=True)
-class DDIM(GridSolver):
+class DDIM(TransitionSolver):
     """DDIM, one evaluation a step.
 
     Args:
@@ -41,12 +45,12 @@ class DDIM(GridSolver):
     def order(self) -> int | None:
         return None if self.stochastic else 1
 
-    def step(self, score, x, t, s, noise):
+    def transition(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         sde = score.sde
         alpha_t, sigma_t, alpha_s, sigma_s = sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)
         epsilon = -sigma_t * score(x, t)
         x0 = (x - sigma_t * epsilon) / alpha_t
         if not self.stochastic:
-            return alpha_s * x0 + sigma_s * epsilon
+            return alpha_s * x0 + sigma_s * epsilon, torch.zeros_like(sigma_s)
         variance = (self.eta * sigma_s / sigma_t) ** 2 * (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2)
-        return alpha_s * x0 + (sigma_s**2 - variance).sqrt() * epsilon + variance.sqrt() * noise.normal()
+        return alpha_s * x0 + (sigma_s**2 - variance).sqrt() * epsilon, variance.sqrt()

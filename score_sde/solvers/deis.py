@@ -9,6 +9,7 @@ in rho). One node is DDIM.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ import torch
 from score_sde.sdes import SDE
 from score_sde.sdes.memory import remembered
 from score_sde.solvers.interpolation import lagrange_weights
-from score_sde.solvers.multistep import Level, Multistep
+from score_sde.solvers.multistep import Level, Multistep, MultistepHistory
 from score_sde.solvers.time_grids import TimeGrid
 
 VARIABLES = ("t", "rho")
@@ -43,8 +44,10 @@ class DEIS(Multistep):
         if self.variable not in VARIABLES:
             raise ValueError(f"unknown variable {self.variable!r}; choose one of {', '.join(VARIABLES)}")
 
-    def weights(self, levels, start, end, score):
-        return _weights(score.sde, tuple(levels), start, end, self.variable)
+    def weights(
+        self, levels: Sequence[Level], start: Level, end: Level, sde: SDE, history: MultistepHistory
+    ) -> Sequence[float]:
+        return _weights(sde, tuple(levels), start, end, self.variable)
 
 
 @remembered(8192)

@@ -14,13 +14,17 @@ to the fraction r, q being the fraction of the latest stage (no second bracket w
 import math
 from dataclasses import dataclass
 
-from score_sde.solvers.base import GridSolver
+from torch import Tensor
+
+from score_sde.score import BoundScore
+from score_sde.solvers.fixed_steps import OneStepSolver
 from score_sde.solvers.multistep import Level
 from score_sde.solvers.time_grids import TimeGrid
+from score_sde.tensors import SampleNoise
 
 
 @dataclass(frozen=True)
-class DPMSolver(GridSolver):
+class DPMSolver(OneStepSolver):
     """DPM-Solver-2 or -3, single step.
 
     Args:
@@ -41,7 +45,7 @@ class DPMSolver(GridSolver):
     def evaluations(self) -> int:
         return self.order
 
-    def step(self, score, x, t, s, noise):
+    def move(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise) -> Tensor:
         sde = score.sde
         start, end = Level.at(sde, t), Level.at(sde, s)
         first = latest = -start.sigma * score(x, t)

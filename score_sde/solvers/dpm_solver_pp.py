@@ -14,19 +14,27 @@ added.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
+from torch import Tensor
+
+from score_sde.score import BoundScore
+from score_sde.sdes import SDE
 from score_sde.solvers.interpolation import lagrange_weights
-from score_sde.solvers.multistep import Multistep
+from score_sde.solvers.multistep import Level, Multistep, MultistepHistory
+from score_sde.tensors import SampleNoise
 
 
 @dataclass(frozen=True)
 class DPMSolverPP(Multistep):
     """DPM-Solver++ 2M (p = 2) or 3M (p = 3), one evaluation a step, one more at the start of 3M. p = 1 is DDIM."""
 
-    def weights(self, levels, start, end, score):
+    def weights(
+        self, levels: Sequence[Level], start: Level, end: Level, sde: SDE, history: MultistepHistory
+    ) -> Sequence[float]:
         if len(levels) < 3:
             return _second_order(levels, start, end, end.half_log_snr - start.half_log_snr)
         return _third_order(tuple(level.half_log_snr for level in levels), start.half_log_snr, end.half_log_snr, end.sigma)
@@ -38,19 +46,20 @@ def _third_order(nodes: tuple[float, ...], start: float, end: float, sigma: floa
     return tuple(lagrange_weights(nodes, start, end, lambda u: sigma * math.e**u).tolist())
 
 
-def _second_order(levels, start, end, decay: float) -> tuple[float, ...]:
+def _second_order(levels: Sequence[Level], start: Level, end: Level, decay: float) -> tuple[float, ...]:
     """Weights of the last one or two values of x0, the integral of the kernel being alpha_s (1 - e^-decay)."""
     whole = -end.alpha * math.expm1(-decay)
     if len(levels) == 1:
         return (whole,)
-    other = levels[0] if levels[1] is start else levels[1]
+    last = levels[1].half_log_snr == start.half_log_snr  # in a first step the other node is made within it, and comes later
+    other = levels[0] if last else levels[1]
     slope = whole * (end.half_log_snr - start.half_log_snr) / 2 / (start.half_log_snr - other.half_log_snr)
-    return (-slope, whole + slope) if other is levels[0] else (whole + slope, -slope)
+    return (-slope, whole + slope) if last else (whole + slope, -slope)
 
 
 @dataclass(frozen=True)
 class SDEDPMSolverPP(Multistep):
-    """SDE-DPM-Solver++ 2M on the reverse-time SDE, one evaluation a step."""
+    """SDE-DPM-Solver++ 2M on the reverse-time SDE, one evaluation a step. p = 1 is ``DDIM`` with eta = 1."""
 
     stochastic: ClassVar[bool] = True
 
@@ -63,14 +72,18 @@ class SDEDPMSolverPP(Multistep):
     def order(self) -> int | None:
         return None
 
-    def weights(self, levels, start, end, score):
+    def weights(
+        self, levels: Sequence[Level], start: Level, end: Level, sde: SDE, history: MultistepHistory
+    ) -> Sequence[float]:
         return _second_order(levels, start, end, 2 * (end.half_log_snr - start.half_log_snr))
 
-    def carry(self, start, end):
+    def carry(self, start: Level, end: Level) -> float:
         return end.sigma / start.sigma * math.exp(start.half_log_snr - end.half_log_snr)
 
-    def step(self, score, x, t, s, noise):
-        mean = super().step(score, x, t, s, noise)
-        start, end = score.memory["start"], score.memory["end"]
+    def step(
+        self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise, history: MultistepHistory
+    ) -> tuple[Tensor, MultistepHistory]:
+        mean, history = super().step(score, x, t, s, noise, history)
+        start, end = Level.at(score.sde, t), Level.at(score.sde, s)
         decay = 2 * (end.half_log_snr - start.half_log_snr)
-        return mean + end.sigma * math.sqrt(-math.expm1(-decay)) * noise.normal()
+        return mean + end.sigma * math.sqrt(-math.expm1(-decay)) * noise.normal(), history

@@ -4,17 +4,17 @@ x_s = x_t + (f x_t - g^2 score) (s - t) + g sqrt(t - s) z
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from score_sde.solvers.base import GridSolver
+from torch import Tensor
+
+from score_sde.score import BoundScore
+from score_sde.solvers.fixed_steps import TransitionSolver
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(GridSolver):
+class EulerMaruyama(TransitionSolver):
     """Euler-Maruyama on the reverse-time SDE, one evaluation a step."""
 
-    stochastic: ClassVar[bool] = True
-
-    def step(self, score, x, t, s, noise):
+    def transition(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         sde = score.sde
-        return x + sde.reverse_drift(x, t, score(x, t)) * (s - t) + sde.diffusion(t) * (t - s).sqrt() * noise.normal()
+        return x + sde.reverse_drift(x, t, score(x, t)) * (s - t), sde.diffusion(t) * (t - s).sqrt()

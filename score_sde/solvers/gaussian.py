@@ -25,6 +25,7 @@ It is worth its while where the score is close to that of the data, whose covari
 far from its data's Gaussian at high noise, after little training, gains nothing by it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -35,9 +36,10 @@ from torch import Tensor
 
 from score_sde.data import Moments
 from score_sde.inputs import require_states
-from score_sde.score import Score, innermost
+from score_sde.score import BoundScore, Score, innermost
+from score_sde.sdes import SDE
 from score_sde.solvers.interpolation import lagrange_rule
-from score_sde.solvers.multistep import Multistep, combine
+from score_sde.solvers.multistep import Level, Multistep, MultistepHistory, Node, combine
 
 REFERENCES = ("data", "isotropic", "unit")
 
@@ -113,6 +115,13 @@ def match_moments(samples: Tensor) -> Moments:
     return Moments(samples.detach().double().mean(0), torch.from_numpy(covariance).to(samples.device), None)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GaussianHistory(MultistepHistory):
+    """What a multistep method keeps, and the Gaussian around which it steps."""
+
+    reference: Reference
+
+
 @dataclass(frozen=True)
 class GaussianReference(Multistep):
     """Multistep method around the flow of a Gaussian, of order p + 1 (p without corrector), one evaluation a step.
@@ -137,10 +146,8 @@ class GaussianReference(Multistep):
     def corrected(self) -> bool:
         return self.corrector
 
-    def step(self, score, x, t, s, noise):
-        if "reference" not in score.memory:
-            score.memory["reference"] = self._reference(score.score, x)
-        return super().step(score, x, t, s, noise).to(x.dtype)
+    def begin(self, score: BoundScore, x: Tensor, steps: int) -> GaussianHistory:
+        return GaussianHistory(left=steps, reference=self._reference(score.score, x))
 
     def _reference(self, score: Score, x: Tensor) -> Reference:
         source, dtype = innermost(score), torch.promote_types(x.dtype, torch.float32)
@@ -153,21 +160,23 @@ class GaussianReference(Multistep):
         zero = torch.zeros(x.shape[1:], dtype=dtype, device=x.device)
         return Reference(zero, torch.full((1,), variance, dtype=dtype, device=x.device))
 
-    def read(self, score, x, level):
-        reference = score.memory["reference"]
+    def read(self, score: BoundScore, x: Tensor, level: Level, history: GaussianHistory) -> tuple[Tensor, Tensor]:
+        reference = history.reference
         s = level.sigma / level.alpha
         gradient = reference.coefficients(score(x, level.t))
         y = reference.coefficients(x / level.alpha - reference.mean)
         root = (reference.variances + s**2).sqrt()
         return y / root, s / root * y + s * level.alpha * root * gradient
 
-    def weights(self, levels, start, end, score):
-        variances = score.memory["reference"].variances
+    def weights(self, levels: Sequence[Level], start: Level, end: Level, sde: SDE, history: GaussianHistory) -> Tensor:
+        variances = history.reference.variances
         nodes = tuple(level.half_log_snr for level in levels)
         s, rule = _rule(nodes, start.half_log_snr, end.half_log_snr, variances.dtype, variances.device)
         return _product(rule, s / (variances + s**2))
 
-    def advance(self, z, weights, nodes, start, end, score):
-        reference = score.memory["reference"]
+    def advance(
+        self, z: Tensor, weights: Tensor, nodes: Sequence[Node], start: Level, end: Level, history: GaussianHistory
+    ) -> Tensor:
+        reference = history.reference
         y = (z + combine(weights, nodes)) * (reference.variances + (end.sigma / end.alpha) ** 2).sqrt()
         return end.alpha * (reference.event(y) + reference.mean)

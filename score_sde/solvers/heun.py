@@ -11,13 +11,17 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from score_sde.inputs import require_finite
-from score_sde.solvers.base import GridSolver
+from score_sde.score import BoundScore
+from score_sde.solvers.fixed_steps import OneStepSolver
 from score_sde.solvers.time_grids import TimeGrid
+from score_sde.tensors import SampleNoise
 
 
 @dataclass(frozen=True)
-class Heun(GridSolver):
+class Heun(OneStepSolver):
     """EDM's deterministic sampler, of order 2, two evaluations a step."""
 
     steps: int = 18
@@ -29,7 +33,7 @@ class Heun(GridSolver):
     def order(self) -> int | None:
         return 2
 
-    def step(self, score, x, t, s, noise):
+    def move(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise) -> Tensor:
         sde = score.sde
         rho_t, rho_s = sde.sigma(t) / sde.alpha(t), sde.sigma(s) / sde.alpha(s)
         first = -sde.sigma(t) * score(x, t)
@@ -57,8 +61,6 @@ class EDM(Heun):
     s_max: float = 1.0
     s_noise: float = 1.007
 
-    stochastic: ClassVar[bool] = True
-
     def __post_init__(self):
         super().__post_init__()
         require_finite(s_churn=self.s_churn, s_noise=self.s_noise)
@@ -69,16 +71,20 @@ class EDM(Heun):
             )
 
     @property
-    def order(self) -> int | None:
-        return None
+    def stochastic(self) -> bool:
+        return self.s_churn > 0
 
-    def step(self, score, x, t, s, noise):
+    @property
+    def order(self) -> int | None:
+        return None if self.stochastic else super().order
+
+    def move(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise) -> Tensor:
         sde = score.sde
         rho = float(sde.sigma(t) / sde.alpha(t))
-        z = noise.normal()
-        if self.s_churn and self.s_min <= rho <= self.s_max:
+        z = noise.normal()  # also where none is added: the noise of a step does not depend on s_min and s_max
+        if self.stochastic and self.s_min <= rho <= self.s_max:
             gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1)
             raised = sde.inverse_log_snr(-2 * math.log((1 + gamma) * rho)).clamp_max(sde.T)
             alpha, up = sde.alpha(raised), sde.sigma(raised) / sde.alpha(raised)
             x, t = alpha * (x / sde.alpha(t) + self.s_noise * (up**2 - rho**2).clamp_min(0).sqrt() * z), raised
-        return super().step(score, x, t, s, noise)
+        return super().move(score, x, t, s, noise)

@@ -26,7 +26,7 @@ grids of few steps have it. Either lowers the order that is declared, and is oft
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -35,9 +35,9 @@ from torch import Tensor
 from score_sde.score import BoundScore
 from score_sde.sdes import SDE
 from score_sde.sdes.memory import remembered
-from score_sde.solvers.base import GridSolver
+from score_sde.solvers.fixed_steps import GridSolver, History
 from score_sde.solvers.time_grids import TimeGrid
-from score_sde.tensors import as_time
+from score_sde.tensors import SampleNoise, as_time
 
 
 class Level(NamedTuple):
@@ -72,6 +72,15 @@ class Node(NamedTuple):
 
     level: Level
     output: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class MultistepHistory(History):
+    """The nodes of earlier steps, and of the last step the level from which it started and the weights of its nodes."""
+
+    nodes: tuple[Node, ...] = ()
+    start: Level | None = None
+    weights: Sequence[float] | Tensor = ()
 
 
 @dataclass(frozen=True)
@@ -112,28 +121,34 @@ class Multistep(GridSolver):
         return 2 if self.corrected else 1
 
     @abstractmethod
-    def weights(self, levels: Sequence[Level], start: Level, end: Level, score: BoundScore) -> Sequence[float] | Tensor:
+    def weights(
+        self, levels: Sequence[Level], start: Level, end: Level, sde: SDE, history: MultistepHistory
+    ) -> Sequence[float] | Tensor:
         """The weights w_i of the outputs at ``levels`` in a step from ``start`` to ``end``.
 
-        ``end`` is among the levels, as the last, where the step is corrected.
+        ``start`` is among the levels; ``end`` is, as the last, where the step is corrected.
         """
 
-    def step(self, score, x, t, s, noise):
-        memory = score.memory
-        start, here, there = memory.get("start"), Level.at(score.sde, t), Level.at(score.sde, s)
-        z, output = self.read(score, x, here)
-        nodes = [*memory.get("nodes", []), Node(here, output)]
-        if self.corrected and start is not None:
-            z = z + self._correction(nodes, start, memory["weights"], score)
-        most = min(self.p, memory.get("left", self.p)) if self.lower_order_final else self.p
-        nodes = nodes[-most:]
-        if start is None and self.startup:
-            nodes += self._first_nodes(score, z, nodes[0], there)
-        weights = self.weights([node.level for node in nodes], here, there, score)
-        memory.update(nodes=nodes, start=here, end=there, weights=weights)
-        return self.advance(z, weights, nodes, here, there, score)
+    def begin(self, score: BoundScore, x: Tensor, steps: int) -> MultistepHistory:
+        return MultistepHistory(steps)
 
-    def read(self, score: BoundScore, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    def step(
+        self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise, history: MultistepHistory
+    ) -> tuple[Tensor, MultistepHistory]:
+        sde = score.sde
+        here, there = Level.at(sde, t), Level.at(sde, s)
+        z, output = self.read(score, x, here, history)
+        nodes = [*history.nodes, Node(here, output)]
+        if self.corrected and history.start is not None:
+            z = z + self._correction(nodes, sde, history)
+        nodes = nodes[-(min(self.p, history.left) if self.lower_order_final else self.p) :]
+        if history.start is None and self.startup:
+            nodes += self._first_nodes(score, z, nodes[0], there, history)
+        weights = self.weights([node.level for node in nodes], here, there, sde, history)
+        moved = self.advance(z, weights, nodes, here, there, history).to(x.dtype)
+        return moved, replace(history, left=history.left - 1, nodes=tuple(nodes), start=here, weights=weights)
+
+    def read(self, score: BoundScore, x: Tensor, level: Level, history: MultistepHistory) -> tuple[Tensor, Tensor]:
         """The state and the network's output in the form in which they are combined: one evaluation."""
         gradient = score(x, level.t)
         if self.noise_prediction:
@@ -144,25 +159,33 @@ class Multistep(GridSolver):
         """By what the state is multiplied in a step."""
         return end.alpha / start.alpha if self.noise_prediction else end.sigma / start.sigma
 
-    def advance(self, z: Tensor, weights, nodes: Sequence[Node], start: Level, end: Level, score: BoundScore) -> Tensor:
+    def advance(
+        self,
+        z: Tensor,
+        weights: Sequence[float] | Tensor,
+        nodes: Sequence[Node],
+        start: Level,
+        end: Level,
+        history: MultistepHistory,
+    ) -> Tensor:
         """The state at ``end`` in x, given the weights of the nodes."""
         return self.carry(start, end) * z + combine(weights, nodes)
 
-    def _correction(self, nodes: Sequence[Node], start: Level, without, score: BoundScore) -> Tensor:
-        """What the last of the nodes, at the end of a step, adds to that step, taken with the weights ``without`` it."""
+    def _correction(self, nodes: Sequence[Node], sde: SDE, history: MultistepHistory) -> Tensor:
+        """What the last of the nodes, at the end of the step before, adds to that step, which was taken without it."""
         levels = [node.level for node in nodes]
-        *with_, new = self.weights(levels, start, levels[-1], score)
-        return combine([*(a - b for a, b in zip(with_, without, strict=True)), new], nodes)
+        *with_, new = self.weights(levels, history.start, levels[-1], sde, history)
+        return combine([*(a - b for a, b in zip(with_, history.weights, strict=True)), new], nodes)
 
-    def _first_nodes(self, score: BoundScore, z: Tensor, first: Node, end: Level) -> list[Node]:
+    def _first_nodes(self, score: BoundScore, z: Tensor, first: Node, end: Level, history: MultistepHistory) -> list[Node]:
         """The node in the middle of the first step."""
         found: list[Node] = []
         for fraction in (0.25, 0.5)[-self.startup :]:
             level = Level.between(score.sde, first.level, end, fraction)
             nodes = [first, *found]
-            weights = self.weights([node.level for node in nodes], first.level, level, score)
-            x = self.advance(z, weights, nodes, first.level, level, score)
-            found = [Node(level, self.read(score, x, level)[1])]
+            weights = self.weights([node.level for node in nodes], first.level, level, score.sde, history)
+            x = self.advance(z, weights, nodes, first.level, level, history)
+            found = [Node(level, self.read(score, x, level, history)[1])]
         return found
 
 

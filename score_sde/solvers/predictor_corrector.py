@@ -32,13 +32,14 @@ from torch import Tensor
 
 from score_sde.inputs import whole
 from score_sde.score import BoundScore
+from score_sde.sdes import SDE
 from score_sde.solvers.ancestral import Ancestral
-from score_sde.solvers.base import GridSolver, StepSolver
 from score_sde.solvers.ddim import DDIM
 from score_sde.solvers.deis import DEIS
 from score_sde.solvers.dpm_solver import DPMSolver
 from score_sde.solvers.dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
 from score_sde.solvers.euler_maruyama import EulerMaruyama
+from score_sde.solvers.fixed_steps import GridSolver, History, StepSolver
 from score_sde.solvers.gaussian import GaussianReference
 from score_sde.solvers.heun import EDM, Heun
 from score_sde.solvers.reverse_diffusion import ReverseDiffusion
@@ -113,15 +114,21 @@ class PredictorCorrector(StepSolver):
             raise ValueError(f"the predictor must be a fixed-step solver, got {self.predictor}")
         whole("corrections", self.corrections, 1)
 
-    def times(self, sde, t_from, t_to):
+    def times(self, sde: SDE, t_from: float, t_to: float) -> Tensor:
         return self.predictor.times(sde, t_from, t_to)
 
-    def step(self, score, x, t, s, noise):
-        if self.first:
-            return self.predictor.step(score, self._correct(score, x, t, noise), t, s, noise)
-        return self._correct(score, self.predictor.step(score, x, t, s, noise), s, noise)
+    def begin(self, score: BoundScore, x: Tensor, steps: int) -> History:
+        return self.predictor.begin(score, x, steps)
 
-    def _correct(self, score, x, t, noise):
+    def step(
+        self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise, history: History
+    ) -> tuple[Tensor, History]:
+        if self.first:
+            return self.predictor.step(score, self._correct(score, x, t, noise), t, s, noise, history)
+        x, history = self.predictor.step(score, x, t, s, noise, history)
+        return self._correct(score, x, s, noise), history
+
+    def _correct(self, score: BoundScore, x: Tensor, t: Tensor, noise: SampleNoise) -> Tensor:
         for _ in range(self.corrections):
             x = self.corrector.correct(score, x, t, noise)
         return x

@@ -23,7 +23,8 @@ from torch import Tensor
 from score_sde.inputs import require_finite
 from score_sde.score import BoundScore, require_path
 from score_sde.sdes import SDE
-from score_sde.solvers.base import FiniteGuard, Observer, Solver, SolverError, non_finite
+from score_sde.solvers.base import Observer, Solver, SolverError
+from score_sde.solvers.guard import FiniteGuard, non_finite
 from score_sde.solvers.runge_kutta import dormand_prince
 from score_sde.solvers.time_grids import ExplicitGrid, TimeGrid, as_grid, check_grid, time_grid
 from score_sde.solvers.transport import Flow, Transported, along_ode

@@ -23,22 +23,22 @@ integrals over the step, not rates at its beginning.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from score_sde.score import BoundScore
 from score_sde.sdes import SDE
-from score_sde.solvers.base import GridSolver
+from score_sde.solvers.fixed_steps import TransitionSolver
 
 
-def transition(sde: SDE, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def forward_transition(sde: SDE, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """a and b^2 of the forward transition x_t = a x_s + b z from ``s`` to ``t`` >= ``s``, in the shape of the times."""
     return sde.alpha(t) / sde.alpha(s), -(sde.sigma(t) ** 2) * torch.expm1(sde.log_snr(t) - sde.log_snr(s))
 
 
 @dataclass(frozen=True)
-class ReverseDiffusion(GridSolver):
+class ReverseDiffusion(TransitionSolver):
     """The reverse-time SDE in the steps of the forward chain, one evaluation a step.
 
     Args:
@@ -46,8 +46,6 @@ class ReverseDiffusion(GridSolver):
         grid: time grid.
     """
 
-    stochastic: ClassVar[bool] = True
-
-    def step(self, score, x, t, s, noise):
-        a, variance = transition(score.sde, s, t)
-        return (2 - a) * x + variance * score(x, t) + variance.sqrt() * noise.normal()
+    def transition(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        a, variance = forward_transition(score.sde, s, t)
+        return (2 - a) * x + variance * score(x, t), variance.sqrt()

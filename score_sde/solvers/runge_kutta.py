@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_sde.solvers.base import Observer, SolverError, non_finite
+from score_sde.solvers.base import Observer, SolverError
+from score_sde.solvers.guard import non_finite
 
 _TIMES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
 _STAGES = (

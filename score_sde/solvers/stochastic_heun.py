@@ -31,14 +31,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from score_sde.score import posterior_mean
-from score_sde.solvers.base import GridSolver
+from score_sde.score import BoundScore, posterior_mean
+from score_sde.solvers.fixed_steps import OneStepSolver
 from score_sde.solvers.time_grids import TimeGrid
+from score_sde.tensors import SampleNoise
 
 
 @dataclass(frozen=True)
-class StochasticHeun(GridSolver):
+class StochasticHeun(OneStepSolver):
     """Stochastic Heun, two evaluations a step, of weak order 2: the error of expectations falls as 1 / steps^2.
 
     At equal evaluations the variance of Gaussian samples is closer than by ancestral sampling, which is the same with one stage
@@ -55,7 +57,7 @@ class StochasticHeun(GridSolver):
     stochastic: ClassVar[bool] = True
     evaluations: ClassVar[int] = 2
 
-    def step(self, score, x, t, s, noise):
+    def move(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise) -> Tensor:
         sde = score.sde
         alpha, rise = sde.alpha(s), sde.log_snr(s) - sde.log_snr(t)
         w = -torch.expm1(-rise)

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from score_sde.solvers.base import GridSolver, Solver
+from score_sde.solvers.base import Solver
+from score_sde.solvers.fixed_steps import GridSolver
 from score_sde.solvers.time_grids import ExplicitGrid
 
 QUANTILES = (0.1, 0.5, 0.9)

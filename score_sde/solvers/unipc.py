@@ -16,13 +16,15 @@ cancels, so that the two variants differ only in steps with a single difference.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 
-from score_sde.solvers.multistep import Multistep
+from score_sde.sdes import SDE
+from score_sde.solvers.multistep import Level, Multistep, MultistepHistory
 
 VARIANTS = ("bh1", "bh2")
 
@@ -45,10 +47,11 @@ class UniPC(Multistep):
         if self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {', '.join(VARIANTS)}")
 
-    def weights(self, levels, start, end, score):
+    def weights(
+        self, levels: Sequence[Level], start: Level, end: Level, sde: SDE, history: MultistepHistory
+    ) -> Sequence[float]:
         nodes = tuple(level.half_log_snr for level in levels)
-        here = next(i for i, level in enumerate(levels) if level is start)
-        return _weights(nodes, here, end.half_log_snr, end.alpha, self.variant)
+        return _weights(nodes, nodes.index(start.half_log_snr), end.half_log_snr, end.alpha, self.variant)
 
 
 @lru_cache(maxsize=8192)

@@ -32,7 +32,7 @@ def affine_moments(solver, score, mean, variance, t_from, t_to, draws=1):
         x = torch.zeros(2 + draws, 1, dtype=torch.float64)
         x[1] = 1
         noise = Impulses(2 + draws)
-        moved = solver.step(BoundScore(score), x, t, s, noise)
+        moved = solver.move(BoundScore(score), x, t, s, noise)
         assert noise.drawn == draws
         gain = moved[1] - moved[0]
         spread = (moved[2:] - moved[0]).square().sum()
@@ -54,7 +54,7 @@ def expectation(solver, score, function, t_from, t_to, *, nodes=24, points=601):
         x = np.linspace(-spread(t), spread(t), points)
         states = torch.from_numpy(np.repeat(x, nodes)[:, None])
         given = type("Given", (), {"normal": lambda self, drawn=np.tile(z, points): torch.from_numpy(drawn[:, None])})()
-        moved = solver.step(BoundScore(score), states, t, s, given).numpy().reshape(points, nodes)
+        moved = solver.move(BoundScore(score), states, t, s, given).numpy().reshape(points, nodes)
         u = CubicSpline(x, u(moved) @ weights)
     x = np.linspace(-spread(t_from), spread(t_from), 8001)
     times = torch.full((len(x),), t_from, dtype=torch.float64)

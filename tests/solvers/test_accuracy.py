@@ -137,7 +137,7 @@ def test_ddim_at_eta_1_draws_from_the_posterior():
     count = 40000
     x_t = torch.full((count, 1), 1.1, dtype=torch.float64)
     noise = SampleNoise(0, x_t.shape, dtype=torch.float64)
-    x_s = DDIM(eta=1.0).step(BoundScore(point.score(sde)), x_t, t, s, noise)
+    x_s = DDIM(eta=1.0).move(BoundScore(point.score(sde)), x_t, t, s, noise)
     # joint Gaussian of (x_s, x_t) given x0: conditioning on x_t
     ratio = sde.alpha(t) / sde.alpha(s)
     gain = ratio * sde.sigma(s) ** 2 / sde.sigma(t) ** 2

@@ -13,7 +13,7 @@ from score_sde.networks import UNet
 from score_sde.score import BoundScore, ClassScore, posterior_mean
 from score_sde.sdes import ddpm_schedule
 from score_sde.solvers.ancestral import VARIANCES, Ancestral
-from score_sde.solvers.reverse_diffusion import transition
+from score_sde.solvers.reverse_diffusion import forward_transition
 from score_sde.solvers.time_grids import ExplicitGrid
 from score_sde.tensors import SampleNoise, expand
 from tests.oracles import SDE_CASES, affine_moments, check_moments, gaussian, mixture
@@ -56,13 +56,13 @@ def test_the_chain_of_ddpm(variance):
     found = expected = torch.randn(4, 2, dtype=torch.float64)
     times = solver.times(sde, 1.0, 0.0)
     for k, (t, s) in zip(range(count - 1, -1, -1), pairwise(times), strict=True):
-        assert float(transition(sde, s, t)[1]) == pytest.approx(betas[k], rel=1e-9)
+        assert float(forward_transition(sde, s, t)[1]) == pytest.approx(betas[k], rel=1e-9)
         epsilon = -math.sqrt(1 - kept[k]) * score(expected, t.expand(4))
         expected = (expected - betas[k] / math.sqrt(1 - kept[k]) * epsilon) / math.sqrt(1 - betas[k])
         if k > 0:
             smaller = (1 - kept[k - 1]) / (1 - kept[k]) * betas[k]
             expected = expected + math.sqrt(betas[k] if variance == "beta" else smaller) * again.normal()
-        found = solver.step(BoundScore(score), found, t, s, noise)
+        found = solver.move(BoundScore(score), found, t, s, noise)
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
@@ -88,7 +88,7 @@ def test_smld():
         removed = sigmas[k] ** 2 - sigmas[k + 1] ** 2
         noisy = math.sqrt(sigmas[k + 1] ** 2 * removed / sigmas[k] ** 2)
         expected = expected + removed * score(expected, t.expand(4)) + noisy * again.normal()
-        found = Ancestral().step(BoundScore(score), found, t, s, noise)
+        found = Ancestral().move(BoundScore(score), found, t, s, noise)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -130,7 +130,7 @@ def test_a_learned_variance_lies_between_the_two_in_the_logarithm(sde):
     for variance in VARIANCES:
         score = WithVariance(inner, double(0.0, 1.0, 0.3), [])
         solver = Ancestral(variance=variance)
-        moved = [solver.step(BoundScore(score), x, t, s, Constant(z)) for z in (1.0, 0.0)]
+        moved = [solver.move(BoundScore(score), x, t, s, Constant(z)) for z in (1.0, 0.0)]
         spread[variance] = (moved[0] - moved[1])[0] ** 2
         assert score.calls == 2 * ["both" if variance == "learned" else "score"]
     small, large = spread["beta_tilde"], spread["beta"]
@@ -166,7 +166,7 @@ def test_a_step_to_the_data_is_its_posterior_mean(name, variance):
     score = BoundScore(WithVariance(mixture().score(sde), 0.5, []))
     x, t = torch.randn(3, 2, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
     noise = SampleNoise(0, x.shape, dtype=torch.float64)
-    found = Ancestral(variance=variance).step(score, x, t, torch.zeros_like(t), noise)
+    found = Ancestral(variance=variance).move(score, x, t, torch.zeros_like(t), noise)
     torch.testing.assert_close(found, posterior_mean(score, x, t))
 
 

@@ -32,7 +32,7 @@ def test_the_algorithms_of_the_papers(year):
     found = expected = 20 * torch.randn(4, 2, dtype=torch.float64)
     solver = AnnealedLangevin(corrections=steps, snr=snr)
     for t, s in pairwise(nodes):
-        found = solver.step(BoundScore(score), found, t, s, noise)
+        found = solver.move(BoundScore(score), found, t, s, noise)
         size = epsilon * float(sde.sigma(s)) ** 2 / sigmas[-1] ** 2
         for _ in range(steps):
             gradient, z = score(expected, s.expand(4)), again.normal()
@@ -126,7 +126,7 @@ def test_the_data_keeps_its_factor_between_levels(sde):
     """Without score and noise a state alpha_t x0 becomes alpha_s x0."""
     t, s = torch.tensor([0.8 * sde.T, 0.3 * sde.T], dtype=torch.float64)
     x0 = torch.randn(3, 2, dtype=torch.float64)
-    moved = AnnealedLangevin().step(BoundScore(NoPull(sde)), sde.alpha(t) * x0, t, s, NoNoise())
+    moved = AnnealedLangevin().move(BoundScore(NoPull(sde)), sde.alpha(t) * x0, t, s, NoNoise())
     torch.testing.assert_close(moved, sde.alpha(s) * x0)
 
 

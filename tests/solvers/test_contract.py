@@ -279,7 +279,7 @@ def test_no_method_of_the_ode_exceeds_its_budget(method):
 
 def test_scipy_giving_up_is_an_error(monkeypatch):
     """torchdiffeq returns the start alone when scipy fails: that must not pass for the result."""
-    monkeypatch.setattr("score_sde.solvers.probability_flow.odeint", lambda function, y, t, **options: y[None])
+    monkeypatch.setattr("torchdiffeq.odeint", lambda function, y, t, **options: y[None])
     with pytest.raises(SolverError, match="did not reach the end"):
         ProbabilityFlow(method="scipy_solver").sample(mixture().score(SDE_CASES["vp"]), (2, 2))
 

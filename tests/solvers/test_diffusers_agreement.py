@@ -55,7 +55,7 @@ def test_ddim_on_the_table_of_ddpm(steps):
         t, s = (torch.tensor(value, dtype=torch.float64) for value in (t, s))
         noise = -sde.sigma(t) * score(theirs, t)
         theirs = peer.step(noise, label, theirs).prev_sample
-        ours = solver.step(score, ours, t, s, None)
+        ours = solver.move(score, ours, t, s, None)
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 

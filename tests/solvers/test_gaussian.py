@@ -9,8 +9,7 @@ import torch
 
 from score_sde import DDIM, DPMSolverPP, GaussianMixture, GaussianReference, ProbabilityFlow, UniPC, match_moments
 from score_sde.data import DataSpec, Moments, TensorSource, moments
-from score_sde.score import BoundScore
-from score_sde.solvers.gaussian import Reference
+from score_sde.solvers.gaussian import GaussianHistory, Reference
 from score_sde.solvers.multistep import Level
 from tests.oracles import SDE_CASES, OwnPrecision, mixture
 
@@ -52,10 +51,9 @@ def test_weights_where_nothing_varies_are_those_of_dpm_solver_pp_3m(sde):
     """l = 0: F is x0 and z = x / sigma, so that the weights of three nodes differ by the factor sigma_s."""
     times = torch.tensor([0.8, 0.7, 0.55, 0.35], dtype=torch.float64) * sde.T
     levels = [Level.at(sde, t) for t in times]
-    bound = BoundScore(mixture().score(sde))
-    bound.memory["reference"] = Reference(torch.zeros(2), torch.zeros(1, dtype=torch.float64))
-    ours = GaussianReference(p=3).weights(levels[:3], levels[2], levels[3], bound)[:, 0].numpy()
-    known = DPMSolverPP(p=3).weights(levels[:3], levels[2], levels[3], bound)
+    history = GaussianHistory(left=3, reference=Reference(torch.zeros(2), torch.zeros(1, dtype=torch.float64)))
+    ours = GaussianReference(p=3).weights(levels[:3], levels[2], levels[3], sde, history)[:, 0].numpy()
+    known = DPMSolverPP(p=3).weights(levels[:3], levels[2], levels[3], sde, history)
     np.testing.assert_allclose(levels[3].sigma * ours, known, rtol=1e-9)
     assert sum(known) == pytest.approx(levels[3].alpha * -math.expm1(levels[2].half_log_snr - levels[3].half_log_snr), rel=1e-6)
 

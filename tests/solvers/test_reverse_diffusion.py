@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 from score_sde import VESDE
 from score_sde.score import BoundScore
 from score_sde.sdes import ddpm_schedule
-from score_sde.solvers.reverse_diffusion import ReverseDiffusion, transition
+from score_sde.solvers.reverse_diffusion import ReverseDiffusion, forward_transition
 from score_sde.tensors import SampleNoise
 from tests.oracles import PUBLISHED, SDE_CASES, affine_moments, check_moments, exact_moments, gaussian, mixture
 
@@ -25,14 +25,14 @@ def test_the_transition_solves_the_moment_equations(sde):
         return [f * state[0], 2 * f * state[1] + g**2]
 
     exact = solve_ivp(slope, (s, t), [1.0, 0.0], rtol=1e-10, atol=1e-12, max_step=0.005 * sde.T).y[:, -1]
-    found = transition(sde, *(torch.tensor(value, dtype=torch.float64) for value in (s, t)))
+    found = forward_transition(sde, *(torch.tensor(value, dtype=torch.float64) for value in (s, t)))
     np.testing.assert_allclose([float(value) for value in found], exact, rtol=1e-5)
 
 
 def test_a_short_transition_has_the_variance_g2_dt(sde):
     t = torch.tensor(0.5 * sde.T, dtype=torch.float64)
     dt = 1e-9 * sde.T
-    a, variance = transition(sde, t - dt, t)
+    a, variance = forward_transition(sde, t - dt, t)
     assert variance.item() == pytest.approx(sde.diffusion(t).item() ** 2 * dt, rel=1e-5)
     assert a.item() == pytest.approx(1, abs=1e-7)
 
@@ -45,7 +45,7 @@ def compare(sde, times, expected_step):
     again = SampleNoise(7, (4, 2), dtype=torch.float64)
     solver, found, expected = ReverseDiffusion(), start, start
     for k, (t, s) in enumerate(pairwise(torch.as_tensor(times, dtype=torch.float64))):
-        found = solver.step(BoundScore(score), found, t, s, noise)
+        found = solver.move(BoundScore(score), found, t, s, noise)
         expected = expected_step(k, expected, score(expected, t.expand(4)), again.normal())
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -78,7 +78,7 @@ def test_the_last_step_may_lead_to_the_data():
     """sigma_s = 0, where the log-SNR is infinite: b^2 is sigma_t^2."""
     sde = SDE_CASES["vp"]
     t = torch.tensor(0.1, dtype=torch.float64)
-    a, variance = transition(sde, torch.zeros_like(t), t)
+    a, variance = forward_transition(sde, torch.zeros_like(t), t)
     assert a == sde.alpha(t)
     assert variance == sde.sigma(t) ** 2
 

@@ -103,7 +103,7 @@ def test_both_stages_share_their_noise():
     score = mixture().score(SDE_CASES["vp"])
     noise = SampleNoise(0, (4, 2), dtype=torch.float64)
     t, s = torch.tensor([0.6, 0.5], dtype=torch.float64)
-    StochasticHeun().step(BoundScore(score), torch.zeros(4, 2, dtype=torch.float64), t, s, noise)
+    StochasticHeun().move(BoundScore(score), torch.zeros(4, 2, dtype=torch.float64), t, s, noise)
     again = SampleNoise(0, (4, 2), dtype=torch.float64)
     again.normal()
     assert torch.equal(noise.normal(), again.normal())
