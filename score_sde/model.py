@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from score_sde.data import DataSpec, Moments
 from score_sde.inputs import require_classes, require_finite, require_float, whole
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS, Coefficients
-from score_sde.score import NoLearnedVariance
+from score_sde.score import ClassScore, NoLearnedVariance, Score
 from score_sde.sdes import SDE
 from score_sde.tables import require_name
 from score_sde.tensors import as_time, expand
@@ -189,6 +189,25 @@ class ScoreModel(nn.Module):
             twice = ", with twice the channels for its learned variance" if self.learned_variance else ""
             raise ValueError(f"the network must return the shape of x, {tuple(x.shape)}{twice}, it gave {tuple(output.shape)}")
         return (expand(a, state) * state + expand(b, state) * output).to(x.dtype), rest
+
+
+class ClassNeeded(ValueError):
+    """A model that knows no samples without a class is told none."""
+
+
+def score_for_class(model: ScoreModel, class_: int | None) -> Score:
+    """The model, told ``class_`` for all samples unless it is None.
+
+    Raises:
+        ClassNeeded: the model must be told a class.
+        ValueError: there is no such class.
+    """
+    if class_ is not None and class_ >= model.classes:
+        which = f"has classes 0 to {model.classes - 1}" if model.classes else "was trained without classes"
+        raise ValueError(f"there is no class {class_}: the model {which}")
+    if class_ is None and model.classes and not getattr(model.network, "knows_no_class", True):
+        raise ClassNeeded(f"the model must be told one of its {model.classes} classes")
+    return model if class_ is None else ClassScore(model, class_)
 
 
 _JUDGED: weakref.WeakKeyDictionary[ScoreModel, set] = weakref.WeakKeyDictionary()

@@ -13,8 +13,8 @@ from score_sde.cli.data import class_index, class_option
 from score_sde.cli.effect import key_of, refuse_sections
 from score_sde.config import ConfigError, from_saved, override
 from score_sde.files import remove_leftovers
+from score_sde.model import ClassNeeded, score_for_class
 from score_sde.run import Run, RunError, build_solver, load, load_tuned
-from score_sde.score import ClassScore, Score
 from score_sde.solvers import SOLVERS, Solver
 from score_sde.tables import require_name
 
@@ -57,15 +57,12 @@ def evaluations(text: str) -> list[int]:
         raise ConfigError(f"--nfe takes numbers of evaluations separated by commas, got {text!r}") from None
 
 
-def score_for_class(run: Run, class_: int | None) -> Score:
-    """The run's score, of one class where one is given."""
-    known, network = run.model.classes, run.model.network
-    if class_ is not None and class_ >= known:
-        which = f"has classes 0 to {known - 1}" if known else "was trained without classes"
-        raise RunError(f"there is no class {class_}: the model {which}")
-    if class_ is None and known and not getattr(network, "knows_no_class", True):
-        raise RunError(f"the model must be told one of its {known} classes:{class_option(run.known_data, 0)}, or another")
-    return run.model if class_ is None else ClassScore(run.model, class_)
+def require_class(run: Run, class_: int | None) -> None:
+    """Raise a ``RunError`` where the model must be told a class, or knows no such one."""
+    try:
+        score_for_class(run.model, class_)
+    except ClassNeeded as error:
+        raise RunError(f"{error}:{class_option(run.known_data, 0)}, or another") from error
 
 
 def chosen_device(name: str | None) -> torch.device:

@@ -1,39 +1,26 @@
 """The command ``likelihood``: bits/dim with their protocol, the table of all bounds, over several processes if there are."""
 
 import argparse
-import json
 import math
 import os
-import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
 
-from score_sde.checkpoint import load_weights
-from score_sde.cli.choices import loaded_run, score_for_class
+from score_sde.cli.choices import loaded_run, require_class
 from score_sde.cli.data import class_title, file_data, run_data
 from score_sde.cli.effect import key_of, refuse_without_effect
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
 from score_sde.config import ConfigError, chosen_only
 from score_sde.data import DataError, DataSource, TensorSource, read
-from score_sde.files import DamagedError, read_metadata, write_safetensors
-from score_sde.likelihood import (
-    DEQUANTIZATIONS,
-    LIKELIHOOD_SOLVERS,
-    VARIANCES,
-    BitsPerDim,
-    VariationalDequantizer,
-    bits_per_dim,
-    continuous_bound,
-    discrete_bound,
-    fit_dequantizer,
-)
-from score_sde.likelihood.evaluation import ranks_of_this_run, weights_digest
-from score_sde.run import Run, RunError, read_weights
-from score_sde.score import Score
-from score_sde.tables import build
+from score_sde.experiments.likelihood import learned_dequantizer, measure_bounds, measure_likelihood, require_integers
+from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS, BitsPerDim, VariationalDequantizer
+from score_sde.likelihood.evaluation import ranks_of_this_run
+from score_sde.run import Run, RunError
+from score_sde.tables import build, require_name
 
 
 def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -66,10 +53,10 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     of = options.data or name
     name += f"_first{options.n}" if options.n and options.n < len(source) else ""
     values = read(source, slice(options.n)).values
-    how = {"score": score_for_class(run, options.class_), "seed": options.seed, "progress": not options.quiet}
+    require_class(run, options.class_)
     about = {"run": str(run.folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": of}
     about |= {"class": options.class_} if run.model.classes else {}
-    first = ranks_of_this_run()[0] == 0
+    first, progress = ranks_of_this_run()[0] == 0, not options.quiet
     name += f"_seed{options.seed}" if options.seed else ""
     name += "" if options.class_ is None else f"_class{options.class_}"
     asked = {"seed": options.seed, "class_": options.class_, "bounds": options.bounds}
@@ -77,13 +64,22 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     name += f"_{about['protocol']}"
     if options.bounds:
         folder = output_folder(options.output, run.folder / "bounds" / name, about["protocol"], marked="continuous_time.json")
-        records = run_bounds(run, config, values, **how)
+        require_integers(run)
+        settings = {
+            k: v for k, v in likelihood_options(config).items() if k not in ("dequantization", "truncation", "identity")
+        }
+        dequantizer = run_dequantizer(run, config, progress=progress)
+        records = measure_bounds(
+            run, values, dequantizer, class_=options.class_, seed=options.seed, progress=progress, **settings
+        )
         if first:
             _show_bounds(run, records, about, folder)
         return 0
     default = run.folder / f"likelihood_{name}"
     path, _ = output_files(options.output, default, about["protocol"], endings=(".json", ".npz"))
-    record = run_likelihood(run, config, values, keep=path.with_suffix(".parts"), **how)
+    record = run_likelihood(
+        run, config, values, class_=options.class_, seed=options.seed, keep=path.with_suffix(".parts"), progress=progress
+    )
     if not first:
         return 0
     record.save(path, **about)
@@ -128,6 +124,17 @@ def likelihood_digest(
     return protocol_digest(run, protocol)
 
 
+def likelihood_options(config: ConfigDict, *left_out: str) -> dict[str, Any]:
+    """The arguments of ``measure_likelihood`` that ``config.likelihood`` gives, but those that are ``left_out``."""
+    settings = config.likelihood.to_dict()
+    solver = build(LIKELIHOOD_SOLVERS, settings.pop("solver"), kind="likelihood.solver")
+    del settings["dequantizer"]
+    settings["solver"] = None if settings["target_error"] else solver
+    if settings["divergence"] == "exact":
+        settings["probes"] = None  # those of a config file, for other divergences
+    return {name: value for name, value in settings.items() if name not in left_out}
+
+
 def run_likelihood(
     run: Run,
     config: ConfigDict,
@@ -135,86 +142,28 @@ def run_likelihood(
     *,
     seed: int,
     progress: bool,
-    score: Score | None = None,
+    class_: int | None = None,
     keep: Path | None = None,
 ) -> BitsPerDim:
-    """``bits_per_dim`` with the options of ``config.likelihood``; ``score`` is the run's model unless another is given."""
-    settings = config.likelihood.to_dict()
-    solver = build(LIKELIHOOD_SOLVERS, settings.pop("solver"), kind="likelihood.solver")
-    del settings["dequantizer"]
-    if settings["divergence"] == "exact":
-        settings["probes"] = None  # those of a config file, for other divergences
-    if run.model.data.levels is None:
-        settings["dequantization"] = "uniform"  # continuous data has none
-    known = (*DEQUANTIZATIONS, "variational")
-    if settings["dequantization"] not in known:
-        raise ConfigError(f"unknown likelihood.dequantization {settings['dequantization']!r}; choose one of {', '.join(known)}")
-    if settings["dequantization"] == "variational":
-        settings["dequantization"] = run_dequantizer(run, config, progress=progress)
-    return bits_per_dim(
-        score or run.model,
-        values,
-        solver=None if settings["target_error"] else solver,
-        seed=seed,
-        moments=run.model.moments,
-        name=f"averaged weights of step {run.step}",
-        keep=keep,
-        progress=progress,
-        **settings,
-    )
+    """``measure_likelihood`` with the options of ``config.likelihood``."""
+    settings = likelihood_options(config)
+    if run.model.data.levels:
+        require_name("likelihood.dequantization", settings["dequantization"], (*DEQUANTIZATIONS, "variational"))
+        if settings["dequantization"] == "variational":
+            settings["dequantization"] = run_dequantizer(run, config, progress=progress)
+    return measure_likelihood(run, values, class_=class_, seed=seed, keep=keep, progress=progress, **settings)
 
 
 def run_dequantizer(run: Run, config: ConfigDict, *, progress: bool) -> VariationalDequantizer:
-    """The run's variational dequantizer: of ``dequantizer.safetensors``, or trained now on the training data."""
-    path, options = run.folder / "dequantizer.safetensors", config.likelihood.dequantizer.to_dict()
-    made = {"weights": str(weights_digest(run.model)), "options": json.dumps(options)}
-    rank, ranks = ranks_of_this_run()
-    dequantizer = VariationalDequantizer(run.model.data, **{name: options[name] for name in ("couplings", "width")})
-    if _made(path) != made and rank == 0:  # it is not there, damaged, of another checkpoint, or trained otherwise
-        _train_dequantizer(run, config, path, made, progress=progress)
-    if ranks > 1:
-        torch.distributed.barrier()
-    load_weights(dequantizer, read_weights(path, "cpu")[0], path)
-    return dequantizer.to(run.model.device).eval().requires_grad_(False)
+    """``learned_dequantizer`` with the options of ``config.likelihood.dequantizer``, on the run's training data."""
 
+    def train() -> DataSource:
+        try:
+            return run_data(run, config).train
+        except DataError as error:
+            raise RunError(f"variational dequantization is trained on the training data, and there is none: {error}") from error
 
-def _made(path: Path) -> dict[str, str] | None:
-    """For which weights a dequantizer was trained, and how; None where there is none, or a damaged one."""
-    if not path.is_file():
-        return None
-    try:
-        return read_metadata(path)
-    except DamagedError as error:
-        warnings.warn(f"{error}: it is trained anew", stacklevel=2)
-        return None
-
-
-def _train_dequantizer(run: Run, config: ConfigDict, path: Path, made: dict[str, str], *, progress: bool) -> None:
-    try:
-        train = run_data(run, config).described(run.model.data).train
-    except DataError as error:
-        raise RunError(f"variational dequantization is trained on the training data, and there is none: {error}") from error
-    fitted = fit_dequantizer(run.model, train, progress=progress, **json.loads(made["options"]))
-    write_safetensors(path, fitted.state_dict(), made)
-
-
-def run_bounds(run: Run, config: ConfigDict, values: torch.Tensor, *, score: Score, seed: int, progress: bool) -> dict:
-    """The likelihood of integers with each dequantization, and the variational bounds: name -> record."""
-    if run.model.data.levels is None:
-        raise RunError("the bounds are on probabilities of integers, and the data of this run is continuous")
-    records: dict = {}
-    for name, truncation in (("uniform", False), ("uniform", True), ("truncated_normal", False), ("variational", False)):
-        config.likelihood.dequantization, config.likelihood.truncation = name, truncation
-        how = f"ODE, {name.replace('_', ' ')}" + (", truncation" if truncation else "")
-        records[how] = run_likelihood(run, config, values, score=score, seed=seed, progress=progress)
-    shared = {"seed": seed, "batch_size": config.likelihood.batch_size, "progress": progress}
-    steps = len(getattr(run.model.sde, "betas", range(1000)))
-    variances = [name for name in VARIANCES if name != "learned" or run.model.learned_variance]
-    for variance in variances:
-        bound = discrete_bound(score, values, steps=steps, variance=variance, sampled_steps=min(100, steps - 1), **shared)
-        records[f"chain of {steps} steps, {variance}"] = bound
-    records["continuous time"] = continuous_bound(score, values, times=100, **shared)
-    return records
+    return learned_dequantizer(run, train, progress=progress, **config.likelihood.dequantizer.to_dict())
 
 
 def _show_bounds(run: Run, records: dict, about: dict, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,6 @@ from pathlib import Path
 from shlex import quote
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from score_sde.cli.choices import (
     chosen_solver,
@@ -19,14 +16,15 @@ from score_sde.cli.choices import (
     likelihood_of_a_file,
     loaded_run,
     refuse_options_of_tuned,
-    score_for_class,
+    require_class,
 )
 from score_sde.cli.data import class_title, run_data
 from score_sde.cli.effect import idle_under_budget, key_of, refuse_without_effect
 from score_sde.cli.outputs import output_files, output_folder, protocol_digest, source_digest
 from score_sde.config import ConfigError
-from score_sde.data import Dataset, DataSource, DataSpec, read
-from score_sde.experiments.comparison import Comparison, compare, stand_in
+from score_sde.data import Dataset, DataSpec
+from score_sde.experiments.comparison import stand_in
+from score_sde.experiments.sampling import UnknownRange, clipped_data, compare_solvers, draw_samples
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
 from score_sde.report import quality_curve, sample_matrix, write_comparison_page
@@ -41,7 +39,8 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides, ("solver",))
     if options.solver and options.solver != config.solver.name and any(key_of(o) == "solver.name" for o in overrides):
         raise ConfigError(f"--solver={options.solver} and --config.solver.name={config.solver.name} choose two: give one")
-    score, spec, name = score_for_class(run, options.class_), run.model.data, options.solver or config.solver.name
+    require_class(run, options.class_)
+    spec, name = run.model.data, options.solver or config.solver.name
     solver = chosen_solver(config, options.solver, run, options.class_)
     idle: dict[str, str] = {}
     if isinstance(solver, Tuned):
@@ -53,7 +52,8 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
         idle = dict(idle_under_budget(name, config.solver.get(name, {}), substitute))
         name += f"_{substitute}" if substitute else ""
     refuse_without_effect(overrides, config, idle=idle)
-    limited = None if options.clip is None else _range(run, options.clip)
+    clip = False if options.clip is None else (options.clip or True)
+    limited = _clipped(spec, clip) if clip else None
     protocol = {"solver": repr(solver), "seed": options.seed, "n": options.n, "denoised": options.denoise}
     protocol["batch_size"] = min(options.batch_size, options.n)  # adaptive solvers may share their steps among a batch
     protocol |= {"class": options.class_, "clip": limited and (limited.limits or limited.model_range)}
@@ -66,43 +66,36 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
         return output_files(options.output, default, digest, endings=(".npz", ".png"))
 
     files("")  # refused before anything is computed
-    parts, nfe, seconds = [], 0, 0.0
-    for first in range(0, options.n, options.batch_size):
-        shape = (min(options.batch_size, options.n - first), *spec.shape)
-        result = solver.sample(
-            score,
-            shape,
-            seed=options.seed,
-            first=first,
-            denoise=options.denoise,
-            clip=limited and limited.model_limits(run.model.device, run.model.dtype),
-            progress=not options.quiet,
-        )
-        parts.append(result.x)
-        nfe, seconds = max(nfe, result.nfe), seconds + result.seconds
-    x = torch.cat(parts)
-    kept, drawn = files(f"nfe{nfe}" if options.nfe else "")
+    drawn = draw_samples(
+        run,
+        options.n,
+        solver,
+        class_=options.class_,
+        denoise=options.denoise,
+        clip=clip,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        progress=not options.quiet,
+    )
+    x, nfe = drawn.x, drawn.nfe
+    kept, shown = files(f"nfe{nfe}" if options.nfe else "")
     about = {**protocol, "nfe": nfe, "step": run.step, "protocol": digest}
     write_npz(kept, {"samples": spec.decode(x).cpu().numpy(), "about": np.array(json.dumps(about))})
-    shown = x[: 400 if len(spec.shape) > 1 else 5000]
-    save_png(picture(spec.displayed(shown)), drawn)
+    save_png(picture(spec.displayed(x[: 400 if len(spec.shape) > 1 else 5000])), shown)
     of = f" (of {options.nfe} allowed)" if options.nfe and nfe < options.nfe else ""
-    print(f"{options.n} samples by {solver}: {nfe} evaluations each{of}, {seconds:.1f} s")
-    print(f"picture: {drawn}\nvalues:  {kept}")
+    print(f"{options.n} samples by {solver}: {nfe} evaluations each{of}, {drawn.seconds:.1f} s")
+    print(f"picture: {shown}\nvalues:  {kept}")
     has_data = config.data.get(config.data.name, {}).get("path", "here")
     folder = quote(str(run.folder))
     print(f"next:    score-sde {f'compare --workdir={folder}' if has_data else likelihood_of_a_file(run.folder)}")
     return 0
 
 
-def _range(run: Run, ends: tuple[float, ...]) -> DataSpec:
-    """The run's data with the range to which ``--clip`` clips: its own, or the one that is given in its units."""
-    spec = run.model.data
-    if spec.levels is not None and ends:
-        raise ConfigError(f"the data of this run is integer, from 0 to {spec.levels - 1}: --clip takes no other range")
-    if not ends and spec.levels is None and not spec.limits:
-        raise RunError(f"{run.folder} does not know the range of its data: give it in the data's units, --clip=LOW,HIGH")
-    return dataclasses.replace(spec, limits=(ends,)) if ends else spec
+def _clipped(spec: DataSpec, clip: bool | tuple[float, float]) -> DataSpec:
+    try:
+        return clipped_data(spec, clip)
+    except UnknownRange as error:
+        raise RunError(f"{error}, --clip=LOW,HIGH") from error
 
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -121,10 +114,11 @@ def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
                 substitute = stand_in(solver, solver.with_budget(budget))
                 idle |= idle_under_budget(name, config.solver.get(name, {}), substitute)
     refuse_without_effect(overrides, config, chosen={"solver": names}, idle=idle)
+    require_class(run, options.class_)
     how = {"samples": options.n, "seed": options.seed}
     data = run_data(run, config)
     folder, digest = comparison_folder(run, data, solvers, budgets, options.output, class_=options.class_, **how)
-    result = run_comparison(run, data, solvers, budgets, class_=options.class_, progress=not options.quiet, **how)
+    result = compare_solvers(run, data, solvers, budgets, class_=options.class_, progress=not options.quiet, **how)
     curves, matrix = quality_curve(result), sample_matrix(result, run.model.data.displayed)
     result.save_csv(folder / "compare.csv")
     save_png(curves, folder / "compare.png")
@@ -159,30 +153,3 @@ def comparison_folder(
     marks = [f"nfe{'-'.join(map(str, ends))}", f"n{samples}", f"seed{seed}"]
     marks += ([] if class_ is None else [f"class{class_}"]) + [digest]
     return output_folder(given, run.folder / "compare" / "_".join(marks), digest, marked="compare.html"), digest
-
-
-def run_comparison(
-    run: Run,
-    data: Dataset,
-    solvers: Mapping[str, Solver],
-    budgets: Sequence[int],
-    *,
-    samples: int,
-    seed: int,
-    progress: bool,
-    class_: int | None = None,
-) -> Comparison:
-    """``compare`` against held-out data, of one class where one is given; the floor is training data's."""
-    score, spec = score_for_class(run, class_), run.model.data
-    random = torch.Generator().manual_seed(seed)
-
-    def encoded(source: DataSource, count: int) -> Tensor:
-        rows = torch.arange(len(source))
-        if class_ is not None and source.classes is not None:
-            rows = rows[source.classes == class_]
-        values = read(source, rows[:count]).values
-        return spec.encode(values, torch.rand(values.shape, generator=random)).to(run.model.device)
-
-    held_out = encoded(data.test, 2000)
-    other = encoded(data.train, samples)
-    return compare(score, solvers, budgets, held_out, other=other, samples=samples, seed=seed, progress=progress)

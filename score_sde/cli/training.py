@@ -16,10 +16,11 @@ from score_sde.cli.choices import FREE_TO_CHANGE, architecture, chosen_device, c
 from score_sde.cli.data import class_list, data_of, locate, refuse_other_data, run_data
 from score_sde.cli.effect import KEPT, key_of, refuse_without_effect
 from score_sde.cli.likelihood import likelihood_digest, run_likelihood
-from score_sde.cli.measuring import comparison_folder, run_comparison
+from score_sde.cli.measuring import comparison_folder
 from score_sde.config import ConfigError, chosen_only, config_names, flat, from_saved, override, read_config
 from score_sde.data import Dataset, DataSpec, fingerprint, moments, read, root_mean_square, scaled_alike
 from score_sde.demo import write_demo_report
+from score_sde.experiments.sampling import compare_solvers
 from score_sde.lock import sole_writer
 from score_sde.run import (
     WEIGHTS,
@@ -211,7 +212,7 @@ def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     solvers = {name: chosen_solver(config, name, run) for name in ("euler_maruyama", "pc", "ddim", "unipc", "gaussian")}
     print("comparing the solvers ...")
     budgets, how = [5, 10, 20, 50], {"samples": 128, "seed": 0}
-    result = run_comparison(run, data, solvers, budgets, **how, progress=not options.quiet)
+    result = compare_solvers(run, data, solvers, budgets, **how, progress=not options.quiet)
     result.save_csv(comparison_folder(run, data, solvers, budgets, None, **how)[0] / "compare.csv")
     print(result.table())
     page = folder / "report.html"

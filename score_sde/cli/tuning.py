@@ -4,13 +4,11 @@ import argparse
 from pathlib import Path
 from shlex import quote
 
-from score_sde.cli.choices import evaluations, loaded_run, score_for_class
+from score_sde.cli.choices import evaluations, loaded_run, require_class
 from score_sde.cli.data import class_option
 from score_sde.cli.outputs import require_writable
 from score_sde.config import ConfigError
-from score_sde.experiments.tuning import tune
-from score_sde.run import has_tuned, load_tuned, save_choice
-from score_sde.solvers.tuned import Choice
+from score_sde.experiments.sampling import tune_solvers
 
 
 def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -19,21 +17,24 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     run, _ = loaded_run(options, overrides, ())
     folder = Path(options.output) if options.output else run.folder
     require_writable(folder)
-    earlier = load_tuned(folder, class_=options.class_) if has_tuned(folder, options.class_) else None
-    how = {"pilot": options.pilot, "trials": options.trials, "seed": options.seed}
-    score, identity = score_for_class(run, options.class_), {"run": run.identity} if run.identity else {}
-
-    def keep(choice: Choice) -> None:
-        save_choice(folder, choice, {**how, "class": options.class_, "step": run.step, **identity})
-
-    budgets, of_class = evaluations(options.nfe), class_option(run.known_data, options.class_)
-    tuned = tune(score, run.model.data.shape, budgets, **how, earlier=earlier, keep=keep, progress=not options.quiet)
+    require_class(run, options.class_)
+    tuned = tune_solvers(
+        run,
+        evaluations(options.nfe),
+        folder=folder,
+        class_=options.class_,
+        pilot=options.pilot,
+        trials=options.trials,
+        seed=options.seed,
+        progress=not options.quiet,
+    )
     print(tuned.table())
     print(
         f"errors: root mean square distance of a sample from the converged ODE, on {options.pilot} latents that had no part in "
         "the search;\n        what was found took the place of the best standard only where its gain is significant on these\n"
         f"saved:  {folder / 'tuned.json'}"
     )
-    use = f"score-sde sample --workdir={quote(str(run.folder))} --solver=tuned --nfe={tuned.choices[-1].nfe}{of_class}"
+    use = f"score-sde sample --workdir={quote(str(run.folder))} --solver=tuned --nfe={tuned.choices[-1].nfe}"
+    use += class_option(run.known_data, options.class_)
     print(f"next:   copy it into {run.folder}, where --solver=tuned finds it" if options.output else f"next:   {use}")
     return 0

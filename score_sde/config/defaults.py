@@ -6,7 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from score_sde.data import DATASETS
-from score_sde.likelihood import LIKELIHOOD_SOLVERS, bits_per_dim, fit_dequantizer
+from score_sde.experiments.likelihood import learned_dequantizer, measure_likelihood
+from score_sde.likelihood import LIKELIHOOD_SOLVERS
 from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
 from score_sde.objectives import OBJECTIVES
@@ -24,14 +25,13 @@ def default_config() -> ConfigDict:
     """The defaults of everything. ``model.sigma_data`` is left open: it is then measured on the training data."""
     model = options_of(ScoreModel, "network", "sde", "data")
     model["sigma_data"] = config_dict.placeholder(float)
-    not_configured = ("solver", "target_error", "levels", "data", "cond", "seed", "moments", "name", "keep", "progress")
-    likelihood = options_of(bits_per_dim, *not_configured)
+    likelihood = options_of(measure_likelihood, "class_", "seed", "keep", "progress")
     likelihood |= {
         "target_error": config_dict.placeholder(float),
         "probes": config_dict.placeholder(int),
         "solver": section(LIKELIHOOD_SOLVERS, "dual_weighted"),
     }
-    likelihood["dequantizer"] = options_of(fit_dequantizer, "conditional", "seed", "progress")
+    likelihood["dequantizer"] = options_of(learned_dequantizer, "progress")
     config = {
         "seed": 0,
         "data": section(DATASETS, "digits"),

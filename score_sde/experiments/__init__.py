@@ -1,6 +1,29 @@
-"""What is done with a trained model: solvers compared, and chosen by measurement."""
+"""What is done with a trained model, as the commands do it: samples, likelihoods, solvers compared and chosen.
+
+    from score_sde import experiments, load
+
+    run = load("runs/digits")
+    sample = experiments.draw_samples(run, 100)
+    record = experiments.measure_likelihood(run, values)
+    tuned = experiments.tune_solvers(run, [6, 10])
+
+``compare`` and ``tune`` take any score, and no run.
+"""
 
 from score_sde.experiments.comparison import Comparison, Measurement, compare
+from score_sde.experiments.likelihood import learned_dequantizer, measure_bounds, measure_likelihood
+from score_sde.experiments.sampling import compare_solvers, draw_samples, tune_solvers
 from score_sde.experiments.tuning import tune
 
-__all__ = ["Comparison", "Measurement", "compare", "tune"]
+__all__ = [
+    "Comparison",
+    "Measurement",
+    "compare",
+    "compare_solvers",
+    "draw_samples",
+    "learned_dequantizer",
+    "measure_bounds",
+    "measure_likelihood",
+    "tune",
+    "tune_solvers",
+]

@@ -1,0 +1,202 @@
+"""The likelihood of a run: bits/dim of data, with each dequantization and by each bound.
+
+run = score_sde.load("runs/digits")
+record = measure_likelihood(run, values, target_error=0.01)
+print(record.sentence())
+"""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from score_sde.checkpoint import load_weights
+from score_sde.data import DataSource, View
+from score_sde.divergence import Divergence
+from score_sde.files import DamagedError, read_metadata, write_safetensors
+from score_sde.likelihood import (
+    VARIANCES,
+    BitsPerDim,
+    VariationalBound,
+    VariationalDequantizer,
+    bits_per_dim,
+    continuous_bound,
+    discrete_bound,
+    fit_dequantizer,
+)
+from score_sde.likelihood.dequantization import Dequantization
+from score_sde.likelihood.evaluation import ranks_of_this_run, weights_digest
+from score_sde.model import score_for_class
+from score_sde.run import Run, read_weights
+from score_sde.solvers.transport import Transport
+
+DEQUANTIZER = "dequantizer.safetensors"
+"""File of the learned dequantization in a run."""
+
+
+def measure_likelihood(
+    run: Run,
+    values: Tensor,
+    *,
+    class_: int | None = None,
+    dequantization: str | Dequantization = "uniform",
+    importance_samples: int = 1,
+    truncation: bool = False,
+    divergence: str | Divergence = "hutchinson",
+    probes: int | None = None,
+    target_error: float | None = None,
+    solver: Transport | None = None,
+    batch_size: int = 128,
+    audit: int = 32,
+    seed: int = 0,
+    keep: Path | str | None = None,
+    identity: str | None = None,
+    progress: bool = False,
+) -> BitsPerDim:
+    """``bits_per_dim`` of ``values`` under a run's model, for the class ``class_`` where one is given.
+
+    The other arguments, and what is raised, are those of ``bits_per_dim``. Continuous data has no dequantization.
+    """
+    return bits_per_dim(
+        score_for_class(run.model, class_),
+        values,
+        dequantization=dequantization if run.model.data.levels else "uniform",
+        importance_samples=importance_samples,
+        truncation=truncation,
+        divergence=divergence,
+        probes=probes,
+        target_error=target_error,
+        solver=solver,
+        batch_size=batch_size,
+        audit=audit,
+        seed=seed,
+        moments=run.model.moments,
+        name=f"averaged weights of step {run.step}",
+        keep=keep,
+        identity=identity,
+        progress=progress,
+    )
+
+
+def measure_bounds(
+    run: Run,
+    values: Tensor,
+    dequantizer: VariationalDequantizer,
+    *,
+    class_: int | None = None,
+    importance_samples: int = 1,
+    divergence: str | Divergence = "hutchinson",
+    probes: int | None = None,
+    target_error: float | None = None,
+    solver: Transport | None = None,
+    batch_size: int = 128,
+    audit: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, BitsPerDim | VariationalBound]:
+    """The likelihood of integers with each dequantization, and the variational bounds, each by its name.
+
+    Args:
+        run: the run.
+        values: integers ``(N, *D)``.
+        dequantizer: a learned one, as ``learned_dequantizer`` gives it.
+        class_: the class of all values.
+        importance_samples, divergence, probes, target_error, solver, batch_size, audit, seed, progress: as for
+            ``bits_per_dim``.
+
+    Raises:
+        ValueError: the data of the run is continuous.
+    """
+    require_integers(run)
+    records: dict[str, BitsPerDim | VariationalBound] = {}
+    ways: dict[str, tuple[str | Dequantization, bool]] = {
+        "ODE, uniform": ("uniform", False),
+        "ODE, uniform, truncation": ("uniform", True),
+        "ODE, truncated normal": ("truncated_normal", False),
+        "ODE, variational": (dequantizer, False),
+    }
+    for name, (dequantization, truncation) in ways.items():
+        records[name] = measure_likelihood(
+            run,
+            values,
+            class_=class_,
+            dequantization=dequantization,
+            importance_samples=importance_samples,
+            truncation=truncation,
+            divergence=divergence,
+            probes=probes,
+            target_error=target_error,
+            solver=solver,
+            batch_size=batch_size,
+            audit=audit,
+            seed=seed,
+            progress=progress,
+        )
+    score, shared = score_for_class(run.model, class_), {"seed": seed, "batch_size": batch_size, "progress": progress}
+    steps = len(getattr(run.model.sde, "betas", range(1000)))
+    for variance in VARIANCES:
+        if variance != "learned" or run.model.learned_variance:
+            bound = discrete_bound(score, values, steps=steps, variance=variance, sampled_steps=min(100, steps - 1), **shared)
+            records[f"chain of {steps} steps, {variance}"] = bound
+    records["continuous time"] = continuous_bound(score, values, times=100, **shared)
+    return records
+
+
+def require_integers(run: Run) -> None:
+    """Raise a ``ValueError`` unless the data of a run is integer."""
+    if run.model.data.levels is None:
+        raise ValueError("the bounds are on probabilities of integers, and the data of this run is continuous")
+
+
+def learned_dequantizer(
+    run: Run,
+    train: Callable[[], DataSource],
+    *,
+    couplings: int = 4,
+    width: int = 32,
+    steps: int = 150,
+    batch_size: int = 32,
+    learning_rate: float = 2e-2,
+    progress: bool = False,
+) -> VariationalDequantizer:
+    """The learned dequantization of a run: of ``dequantizer.safetensors``, or trained now and kept there.
+
+    Under ``torchrun`` the first process trains it, and the others wait.
+
+    Args:
+        run: the run.
+        train: gives the training data; called only if the dequantization has to be trained, where there is none for these
+            weights and options.
+        couplings, width, steps, batch_size, learning_rate, progress: as for ``fit_dequantizer``.
+    """
+    options = {
+        "couplings": couplings,
+        "width": width,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
+    path, made = run.folder / DEQUANTIZER, {"weights": str(weights_digest(run.model)), "options": json.dumps(options)}
+    rank, ranks = ranks_of_this_run()
+    if _made(path) != made and rank == 0:  # it is not there, damaged, of another checkpoint, or trained otherwise
+        fitted = fit_dequantizer(run.model, View(train(), described=run.model.data), progress=progress, **options)
+        write_safetensors(path, fitted.state_dict(), made)
+    if ranks > 1:
+        torch.distributed.barrier()
+    dequantizer = VariationalDequantizer(run.model.data, couplings=couplings, width=width)
+    load_weights(dequantizer, read_weights(path, "cpu")[0], path)
+    return dequantizer.to(run.model.device).eval().requires_grad_(False)
+
+
+def _made(path: Path) -> dict[str, str] | None:
+    """For which weights a dequantizer was trained, and how; None where there is none, or a damaged one."""
+    if not path.is_file():
+        return None
+    try:
+        return read_metadata(path)
+    except DamagedError as error:
+        warnings.warn(f"{error}: it is trained anew", stacklevel=2)
+        return None
