@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 
 from score_sde.inputs import require_finite
-from score_sde.score import BoundScore, require_path
-from score_sde.solvers.base import Solver, SolverError
-from score_sde.solvers.guard import non_finite
+from score_sde.score import BoundScore, Score, require_path
+from score_sde.solvers.base import Observer, Solver
+from score_sde.solvers.controller import Controller
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.tensors import SampleNoise, expand
 
@@ -78,50 +78,48 @@ class AdaptiveSDE(Solver):
         """A method with a tolerance has no budget: ``StochasticHeun`` stands in for it, which averages two stages as well."""
         return StochasticHeun().with_budget(nfe)
 
-    def solve(self, score, x, t_from, t_to, *, cond=None, noise=None, observe=None):
+    def solve(
+        self,
+        score: Score,
+        x: Tensor,
+        t_from: float,
+        t_to: float,
+        *,
+        cond: Tensor | None = None,
+        noise: SampleNoise | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
         require_path(score, x, t_from, t_to)
         if t_to > t_from:
             raise ValueError(f"{type(self).__name__} goes from noise to data only: got t from {t_from} to {t_to}")
         if noise is None:
             noise = SampleNoise(0, x.shape, purpose="steps", device=x.device, dtype=x.dtype)
-        name, bound, span = type(self).__name__, BoundScore(score, cond), t_from - t_to
-        time = lambda elapsed: (t_from - elapsed).clamp(t_to, t_from)  # the difference may round to a time beyond the end
-        done = torch.zeros(len(x), dtype=torch.float64, device=x.device)  # time behind each sample
-        step, previous, known, slowest = torch.full_like(done, FIRST * span), x, _Increments(x), 0.0
-        for number in range(1, MAX_STEPS + 1):
-            end = torch.where(step >= span - done, span, done + step)
-            end, increment = known.next(done, end, noise.normal())
-            low, high = self._stages(bound, x, time(done), time(end), end - done, increment)
+        bound = BoundScore(score, cond)
+        control = Controller(
+            type(self).__name__,
+            x,
+            t_from,
+            t_to,
+            exponent=self.exponent,
+            safety=self.safety,
+            factors=(0.1, 10.0),
+            shortest=1e-12,
+            observe=observe,
+        )
+        control.step, previous, known = torch.full_like(control.done, FIRST * control.span), x, _Increments(x)
+        for _ in control.attempts(MAX_STEPS):
+            start, (_, end) = control.done, control.propose()
+            end, increment = known.next(start, end, noise.normal())
+            length = end - start
+            low, high = self._stages(bound, x, control.time(start), control.time(end), length, increment)
+            control.spent += 2
             tolerance = (self.rtol * torch.maximum(low.abs(), previous.abs())).clamp_min(self.atol)
             error = ((high - low) / tolerance).flatten(1).square().mean(1).sqrt().double()
-            accepted = error <= 1
-            x = torch.where(expand(accepted, x), high, x)
-            previous = torch.where(expand(accepted, x), low, previous)
-            reached = torch.where(accepted, end, done)
+            accepted = control.accepts(error)
+            x, previous = (torch.where(expand(accepted, x), new, old) for new, old in ((high, x), (low, previous)))
             known.drop(accepted)
-            refused = torch.where(accepted, span, end - done).amin()
-            behind, depth, finite, smallest = torch.stack(
-                [reached.amin(), known.depth.amax().double(), error.isfinite().all().double(), refused]
-            ).tolist()
-            if not finite:
-                sample = error.isfinite().logical_not().nonzero()[0]
-                stage = 0 if not low[sample].isfinite().all() else 1
-                at = time(end if stage else done)[sample].item()
-                raise SolverError(non_finite(name, at, f"evaluation {2 * number - 1 + stage}"))
-            known.trim(int(depth))
-            step = (end - done) * (self.safety * error.clamp_min(1e-10) ** -self.exponent).clamp(0.1, 10.0)
-            done = reached
-            if observe and behind > slowest:
-                slowest = behind
-                observe(t_to if behind == span else t_from - behind, x)
-            if behind == span:
-                return x
-            if smallest <= 1e-12 * span:
-                break
-        raise SolverError(
-            f"{name} gave up at t = {t_from - behind:.3g} after {2 * number} evaluations: the tolerance asks for more than the "
-            "precision or the smoothness of the score allows; use a larger rtol and atol, or float64"
-        )
+            known.trim(int(control.advance(x, length, end, error, [(start, low), (end, high)], known.depth.amax())))
+        return control.result(x)
 
     @staticmethod
     def _stages(score: BoundScore, x: Tensor, t: Tensor, s: Tensor, length: Tensor, increment: Tensor) -> tuple[Tensor, Tensor]:

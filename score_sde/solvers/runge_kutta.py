@@ -1,7 +1,6 @@
 r"""Runge-Kutta's pair of orders 5 and 4 with steps of its own for each sample (Dormand and Prince 1980, Table 2).
 
-Whatever one sample asks for, its neighbours do not notice: a result is the same in any batch. Of the embedded fourth-order
-solution only the error is kept,
+Of the embedded fourth-order solution only the error is kept,
 
     e = h sum_i (b_i - b*_i) k_i,    |e| = the root mean square of e / (atol + rtol max(|y|, |y_new|)) over the coordinates,
 
@@ -9,14 +8,13 @@ a step being accepted where |e| <= 1; the next one is h times 0.9 |e|^(-1/5), be
 II.4, which also has the first step). The last step ends at the end time.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from score_sde.solvers.base import Observer, SolverError
-from score_sde.solvers.guard import non_finite
+from score_sde.solvers.base import Observer
+from score_sde.solvers.controller import Controller
 
 _TIMES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
 _STAGES = (
@@ -51,16 +49,23 @@ def dormand_prince(
     Raises:
         SolverError: a state stopped being finite, or the tolerance asks for steps below the precision.
     """
-    given, name, sign = y.dtype, "ode (rk45)", 1.0 if t_to > t_from else -1.0
-    precise = torch.promote_types(y.dtype, torch.float32)
-    done = torch.zeros(len(y), dtype=torch.float64, device=y.device)  # time behind each sample
-    span, first, last = abs(t_to - t_from), min(t_from, t_to), max(t_from, t_to)
-
-    def time(elapsed: Tensor) -> Tensor:
-        return (t_from + sign * elapsed).clamp(first, last)  # the sum may round to a time beyond the end
+    given, precise = y.dtype, torch.promote_types(y.dtype, torch.float32)
+    sign = 1.0 if t_to > t_from else -1.0
+    control = Controller(
+        "ode (rk45)",
+        y,
+        t_from,
+        t_to,
+        exponent=0.2,
+        factors=(0.2, 10.0),
+        shortest=1e-14,
+        partial=partial,
+        observe=observe,
+    )
 
     def at(elapsed: Tensor, state: Tensor) -> Tensor:
-        return velocity(time(elapsed).to(precise), state)
+        control.spent += 1
+        return velocity(control.time(elapsed).to(precise), state)
 
     def size(error: Tensor, *states: Tensor) -> Tensor:
         """Root mean square of ``error`` in units of the tolerance, ``(B,)``; steps are not differentiated."""
@@ -70,48 +75,24 @@ def dormand_prince(
     def scaled(step: Tensor, slope: Tensor) -> Tensor:
         return (sign * step).to(y.dtype)[:, None] * slope
 
-    slope = at(done, y)
-    step = _first_step(at, slope, y, done, span, size, scaled)
-    slowest, alive, behind = 0.0, torch.ones_like(done, dtype=torch.bool), 0.0
-    for number in range(1, max_steps + 1):
-        calls = 2 + 6 * number
-        step = torch.minimum(step, span - done)  # 0 for a sample that has arrived
-        slopes = [slope]
+    slope = at(control.done, y)
+    control.step = _first_step(at, slope, y, control.done, control.span, size, scaled)
+    for _ in control.attempts(max_steps):
+        step, end = control.propose()
+        stages = [(control.done, slope)]
         for fraction, weights in zip(_TIMES[1:], _STAGES[1:], strict=True):
-            state = y + scaled(step, sum(w * k for w, k in zip(weights, slopes, strict=True) if w))
-            slopes.append(at(done + fraction * step, state))
-        error = size(scaled(step, sum(w * k for w, k in zip(_ERROR, slopes, strict=True) if w)), y, state)
-        accepted = alive & (error <= 1)
-        y = torch.where(accepted[:, None], state, y)
-        slope = torch.where(accepted[:, None], slopes[-1], slope)
-        reached = torch.where(accepted, torch.where(step >= span - done, span, done + step), done)
-        sound, stuck = error.isfinite(), ~accepted & (step <= 1e-14 * span)
-        lost = alive & (~sound | stuck)
-        alive = alive & ~lost
-        behind, failed, hopeful = torch.stack(
-            [torch.where(alive | lost, reached, span).amin(), lost.any().double(), alive.any().double()]
-        ).tolist()
-        if failed and not (partial and hopeful):
-            if sound[lost].all():
-                break
-            sample = (lost & ~sound).nonzero()[0]
-            stage = next((i for i, k in enumerate(slopes) if not k[sample].isfinite().all()), len(slopes) - 1)
-            at_stage = time(done + _TIMES[stage] * step.nan_to_num(0.0))[sample]
-            raise SolverError(non_finite(name, float(at_stage), f"evaluation {calls - 6 + stage}"))
-        done = torch.where(alive, reached, span)  # who is lost asks for no more steps
-        step = torch.where(alive, step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 10.0), 0.0)
-        if observe and behind > slowest:
-            slowest = behind
-            observe(t_to if behind == span else t_from + sign * behind, y)
-        if behind == span:
-            break
-    arrived = alive & (done == span)
-    if behind == span or (partial and arrived.any()):
-        return torch.where(arrived[:, None], y, math.nan).to(given)
-    raise SolverError(
-        f"{name} gave up at t = {t_from + sign * behind:.3g} after {calls} evaluations: the tolerance asks for more than the "
-        "precision or the smoothness of the score allows; use a larger rtol and atol, or float64"
-    )
+            state = y + scaled(step, _combined(weights, stages))
+            elapsed = control.done + fraction * step
+            stages.append((elapsed, at(elapsed, state)))
+        error = size(scaled(step, _combined(_ERROR, stages)), y, state)
+        accepted = control.accepts(error)[:, None]
+        y, slope = torch.where(accepted, state, y), torch.where(accepted, stages[-1][1], slope)
+        control.advance(y, step, end, error, stages)
+    return control.result(y).to(given)
+
+
+def _combined(weights: Sequence[float], stages: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    return sum(weight * slope for weight, (_, slope) in zip(weights, stages, strict=True) if weight)
 
 
 def _first_step(at, slope: Tensor, y: Tensor, done: Tensor, span: float, size, scaled) -> Tensor:
