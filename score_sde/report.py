@@ -5,7 +5,6 @@ import html
 import io
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
-from score_sde.experiments.comparison import Comparison, Measurement
+from score_sde.experiments.comparison import Comparison
+from score_sde.experiments.quantities import QUANTITIES, Panel
 from score_sde.files import read_metrics, write_text
 from score_sde.images import figure_image, image_grid, one_unit
 from score_sde.likelihood import BitsPerDim
@@ -105,25 +105,6 @@ def likelihood_histogram(record: BitsPerDim) -> Image.Image:
 # solvers compared
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """One of the small pictures of ``quality_curve``; ``value`` takes a measurement and that of other data."""
-
-    title: str
-    value: Callable[[Measurement, Measurement], float]
-    scale: str = "log"
-    floor: bool = True
-
-
-_PANELS = (
-    _Panel("sliced Wasserstein distance", lambda m, _: m.distance),
-    _Panel("energy distance, 95 % interval", lambda m, _: m.energy, scale="symlog"),
-    _Panel("RMS error to the converged ODE", lambda m, _: m.error, floor=False),
-    _Panel("precision", lambda m, _: m.precision, scale="linear"),
-    _Panel("recall", lambda m, _: m.recall, scale="linear"),
-    _Panel("overhead, ms per evaluation", lambda m, _: 1e3 * m.overhead / max(1, m.nfe), floor=False),
-    _Panel("NLL/dim above that of exact draws", lambda m, floor: m.nll - floor.nll, scale="symlog"),
-)
 _MARKERS = "osD^vP*X<>"
 
 
@@ -134,23 +115,25 @@ def quality_curve(comparison: Comparison) -> Image.Image:
     """
     found, floor = comparison.measurements, comparison.floor
     names = list(dict.fromkeys(m.solver for m in found))
-    panels = [panel for panel in _PANELS if any(math.isfinite(panel.value(m, floor)) for m in found)]
+    panels = [q for q in QUANTITIES if q.panel and any(math.isfinite(q.plotted(m, floor)) for m in found)]
+    panels.sort(key=lambda quantity: quantity.cost)  # how good samples are comes first
     columns = min(len(panels), 4 if len(panels) > 6 else 3)
     rows = math.ceil(len(panels) / columns)
     legend_rows = math.ceil((len(names) + 1) / 5)
     figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.25 * legend_rows), dpi=110, layout="constrained")
     labelled = {}
-    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
-        if panel.floor and math.isfinite(panel.value(floor, floor)):
-            labelled[floor.solver] = axes.axhline(panel.value(floor, floor), color="grey", linestyle=":", linewidth=1.5)
+    for axes, quantity in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
+        level, interval = quantity.plotted(floor, floor), quantity.panel.interval
+        if quantity.panel.floor and math.isfinite(level):
+            labelled[floor.solver] = axes.axhline(level, color="grey", linestyle=":", linewidth=1.5)
         for i, name in enumerate(names):
             by_cost = sorted({m.nfe: m for m in found if m.solver == name}.items())
-            if not any(math.isfinite(panel.value(m, floor)) for _, m in by_cost):
+            if not any(math.isfinite(quantity.plotted(m, floor)) for _, m in by_cost):
                 continue
             colour = f"C{i % 10}"
             (labelled[name],) = axes.plot(
                 [nfe for nfe, _ in by_cost],
-                [panel.value(m, floor) for _, m in by_cost],
+                [quantity.plotted(m, floor) for _, m in by_cost],
                 color=colour,
                 linestyle="--" if all(math.isnan(m.error) for _, m in by_cost) else "-",
                 marker=_MARKERS[(i + i // 10) % len(_MARKERS)],
@@ -158,11 +141,11 @@ def quality_curve(comparison: Comparison) -> Image.Image:
                 markersize=4,
                 linewidth=1.1,
             )
-            if panel.title.startswith("energy"):
+            if interval:
                 places = [nfe * 1.012 ** (i - (len(names) - 1) / 2) for nfe, _ in by_cost]  # beside each other
-                ends = [m.energy_low for _, m in by_cost], [m.energy_high for _, m in by_cost]
+                ends = ([getattr(m, key) for _, m in by_cost] for key in interval)
                 axes.vlines(places, *ends, color=colour, linewidth=0.8, alpha=1.0 if len(names) < 7 else 0.4)
-        _scale(axes, panel, comparison)
+        _scale(axes, quantity.panel, comparison)
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()
     order = [name for name in (*names, floor.solver) if name in labelled]
@@ -170,7 +153,7 @@ def quality_curve(comparison: Comparison) -> Image.Image:
     return figure_image(figure)
 
 
-def _scale(axes: Axes, panel: _Panel, comparison: Comparison) -> None:
+def _scale(axes: Axes, panel: Panel, comparison: Comparison) -> None:
     """Axes that suit the panel: logarithmic where values are positive, linear within the noise where they need not be."""
     floor, found = comparison.floor, comparison.measurements
     axes.set_title(panel.title, fontsize=10)
@@ -186,9 +169,10 @@ def _scale(axes: Axes, panel: _Panel, comparison: Comparison) -> None:
         return
     if panel.scale == "symlog":
         noise = 0.1
-        if panel.title.startswith("energy"):
-            noise = max(abs(floor.energy_low), abs(floor.energy_high), 1e-12)
-            axes.axhspan(floor.energy_low, floor.energy_high, color="grey", alpha=0.15, linewidth=0)
+        if panel.interval:
+            ends = [getattr(floor, key) for key in panel.interval]
+            noise = max(*map(abs, ends), 1e-12)
+            axes.axhspan(*ends, color="grey", alpha=0.15, linewidth=0)
         axes.set_yscale("symlog", linthresh=noise)
         axes.autoscale_view(scalex=False)  # margins on the new scale
         low, high = axes.get_ylim()
@@ -278,31 +262,21 @@ def _draw(axes: Axes, x: Tensor, limits: np.ndarray, shown: int) -> None:
 
 def comparison_table(comparison: Comparison) -> str:
     """The measurements as an HTML table, the best of each budget in bold."""
-    columns, found = comparison.columns(), comparison.measurements
-    bold = set()
-    for j, heading in enumerate(columns):
-        better, value = _BETTER.get(heading, (None, None))
-        for budget in {m.budget for m in found} if better else ():
-            rivals = [i for i, m in enumerate(found) if m.budget == budget and not math.isnan(value(m))]
+    shown, found, bold = comparison.quantities, comparison.measurements, set()
+    cells = [[m.solver, *(quantity.cell(m) for quantity in shown)] for m in comparison.rows]
+    for j, quantity in enumerate(shown, 1):
+        for budget in {m.budget for m in found} if quantity.best else ():
+            rivals = [i for i, m in enumerate(found) if m.budget == budget and not math.isnan(quantity.value(m))]
             if rivals:
-                best = columns[heading][better(rivals, key=lambda i: value(found[i]))]
-                first = {(i, j) for i in rivals if columns[heading][i] == best}
+                best = cells[quantity.best(rivals, key=lambda i: quantity.value(found[i]))][j]
+                first = {(i, j) for i in rivals if cells[i][j] == best}
                 bold |= first if len(first) < len(rivals) else set()
-    return f'<div class="wide">{table(list(columns), list(zip(*columns.values(), strict=True)), bold=bold)}</div>'
-
-
-_BETTER = {
-    "sliced W2": (min, lambda m: m.distance),
-    "energy": (min, lambda m: m.energy),
-    "precision": (max, lambda m: m.precision),
-    "recall": (max, lambda m: m.recall),
-    "ODE error": (min, lambda m: m.error),
-}
+    return f'<div class="wide">{table(["solver", *(quantity.heading for quantity in shown)], cells, bold=bold)}</div>'
 
 
 def write_comparison_page(path: Path, comparison: Comparison, curves: Image.Image, matrix: Image.Image, *, source: str) -> None:
     """Write everything as one HTML file; ``source`` says of what, as HTML."""
-    explained = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _EXPLAINED.items() if name in comparison.columns())
+    explained = "".join(f"<dt>{quantity.heading}</dt><dd>{quantity.explanation}</dd>" for quantity in comparison.quantities)
     settings = "".join(
         f"<dt>{html.escape(m.solver)}, {m.nfe}</dt><dd>{html.escape(m.settings)}</dd>" for m in comparison.rows if m.settings
     )
@@ -316,25 +290,3 @@ def write_comparison_page(path: Path, comparison: Comparison, curves: Image.Imag
         f"<h2>Settings</h2><dl>{settings}</dl>",
     ]
     write_page(path, "Solvers compared", blocks)
-
-
-_EXPLAINED = {
-    "evaluations": "Calls of the network, counted; what sampling costs.",
-    "seconds": "Wall time for all samples of a row.",
-    "overhead": "Seconds of it that were not spent in the network: the solver's own arithmetic and its random numbers.",
-    "sliced W2": "Sliced Wasserstein distance to the held-out data, the root of the mean squared distance of quantiles over "
-    "512 random directions. It is not 0 for a perfect sampler: see <em>data against data</em>.",
-    "energy": "Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| to the held-out data, estimated without bias: 0 on average "
-    "for a perfect sampler, so that single values may be negative.",
-    "95 % interval": "Of the energy distance: percentile bootstrap over samples and data. All rows share the data and its "
-    "resamples, so differences between rows are surer than the intervals say.",
-    "precision": "Share of the samples that lie within the data: in a ball around a data point that reaches to its third "
-    "nearest neighbour (Kynkäänniemi et al. 2019). Of data with more than 32 coordinates the first 32 principal components are "
-    "taken, and the norm of the rest. How good samples are.",
-    "recall": "Share of the data that lies within the samples, by the same rule: how varied samples are. Samples that are "
-    "scattered far apart have large balls, so recall means nothing where precision is near 0.",
-    "ODE error": "Root mean square difference from the converged solution of the probability-flow ODE from the same latents, "
-    "for deterministic solvers; for the converged ODE, from a solution to a tenth of its tolerance.",
-    "NLL/dim": "Mean negative log-density of the samples in nats per dimension under the exact mixture. No distance: samples "
-    "that crowd into the modes have less than data.",
-}

@@ -631,6 +631,7 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
         ),
         (["likelihood", "--data=nowhere.npy"], "nowhere.npy not found"),
         (["compare", "--solvers=ode,od"], "unknown solver 'od', did you mean ode?"),
+        (["compare", "--solvers=ddim,ode,ddim"], "--solvers=ddim,ode,ddim names ddim more than once"),
         (["compare", "--config.solver.name=ddim"], "compare takes several solvers, as --solvers=pc,ddim"),
         (["sample", "--solver=tuned", "--class=9"], "there is no class 9: the model"),
         (["compare", "--nfe=ten"], "--nfe takes numbers of evaluations separated by commas, got 'ten'"),

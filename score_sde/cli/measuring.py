@@ -105,6 +105,8 @@ def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
             raise ConfigError(f"{argument}: compare takes several solvers, as --solvers=pc,{argument.split('=', 1)[1]}")
     usual = [*COMPARED, "tuned"] if has_tuned(run.folder, options.class_) else COMPARED
     names = options.solvers.split(",") if options.solvers else usual
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(f"--solvers={options.solvers} names {', '.join(twice)} more than once: a solver has one setting")
     solvers = {name: chosen_solver(config, name, run, options.class_) for name in names}
     budgets = evaluations(options.nfe)
     idle: dict[str, str] = {}

@@ -10,14 +10,17 @@
 ``compare`` and ``tune`` take any score, and no run.
 """
 
-from score_sde.experiments.comparison import Comparison, Measurement, compare
+from score_sde.experiments.comparison import Comparison, compare
 from score_sde.experiments.likelihood import learned_dequantizer, measure_bounds, measure_likelihood
+from score_sde.experiments.quantities import QUANTITIES, Measurement, Quantity
 from score_sde.experiments.sampling import compare_solvers, draw_samples, tune_solvers
 from score_sde.experiments.tuning import tune
 
 __all__ = [
+    "QUANTITIES",
     "Comparison",
     "Measurement",
+    "Quantity",
     "compare",
     "compare_solvers",
     "draw_samples",

@@ -21,54 +21,26 @@ import torch
 from torch import Tensor
 
 from score_sde.exact import MixtureScore
+from score_sde.experiments.quantities import (
+    NEIGHBOUR,
+    QUANTITIES,
+    Drawn,
+    Judge,
+    Measurement,
+    Quantity,
+    root_mean_square,
+)
 from score_sde.files import write_text
-from score_sde.metrics import EnergyDistance, Features, precision_recall, principal_components, sliced_wasserstein
 from score_sde.progress import Progress
 from score_sde.score import Score, draw_latents, innermost, score_and_variance
 from score_sde.sdes import SDE
 from score_sde.solvers import SOLVERS, ProbabilityFlow, Solver, SolverError
-from score_sde.tensors import SampleNoise
 
 CONVERGED, DATA = "converged ODE", "data against data"
 """The names of the two rows that are not solvers."""
 
-FEWEST = 20
-"""Fewer points in a set than this have no precision and recall: their standard errors would be above 0.1."""
-
-NEIGHBOUR = 3
-"""The k of precision and recall."""
-
 AUDITED = 32
 """The number of samples on which the converged solution is solved again, to a tenth of the tolerance."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One solver at one budget, with all its ``settings``; NaN is what does not apply.
-
-    ``nfe`` evaluations were counted, in ``seconds`` of which ``overhead`` were not spent in the network: what the solver itself
-    takes, its random numbers included. All distances are in model coordinates. ``distance`` is the sliced Wasserstein
-    distance to the data; ``energy`` the energy distance, ``energy_low`` and ``energy_high`` the ends of its 95 % interval;
-    ``precision`` and ``recall`` are shares. ``error`` is the root mean square difference from the converged ODE solution
-    from the same latents, of a deterministic solver. ``nll`` is the mean negative log-density in nats per dimension under the
-    exact mixture noised to the end time, where the score (below all that wraps it) is that of a mixture. It is no distance:
-    samples that crowd into the modes have a lower one than the mixture itself.
-    """
-
-    solver: str
-    budget: int
-    nfe: int
-    seconds: float
-    overhead: float
-    distance: float
-    energy: float
-    energy_low: float
-    energy_high: float
-    precision: float
-    recall: float
-    error: float
-    nll: float
-    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,29 +64,17 @@ class Comparison:
         """All measurements, the solvers' first."""
         return (*self.measurements, self.converged, self.floor)
 
-    def columns(self) -> dict[str, list[str]]:
-        """What a table shows of ``rows``, by its headings: columns in which nothing applies are left out."""
-        rows = self.rows
-        columns = {
-            "solver": [m.solver for m in rows],
-            "evaluations": [str(m.nfe) if m.nfe else "" for m in rows],
-            "seconds": [_number(m.seconds, 3) for m in rows],
-            "overhead": [_number(m.overhead, 3) for m in rows],
-            "sliced W2": [_number(m.distance, 4) for m in rows],
-            "energy": [_number(m.energy, 4) for m in rows],
-            "95 % interval": [_interval(m.energy_low, m.energy_high) for m in rows],
-            "precision": [_number(m.precision, 2) for m in rows],
-            "recall": [_number(m.recall, 2) for m in rows],
-            "ODE error": [_number(m.error, 4, small=True) for m in rows],
-            "NLL/dim": [_number(m.nll, 3) for m in rows],
-        }
-        return {heading: cells for heading, cells in columns.items() if any(cells)}
+    @property
+    def quantities(self) -> tuple[Quantity, ...]:
+        """What a table shows of ``rows``: quantities that apply to one of them at least."""
+        return tuple(quantity for quantity in QUANTITIES if any(map(quantity.cell, self.rows)))
 
     def table(self) -> str:
         """The measurements as text for a terminal."""
-        columns = self.columns()
-        widths = [max(map(len, (heading, *cells))) for heading, cells in columns.items()]
-        lines = [list(columns), *zip(*columns.values(), strict=True)]
+        shown = self.quantities
+        lines = [["solver", *(quantity.heading for quantity in shown)]]
+        lines += [[m.solver, *(quantity.cell(m) for quantity in shown)] for m in self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(
                 cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))
@@ -129,18 +89,6 @@ class Comparison:
         writer.writeheader()
         writer.writerows(asdict(m) for m in self.rows)
         write_text(path, text.getvalue())
-
-
-def _number(value: float, digits: int, *, small: bool = False) -> str:
-    """A number of a table: "" for NaN; a diverged one, and with ``small`` one that would be shown as 0, by powers of ten."""
-    if math.isnan(value):
-        return ""
-    tiny = small and 0 < abs(value) < 10.0 ** (1 - digits)
-    return f"{value:.1e}" if tiny or abs(value) >= 1e4 else f"{value:.{digits}f}"
-
-
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"{_number(low, 4)} to {_number(high, 4)}"
 
 
 # measuring
@@ -192,52 +140,20 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class _Judge:
-    """Distances of samples to data; what concerns the data alone is computed once."""
-
-    def __init__(self, data: Tensor, mixture: MixtureScore | None, features: Features, seed: int):
-        self.data, self.mixture, self.features, self.seed = data, mixture, features, seed
-        self.energy = EnergyDistance(data, seed=seed)
-
-    def __call__(self, x: Tensor) -> dict[str, float]:
-        energy = self.energy(x)
-        count = min(len(x), len(self.data))  # precision and recall depend on the sizes of the sets: take equal ones
-        precision = recall = math.nan
-        if count >= FEWEST:
-            precision, recall = precision_recall(x[:count], self.data[:count], k=NEIGHBOUR, features=self.features)
-        return {
-            "distance": sliced_wasserstein(x, self.data),
-            "energy": energy.value,
-            "energy_low": energy.low,
-            "energy_high": energy.high,
-            "precision": precision,
-            "recall": recall,
-            "nll": _nll(self.mixture, x) if self.mixture else math.nan,
-        }
-
-    def floor(self, other: Tensor | None, samples: int) -> Measurement:
-        """Other data judged as samples are; where there is none, a part of the data is judged by the rest."""
-        judge = _Judge(self.data[_split(samples, self.data) :], None, self.features, self.seed) if other is None else self
-        found = judge(self.data[: _split(samples, self.data)] if other is None else other)
-        found["nll"] = _entropy(self.mixture, self.seed) if self.mixture else math.nan  # data is not noised to the end time
-        unknown = dict.fromkeys(("seconds", "overhead", "error"), math.nan)
-        return Measurement(solver=DATA, budget=0, nfe=0, **unknown, **found)
+def _floor(judge: Judge, other: Tensor | None, samples: int, seed: int) -> Measurement:
+    """Other data judged as samples are; where there is none, a part of the data is judged by the rest."""
+    if other is None:
+        split = _split(samples, judge.data)
+        drawn = Drawn(judge.data[:split], Judge(judge.data[split:], None, features=judge.features, seed=seed))
+    else:
+        drawn = Drawn(other, judge)
+    # data is not noised to the end time
+    return dataclasses.replace(drawn.measured(DATA, 0), nll=judge.entropy(seed=seed))
 
 
 def _split(samples: int, data: Tensor) -> int:
     """How much of the data is judged by the rest of it."""
     return min(samples, len(data) // 2)
-
-
-def _nll(score: MixtureScore, x: Tensor) -> float:
-    return -score.log_prob(x, score.sde.t_min).double().mean().item() / math.prod(x.shape[1:])
-
-
-def _entropy(score: MixtureScore, seed: int, draws: int = 4096) -> float:
-    """The negative log-density of exact draws, noised to the end time."""
-    sde, clean = score.sde, score.mixture.sample(draws, seed=seed)
-    noise = SampleNoise(seed, clean.shape, purpose="entropy", device=clean.device, dtype=clean.dtype).normal()
-    return _nll(score, sde.alpha(sde.t_min) * clean + sde.sigma(sde.t_min) * noise)
 
 
 def stand_in(solver: Solver, used: Solver) -> str | None:
@@ -271,7 +187,7 @@ def compare(
         data: held-out data in model coordinates, ``(N, *D)``, N at least 4.
         other: more data, ``(M, *D)``, of which as much as there are samples is judged as they are, for what a perfect
             sampler would have; by default a part of ``data`` is judged against the rest of it.
-        samples: samples per solver and budget; with fewer than ``FEWEST``, precision and recall are NaN.
+        samples: samples per solver and budget; with fewer than ``quantities.FEWEST``, precision and recall are NaN.
         seed: of latents, noise and resamples.
         progress: show a progress bar.
 
@@ -287,22 +203,22 @@ def compare(
         raise ValueError(f"budgets must be positive numbers of evaluations, got {list(budgets)}")
     x_T, clock = draw_latents(score, (samples, *data.shape[1:]), seed=seed), Clock()
     inner, timed_score = innermost(score), timed(score, clock)
-    judge = _Judge(data, inner if isinstance(inner, MixtureScore) else None, principal_components(data), seed)
+    judge = Judge(data, inner if isinstance(inner, MixtureScore) else None, seed=seed)
     other = None if other is None else other[:samples]
 
-    def measured(name: str, solver: Solver, budget: int, bar: bool = False) -> tuple[Measurement, Tensor]:
+    def drawn_by(solver: Solver, solution: Tensor | None = None, *, bar: bool = False) -> Drawn:
         _wait(x_T.device)
         clock.seconds, start = 0.0, time.perf_counter()
         result = solver.sample(timed_score, x_T=x_T, seed=seed, progress=bar)
         _wait(x_T.device)
         seconds = time.perf_counter() - start
-        cost = {"nfe": result.nfe, "seconds": seconds, "overhead": seconds - clock.seconds}
-        return Measurement(name, budget, **cost, error=math.nan, **judge(result.x), settings=str(solver)), result.x
+        return Drawn(result.x, judge, result.nfe, seconds, seconds - clock.seconds, solution)
 
     exact = ProbabilityFlow(method="rk45", rtol=1e-5, atol=1e-5)  # steps for each sample: some may be solved again alone
-    converged, solution = measured(CONVERGED, exact, 0, bar=progress)
-    converged = dataclasses.replace(converged, budget=converged.nfe, error=_audit(exact, score, x_T, solution))
-    found, drawn, left_out, last = [], {(CONVERGED, converged.nfe): solution.cpu()}, [], None
+    best = drawn_by(exact, bar=progress)
+    solution, converged = best.x, best.measured(CONVERGED, best.nfe, str(exact))
+    converged = dataclasses.replace(converged, error=_audit(exact, score, x_T, solution))
+    found, drawn, left_out, last = [], {(CONVERGED, best.nfe): solution.cpu()}, [], None
     pairs = [(name, budget) for name in solvers for budget in budgets]
     with Progress("comparing", len(pairs), unit="run", shown=progress) as bar:
         for name, budget in bar.over(pairs):
@@ -318,18 +234,17 @@ def compare(
                 drawn[name, budget] = drawn[name, last[1]]
                 continue
             try:
-                measurement, x = measured(name, solver, budget)
+                new = drawn_by(solver, None if solver.stochastic else solution)
+                found.append(new.measured(name, budget, str(solver)))
             except SolverError as reason:
                 left_out.append(f"{name} is left out at {budget} evaluations: {reason}")
                 continue
-            error = math.nan if solver.stochastic else _rms(x - solution)
-            found.append(dataclasses.replace(measurement, error=error))
-            drawn[name, budget], last = x.cpu(), ((name, solver), budget)
+            drawn[name, budget], last = new.x.cpu(), ((name, solver), budget)
     if not found:
         raise ValueError(f"none of {', '.join(solvers)} got through within {max(budgets)} evaluations: {left_out[0]}")
     for reason in left_out:
         warnings.warn(reason, stacklevel=2)
-    floor = judge.floor(other, samples)
+    floor = _floor(judge, other, samples, seed)
     protocol = _protocol(samples, seed, data, other, exact, x_T)
     return Comparison(tuple(found), converged, floor, drawn, data, protocol)
 
@@ -337,13 +252,9 @@ def compare(
 def _audit(solver: ProbabilityFlow, score: Score, x_T: Tensor, solution: Tensor) -> float:
     """How far the first samples are from a solution to a tenth of the tolerance; NaN where precision does not reach it."""
     try:
-        return _rms(solver.finer().sample(score, x_T=x_T[:AUDITED]).x - solution[:AUDITED])
+        return root_mean_square(solver.finer().sample(score, x_T=x_T[:AUDITED]).x - solution[:AUDITED])
     except SolverError:
         return math.nan
-
-
-def _rms(difference: Tensor) -> float:
-    return difference.double().square().mean().sqrt().item()
 
 
 def _protocol(samples: int, seed: int, data: Tensor, other: Tensor | None, solver: ProbabilityFlow, x_T: Tensor) -> str:
