@@ -25,8 +25,8 @@ The samples of a batch must not influence one another.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self, TypeGuard
 
 import torch
 from torch import Tensor
@@ -62,6 +62,22 @@ class Divergence(Protocol):
         ``dim`` is the number of coordinates. None where a single estimate says nothing of its error.
         """
         ...
+
+
+class ProbedDivergence(Divergence, Protocol):
+    """The optional part: an estimate whose variance falls with a number of probes, which can be chosen."""
+
+    @property
+    def probes(self) -> int: ...
+
+    def with_probes(self, probes: int) -> Self:
+        """The same estimate with another number of probes."""
+        ...
+
+
+def takes_probes(divergence: Divergence) -> TypeGuard[ProbedDivergence]:
+    """Whether a divergence has the optional part."""
+    return hasattr(divergence, "with_probes")
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,10 @@ class Hutchinson:
 
     def __str__(self) -> str:
         return f"{self.probes} {PROBES[self.distribution]} probe{'s' * (self.probes > 1)} (Hutchinson)"
+
+    def with_probes(self, probes: int) -> Self:
+        """The same estimate with another number of probes."""
+        return replace(self, probes=probes)
 
     @property
     def estimates(self) -> int:
@@ -189,6 +209,10 @@ class HutchPlusPlus:
 
     def __str__(self) -> str:
         return f"{self.probes} probes (Hutch++)"
+
+    def with_probes(self, probes: int) -> Self:
+        """The same estimate with another number of probes."""
+        return replace(self, probes=probes)
 
     @property
     def estimates(self) -> int:

@@ -82,7 +82,7 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     )
     if not first:
         return 0
-    record.save(path, **about)
+    record.save(path, about)
     print(record.sentence())
     if run.model.classes:
         title = "no class" if options.class_ is None else f"class {class_title(run.known_data, options.class_)}"
@@ -170,7 +170,7 @@ def _show_bounds(run: Run, records: dict, about: dict, folder: Path) -> None:
     width = max(map(len, records))
     print(f"{'':<{width}}  bits/dim            evaluations")
     for bound, record in records.items():
-        record.save(folder / f"{bound.replace(' ', '_').replace(',', '')}.json", **about)
+        record.save(folder / f"{bound.replace(' ', '_').replace(',', '')}.json", about)
         error = "" if math.isnan(record.stderr) else f"+- {record.stderr:.4f}"
         print(f"{bound:<{width}}  {record.mean:.4f} {error:<9}  {record.nfe:>11.6g}")
     if run.model.data.dequantize:

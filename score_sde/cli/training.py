@@ -207,7 +207,7 @@ def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     record = run_likelihood(run, config, test, seed=0, progress=not options.quiet)
     digest = likelihood_digest(run, config, test, seed=0)
     about = {"run": str(folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": "test", "protocol": digest}
-    record.save(folder / f"likelihood_test_{digest}.json", **about)
+    record.save(folder / f"likelihood_test_{digest}.json", about)
     print(record.sentence())
     solvers = {name: chosen_solver(config, name, run) for name in ("euler_maruyama", "pc", "ddim", "unipc", "gaussian")}
     print("comparing the solvers ...")

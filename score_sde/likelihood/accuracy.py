@@ -1,8 +1,11 @@
 """An accuracy instead of a tolerance: the cheapest solver that reaches it on a pilot batch, and probes until it is reached.
 
-The pilot's samples are solved finely, by twice the steps again and again until nothing changes any more; of ever more steps the
-cheapest is taken whose root mean square error is small enough. All solve for the same points and probes, so that only the
-solvers differ. Few steps are not cheap where many samples have to be solved again.
+*The solver.* The pilot's samples are solved finely, by twice the steps again and again until nothing changes any more; of ever
+more steps the cheapest is taken whose root mean square error is small enough. All solve for the same points and probes, so that
+only the solvers differ. Few steps are not cheap where many samples have to be solved again.
+
+*The probes.* Their standard error of the mean falls with the root of their number. Values of m probes and of k new ones are
+averaged by the shares m / (m + k) and k / (m + k).
 """
 
 import dataclasses
@@ -12,24 +15,61 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_sde.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
+from score_sde.divergence import ExactDivergence, takes_probes
+from score_sde.likelihood.audit import SolverAudit, audit_solver, spread
 from score_sde.likelihood.dual_weighted import DualWeighted
-from score_sde.likelihood.evaluation import Estimator, Values
+from score_sde.likelihood.evaluation import DataSet, Estimator, Values
 from score_sde.solvers.base import SolverError
 from score_sde.tensors import derive_seed
 
 STEPS = (12, 14, 16, 18, 20, 22, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 128, 192, 256)
 FINEST = 1536
-"""Steps beyond which a pilot's solution is not looked for."""
+"""Steps beyond which a solution is not looked for."""
 
 
-def choose_solver(estimator: Estimator, pilot: Callable[[Estimator], Values], target: float) -> Estimator:
-    """The estimator with the cheapest ``DualWeighted`` whose error on the pilot is below ``target``, in bits/dim.
+def solve_within(estimator: Estimator, data: DataSet, target: float, wanted: int) -> tuple[Estimator, Values, SolverAudit]:
+    """Values of all samples by a solver whose audited error is at most ``target``, in bits/dim.
+
+    A pilot chooses the solver, which is made finer until the audit of all samples agrees.
+
+    Args:
+        wanted: number of samples to be audited.
+
+    Returns:
+        The estimator with that solver, its values, and the audit.
+
+    Raises:
+        SolverError: no solver reaches the target.
+    """
+    pilot = spread(len(data), min(16, max(8, len(data) // 16)), offset=0.25)
+
+    def tried(solver: DualWeighted) -> Values:
+        return data.at(pilot, dataclasses.replace(estimator, solver=solver), doing=f"pilot, {solver.steps} steps")
+
+    solver = choose_solver(tried, target)
+    estimator = dataclasses.replace(estimator, solver=solver)
+    found = data.all(estimator)
+    audit = audit_solver(estimator, found, data, wanted)
+    while not audit.error <= target:
+        if solver.steps >= FINEST:
+            raise SolverError(
+                f"an error of {target:g} bits/dim is out of reach: with {solver.steps} steps the audit still finds "
+                f"{audit.error:.2g} bits/dim a sample; ask for a larger target_error, or give a solver of your own"
+            )
+        solver = solver.finer()
+        estimator = dataclasses.replace(estimator, solver=solver)
+        found = data.all(estimator, doing=f"likelihood, {solver.steps} steps", folder=f"steps_{solver.steps}")
+        audit = audit_solver(estimator, found, data, wanted)
+    return estimator, found, audit
+
+
+def choose_solver(pilot: Callable[[DualWeighted], Values], target: float) -> DualWeighted:
+    """The cheapest ``DualWeighted`` whose error on the pilot is below ``target``, in bits/dim.
 
     It repeats single samples whose residual is large beside the target.
 
     Args:
-        pilot: an estimator's values for the samples of the pilot.
+        pilot: a solver's values for the samples of the pilot.
 
     Raises:
         SolverError: no solver reaches the target.
@@ -37,7 +77,7 @@ def choose_solver(estimator: Estimator, pilot: Callable[[Estimator], Values], ta
 
     def solve(solver: DualWeighted) -> Tensor:
         try:
-            return pilot(dataclasses.replace(estimator, solver=solver)).bits
+            return pilot(solver).bits
         except SolverError as error:
             raise SolverError(f"an error of {target:g} bits/dim is out of reach: with {solver.steps} steps, {error}") from error
 
@@ -59,11 +99,11 @@ def choose_solver(estimator: Estimator, pilot: Callable[[Estimator], Values], ta
         if steps + 1 >= cost:
             break
         solver = DualWeighted(steps=steps, tolerance=tolerance)
-        found = pilot(dataclasses.replace(estimator, solver=solver))
+        found = pilot(solver)
         reached = _rms(found.bits - exact) < 0.7 * target  # the pilot is small: some room for the others
         if reached and found.nfe.mean().item() < cost:
             best, cost = solver, found.nfe.mean().item()
-    return dataclasses.replace(estimator, solver=best)
+    return best
 
 
 def enough_probes(
@@ -82,14 +122,14 @@ def enough_probes(
     """
     divergence, allowed = estimator.divergence, len(found.bits) * target**2
     while variance > allowed:
-        if not isinstance(divergence, Hutchinson | HutchPlusPlus):
+        if not takes_probes(divergence):
             raise SolverError(f"{divergence} cannot be given more probes to reach an error of {target:g} bits/dim")
         used = divergence.probes
         more = max(4, math.ceil(1.1 * used * (variance / allowed - 1)))
         if used + more > estimator.data.dim:
             exact = dataclasses.replace(estimator, divergence=ExactDivergence())
             return exact, again(exact), 0.0
-        fresh = dataclasses.replace(divergence, probes=more)
+        fresh = divergence.with_probes(more)
         seed = derive_seed(estimator.seed, "probes", used)
         new = again(dataclasses.replace(estimator, divergence=fresh, probe_seed=seed))
         share = more / (used + more)
@@ -99,7 +139,7 @@ def enough_probes(
         error = None if found.error is None else (1 - share) * found.error + share * new.error
         steps = None if found.steps is None else torch.minimum(found.steps, new.steps)
         found = Values(bits, spread, nfe, vjps, error, steps)
-        divergence, variance = dataclasses.replace(divergence, probes=used + more), spread.mean().item()
+        divergence, variance = divergence.with_probes(used + more), spread.mean().item()
     return dataclasses.replace(estimator, divergence=divergence), found, variance
 
 

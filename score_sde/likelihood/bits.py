@@ -3,19 +3,12 @@ r"""bits/dim by the probability-flow ODE, with the protocol that gives the numbe
 For integers it is -E log2 P(k) / D, where a dequantization bounds P from below by the density of points, and for anything else
 -E log2 p / D in the data's own units. The density is that of data plus noise of standard deviation sigma(t_min) / alpha(t_min).
 Evaluated at points without that noise, as those of uniform dequantization are, it costs bits that no model can save where the
-noise is not small beside a bin.
-
-The value of sample i is y_i = mu_i + d_i + p_i + b_i, where mu_i is the sample's own, d_i comes from the draw of
-dequantization, p_i from that of the probes and b_i from the solver. The standard error of the mean of y contains all but b.
-What d, p and b are is found by an audit of some samples: a second draw of dequantization with the same probes changes them by
-twice the variance of d in the mean square, a second draw of the probes by twice that of p, and a finer solver by -b
-(``likelihood/audit.py``). With several probes their own spread, on all samples, gives the variance of p.
+noise is not small beside a bin. What error the number has, and how it is found, is derived in ``likelihood/audit.py``.
 
 With several importance samples a noisy log p does harm: the exponential of noise is larger than 1 in the mean and lifts the
 bound. All samples of an integer share their probes, so that most of the noise cancels, but only the exact divergence is safe.
 """
 
-import dataclasses
 import math
 import warnings
 from pathlib import Path
@@ -26,17 +19,15 @@ from torch import Tensor
 from score_sde.data import DataError, DataSpec, Moments
 from score_sde.divergence import Divergence, ExactDivergence, as_divergence
 from score_sde.inputs import whole
-from score_sde.likelihood.accuracy import FINEST, choose_solver, enough_probes
-from score_sde.likelihood.audit import audit_solver, spread
+from score_sde.likelihood.accuracy import enough_probes, solve_within
+from score_sde.likelihood.audit import Audit, audit_draws, audit_solver
 from score_sde.likelihood.dequantization import DEQUANTIZATIONS, Dequantization
 from score_sde.likelihood.dual_weighted import DualWeighted
-from score_sde.likelihood.evaluation import Estimator, Values, evaluate, forget, ranks_of_this_run, weights_digest
+from score_sde.likelihood.evaluation import DataSet, Estimator, Values, spec_of, weights_digest
 from score_sde.likelihood.record import BitsPerDim
-from score_sde.score import Score, innermost
+from score_sde.score import Score
 from score_sde.sdes import SDE
-from score_sde.solvers.base import SolverError
 from score_sde.solvers.transport import Transport
-from score_sde.tensors import derive_seed
 
 
 def bits_per_dim(
@@ -105,174 +96,155 @@ def bits_per_dim(
     """
     model.sde.require_linear()
     model.sde.require_ends()
-    spec = data or getattr(innermost(model), "data", None)
-    if spec is None:
-        raise ValueError("the score does not say what its data is: give data=DataSpec(...)")
+    spec = spec_of(model, data)
     if levels is not None and levels != spec.levels:
         raise ValueError(f"levels is {levels}, but the model was made for {spec.levels or 'continuous data'}")
-    if not isinstance(values, Tensor):
-        raise DataError(f"the values must be a tensor (N, *D), got a {type(values).__name__}")
-    if spec.levels is None and not values.is_floating_point():
-        raise DataError("the values are integers, and the model is of continuous data: convert them, or give data with levels")
-    if dequantization is None and spec.levels is not None:
-        raise ValueError(
-            f"integers have no density without dequantization: choose one of {', '.join(DEQUANTIZATIONS)}, or give what "
-            "fit_dequantizer makes"
-        )
-    if dequantization is not None and not (isinstance(dequantization, str) or callable(dequantization)):
-        raise ValueError(f"dequantization must be one of {', '.join(DEQUANTIZATIONS)}, or a function, got {dequantization!r}")
-    if isinstance(dequantization, str) and dequantization not in DEQUANTIZATIONS:
-        raise ValueError(f"unknown dequantization {dequantization!r}; choose one of {', '.join(DEQUANTIZATIONS)}")
-    numbers = ("batch_size", batch_size, 1), ("importance_samples", importance_samples, 1), ("audit", audit, 0)
-    for what, number, least in numbers:
+    for what, number, least in (
+        ("batch_size", batch_size, 1),
+        ("importance_samples", importance_samples, 1),
+        ("audit", audit, 0),
+    ):
         whole(what, number, least)
     if spec.levels is None and importance_samples > 1 and not truncation:
         raise ValueError("importance samples are for integers: continuous data has a density of its own")
-    if target_error is not None and not 0 < target_error < math.inf:
-        raise ValueError(f"target_error must be positive, in bits per dimension, got {target_error}")
-    if target_error is not None and not audit:
-        raise ValueError("target_error needs an audit, which measures the noise of the probes: audit must be at least 1")
-    if target_error is not None and solver is not None:
-        raise ValueError("give a solver, or a target_error by which it is chosen, not both")
-    spec.check(values)
-    if cond is not None and len(cond) != len(values):
-        raise ValueError(f"cond has {len(cond)} entries for {len(values)} samples")
-    if spec.levels is not None and dequantization == "truncated_normal" and truncation:
-        raise ValueError("points of truncated_normal have the noise of t_min already: truncation is for other dequantizations")
-    if spec.levels is not None and dequantization != "truncated_normal" and not truncation:
-        _warn_of_noise(model.sde, spec)
-    trace = as_divergence(divergence, probes)
-    if importance_samples > 1 and not isinstance(trace, ExactDivergence):
-        warnings.warn(
-            "the noise of an estimated divergence biases an average of importance samples towards fewer bits: use "
-            "divergence='exact', or many probes",
-            stacklevel=2,
-        )
-    dequantize = DEQUANTIZATIONS[dequantization] if isinstance(dequantization, str) else dequantization
+    _check_target(target_error, audit, solver)
+    _check_values(values, cond, spec)
     estimator = Estimator(
         model=model,
         data=spec,
-        dequantization=dequantize if spec.levels else None,
+        dequantization=_dequantization(dequantization, spec),
         importance_samples=importance_samples,
         truncation=truncation,
-        divergence=trace,
+        divergence=as_divergence(divergence, probes),
         solver=solver or DualWeighted(),
         seed=seed,
         probe_seed=seed,
     )
-
-    folder = Path(keep) if keep is not None else None
-
-    def at(places: Tensor, changed: Estimator, doing: str, kept: Path | None = None, partly: bool = False) -> Values:
-        told = None if cond is None else cond[places.to(cond.device)]
-        how = {"batch_size": batch_size, "keep": kept, "identity": identity, "progress": doing if progress else ""}
-        found = evaluate(changed, values[places.to(values.device)], places.tolist(), told, **how)
-        if not partly:
-            _require_solved(found, places)
-        return found
-
-    if target_error is not None:
-        pilot = spread(len(values), min(16, max(8, len(values) // 16)), offset=0.25)
-        tried = lambda changed: at(pilot, changed, f"pilot, {changed.solver.steps} steps")
-        estimator = choose_solver(estimator, tried, target_error)
-    everything = torch.arange(len(values))
-    found = at(everything, estimator, "likelihood", folder)
-    finely = lambda places, changed: at(places, changed, "audit", partly=True)
-    solved = audit_solver(estimator, found, audit, finely) if audit else None
-    while target_error is not None and not solved.error <= target_error:
-        if estimator.solver.steps >= FINEST:
-            raise SolverError(
-                f"an error of {target_error:g} bits/dim is out of reach: with {estimator.solver.steps} steps the audit still "
-                f"finds {solved.error:.2g} bits/dim a sample; ask for a larger target_error, or give a solver of your own"
-            )
-        estimator = dataclasses.replace(estimator, solver=estimator.solver.finer())
-        steps = estimator.solver.steps
-        found = at(everything, estimator, f"likelihood, {steps} steps", folder and folder / f"steps_{steps}")
-        solved = audit_solver(estimator, found, audit, finely)
-    audited = spread(len(values), audit, offset=0.5)
-    errors = _noise(estimator, found, audited, lambda changed: at(audited, changed, "audit"))
+    _check_points(estimator)
+    samples = DataSet(values, cond, batch_size, None if keep is None else Path(keep), identity, progress)
+    if target_error is None:
+        found = samples.all(estimator)
+        solved = audit_solver(estimator, found, samples, audit) if audit else None
+    else:
+        estimator, found, solved = solve_within(estimator, samples, target_error, audit)
+    variances = audit_draws(estimator, found, samples, audit)
     if target_error is not None and importance_samples == 1:
-        within = lambda changed: folder and folder / f"probes_{changed.divergence.estimates}"
-        again = lambda changed: at(everything, changed, str(changed.divergence), within(changed))
-        estimator, found, errors["probe"] = enough_probes(estimator, found, errors["probe"], again, target_error)
-    if folder is not None and ranks_of_this_run()[0] == 0:
-        forget(folder)
-    bits, count = found.bits, len(found.bits)
+        again = lambda to: samples.all(to, doing=str(to.divergence), folder=f"probes_{to.divergence.estimates}")
+        estimator, found, probe = enough_probes(estimator, found, variances.probe, again, target_error)
+        variances = variances._replace(probe=probe)
+    samples.forget()
+    return _record(
+        estimator,
+        found,
+        Audit(variances, solved),
+        batch_size=batch_size,
+        target_error=target_error,
+        mismatch=None if moments is None else prior_mismatch(model.sde, moments),
+        name=name,
+    )
+
+
+def _check_target(target_error: float | None, audit: int, solver: Transport | None) -> None:
+    if target_error is None:
+        return
+    if not 0 < target_error < math.inf:
+        raise ValueError(f"target_error must be positive, in bits per dimension, got {target_error}")
+    if not audit:
+        raise ValueError("target_error needs an audit, which measures the noise of the probes: audit must be at least 1")
+    if solver is not None:
+        raise ValueError("give a solver, or a target_error by which it is chosen, not both")
+
+
+def _check_values(values: Tensor, cond: Tensor | None, spec: DataSpec) -> None:
+    if not isinstance(values, Tensor):
+        raise DataError(f"the values must be a tensor (N, *D), got a {type(values).__name__}")
+    if spec.levels is None and not values.is_floating_point():
+        raise DataError("the values are integers, and the model is of continuous data: convert them, or give data with levels")
+    spec.check(values)
+    if cond is not None and len(cond) != len(values):
+        raise ValueError(f"cond has {len(cond)} entries for {len(values)} samples")
+
+
+def _dequantization(given: str | Dequantization | None, spec: DataSpec) -> Dequantization | None:
+    """The dequantization that was asked for by its name, or given; None for continuous data."""
+    choices = ", ".join(DEQUANTIZATIONS)
+    if given is None and spec.levels is not None:
+        raise ValueError(
+            f"integers have no density without dequantization: choose one of {choices}, or give what fit_dequantizer makes"
+        )
+    if given is not None and not (isinstance(given, str) or callable(given)):
+        raise ValueError(f"dequantization must be one of {choices}, or a function, got {given!r}")
+    if isinstance(given, str) and given not in DEQUANTIZATIONS:
+        raise ValueError(f"unknown dequantization {given!r}; choose one of {choices}")
+    if spec.levels is None:
+        return None
+    return DEQUANTIZATIONS[given] if isinstance(given, str) else given
+
+
+def _check_points(estimator: Estimator) -> None:
+    """Refuse points that have the noise of t_min twice, and warn where they lack it, or where its estimate does harm."""
+    with_noise = estimator.dequantization is DEQUANTIZATIONS["truncated_normal"]
+    if with_noise and estimator.truncation:
+        raise ValueError("points of truncated_normal have the noise of t_min already: truncation is for other dequantizations")
+    if estimator.data.levels is not None and not with_noise and not estimator.truncation:
+        _warn_of_noise(estimator.model.sde, estimator.data)
+    if estimator.importance_samples > 1 and not isinstance(estimator.divergence, ExactDivergence):
+        warnings.warn(
+            "the noise of an estimated divergence biases an average of importance samples towards fewer bits: use "
+            "divergence='exact', or many probes",
+            stacklevel=3,
+        )
+
+
+def _record(
+    estimator: Estimator,
+    found: Values,
+    audit: Audit,
+    *,
+    batch_size: int,
+    target_error: float | None,
+    mismatch: float | None,
+    name: str | None,
+) -> BitsPerDim:
+    bits, count, spec, sde = found.bits, len(found.bits), estimator.data, estimator.model.sde
     stderr = (bits.std() / math.sqrt(count)).item() if count > 1 else math.nan
+    parts, solved = audit.standard_errors(stderr, count), audit.solver
     return BitsPerDim(
         mean=bits.mean().item(),
         stderr=stderr,
-        **_parts(stderr, errors, count),
+        stderr_data=parts.data,
+        stderr_dequantization=parts.dequantization,
+        stderr_probe=parts.probe,
         solver_error=None if solved is None else solved.error,
         solver_bias=None if solved is None else solved.bias,
         solver_bias_stderr=None if solved is None else solved.bias_stderr,
         audited=0 if solved is None else solved.audited,
-        prior_mismatch=None if moments is None else prior_mismatch(model.sde, moments),
+        prior_mismatch=mismatch,
         samples=count,
         dim=spec.dim,
         levels=spec.levels,
-        dequantization=_name(dequantization) if spec.levels else "none",
-        importance_samples=importance_samples,
-        truncation=truncation,
+        dequantization="none" if estimator.dequantization is None else _name(estimator.dequantization),
+        importance_samples=estimator.importance_samples,
+        truncation=estimator.truncation,
         divergence=str(estimator.divergence),
         solver=estimator.solver.describe(),
         target_error=target_error,
-        sde=type(model.sde).__name__,
-        t_min=model.sde.t_min,
+        sde=type(sde).__name__,
+        t_min=sde.t_min,
         nfe=found.nfe.mean().item(),
         vjps=found.vjps.mean().item(),
         runge_kutta=0 if found.steps is None else int((found.steps == 0).sum()),
-        seed=seed,
+        seed=estimator.seed,
         batch_size=batch_size,
         model=name,
-        weights=weights_digest(model),
+        weights=weights_digest(estimator.model),
         per_sample=tuple(bits.tolist()),
         per_sample_probe_stderr=None if found.probe_variance is None else tuple(found.probe_variance.sqrt().tolist()),
         per_sample_solver_error=None if found.error is None else tuple(found.error.tolist()),
     )
 
 
-def _require_solved(found: Values, places: Tensor) -> None:
-    """Raise a ``SolverError`` that names the samples which have no value."""
-    lost = places[found.bits.isfinite().logical_not()].tolist()
-    if lost:
-        named = ", ".join(map(str, lost[:10])) + (", ..." if len(lost) > 10 else "")
-        raise SolverError(
-            f"{len(lost)} of {len(places)} samples have no likelihood, since no solver could take them to T: those at {named}, "
-            "counted from 0; leave them out, or compute in float64"
-        )
-
-
-def _noise(estimator: Estimator, found: Values, places: Tensor, at) -> dict[str, float | None]:
-    """Single values' variances by probes and by dequantization, by computing some samples again with other draws."""
-    known = found.probe_variance
-    errors = dict.fromkeys(("probe", "dequantization"))
-    errors["probe"] = None if known is None else known.mean().item()
-    random = estimator.dequantization is not None or estimator.truncation
-    if not random:
-        errors["dequantization"] = 0.0
-    if not len(places):
-        return errors
-    first, other = found.bits[places], derive_seed(estimator.seed, "audit")
-    half_square = lambda changed: (at(changed).bits - first).square().mean().item() / 2
-    if known is None:
-        errors["probe"] = half_square(dataclasses.replace(estimator, probe_seed=other))
-    if random:
-        errors["dequantization"] = half_square(dataclasses.replace(estimator, seed=other))
-    return errors
-
-
-def _parts(stderr: float, errors: dict, count: int) -> dict[str, float | None]:
-    """The standard error's parts from the variances of single values."""
-    of = {name: None if errors[name] is None else math.sqrt(errors[name] / count) for name in ("probe", "dequantization")}
-    known = None not in of.values() and not math.isnan(stderr)
-    rest = math.sqrt(max(0.0, stderr**2 - sum(part**2 for part in of.values()))) if known else None
-    return {"stderr_data": rest, "stderr_dequantization": of["dequantization"], "stderr_probe": of["probe"]}
-
-
-def _name(dequantization: str | Dequantization) -> str:
-    if isinstance(dequantization, str):
-        return dequantization
+def _name(dequantization: Dequantization) -> str:
     return getattr(dequantization, "name", getattr(dequantization, "__name__", type(dequantization).__name__))
 
 
@@ -301,5 +273,5 @@ def _warn_of_noise(sde: SDE, spec: DataSpec) -> None:
             f"the noise at t_min, {noise:.3g}, is large beside a bin of {width:.3g} in model coordinates, and the likelihood "
             f"is that of data with this noise added{below}: a smaller t_min (or sigma_min) makes the number meaningful, "
             "truncation=True or truncated_normal dequantization accounts for the noise",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -32,15 +32,15 @@ where p(x0 | x) is, coordinate by coordinate, proportional to N(x; alpha x0, sig
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from score_sde.data import DataSpec
-from score_sde.files import write_json
 from score_sde.inputs import whole
+from score_sde.likelihood.evaluation import spec_of
+from score_sde.likelihood.record import VariationalBound
 from score_sde.progress import Progress
 from score_sde.score import Counter, Score, counted, innermost
 from score_sde.sdes import SDE
@@ -49,65 +49,6 @@ from score_sde.tensors import SampleNoise, batch_time, expand, sum_event
 
 VARIANCES = {"beta_tilde": 0.0, "beta": 1.0, "learned": None}
 """Name -> v in log Sigma = v log beta + (1 - v) log beta_tilde; None where the model gives it."""
-
-
-@dataclass(frozen=True)
-class VariationalBound:
-    """A bound on the negative log-likelihood and how it was obtained, all in bits per dimension.
-
-    ``mean`` is the sum of ``prior``, ``diffusion`` and ``reconstruction``. ``stderr`` is its standard error over the samples,
-    into which the noise of each single value enters once; ``per_sample`` holds these values in the order of the data. From two
-    draws on, ``per_sample_stderr`` holds their Monte-Carlo errors and ``monte_carlo`` that of the mean; else both are None.
-    ``bound`` is ``discrete`` or ``continuous``. ``steps`` and ``variance`` describe the chain, and are None in continuous time.
-    ``times`` is the number of times at which a sample's diffusion term was evaluated in each of its ``draws``; ``t_min`` and
-    ``T`` are the first and the last time; ``nfe`` counts network evaluations per sample.
-    """
-
-    mean: float
-    stderr: float
-    prior: float
-    diffusion: float
-    reconstruction: float
-    monte_carlo: float | None
-    samples: int
-    dim: int
-    levels: int
-    bound: str
-    steps: int | None
-    variance: str | None
-    times: int
-    draws: int
-    t_min: float
-    T: float
-    nfe: float
-    seed: int
-    batch_size: int
-    per_sample: tuple[float, ...] = field(repr=False)
-    per_sample_stderr: tuple[float, ...] | None = field(repr=False)
-
-    def sentence(self) -> str:
-        """The result with its protocol, to be pasted into a paper."""
-        if self.bound == "discrete":
-            some = "" if self.times == self.steps - 1 else f", {self.times} of them drawn for each sample"
-            how = f"discrete chain of {self.steps} steps{some}, variance {self.variance}"
-        else:
-            how = f"continuous time from t_min = {self.t_min:g}, {self.times} times of uniform log-SNR for each sample"
-        noise = "" if self.monte_carlo is None else f", {self.draws} draws with a Monte-Carlo error of {self.monte_carlo:.4f}"
-        value, error = f"{self.mean:.4f} +- {self.stderr:.4f}", f"standard error over {self.samples} samples"
-        if math.isnan(self.stderr):
-            value, error = f"{self.mean:.4f}", "one sample, and a standard error needs at least two; sample"
-        return (
-            f"at most {value} bits/dim ({error} of discrete "
-            f"data with {self.dim} dimensions, {self.levels} levels; variational bound, prior {self.prior:.4f} + diffusion "
-            f"{self.diffusion:.4f} + reconstruction {self.reconstruction:.4f}; {how}{noise}, {self.nfe:.6g} network "
-            f"evaluations per sample, seed {self.seed})"
-        )
-
-    def save(self, path: Path | str, **about: object) -> None:
-        """Write the record, and whatever ``about`` says of the model, as JSON."""
-        record = {**about, "sentence": self.sentence(), **asdict(self)}
-        record["stderr"] = None if math.isnan(self.stderr) else self.stderr  # JSON has no NaN
-        write_json(path, record)
 
 
 def discrete_bound(
@@ -381,9 +322,7 @@ def _bound(
     """The record of a bound whose diffusion and reconstruction, in nats ``(B,)``, are ``terms`` of a batch."""
     seed, batch_size, draws = protocol["seed"], protocol["batch_size"], protocol["draws"]
     sde, inner = model.sde, innermost(model)
-    spec = data or getattr(inner, "data", None)
-    if spec is None:
-        raise ValueError("the score does not say what its data is: give data=DataSpec(...)")
+    spec = spec_of(model, data)
     if spec.levels is None:
         raise ValueError("the data is continuous, and these bounds are for integers: use bits_per_dim or log_likelihood")
     for name in ("batch_size", "draws"):

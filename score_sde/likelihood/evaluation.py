@@ -5,10 +5,7 @@ random numbers are those of its place. So batches can be kept in files and dealt
 result is that of a single process.
 """
 
-import contextlib
 import hashlib
-import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -20,9 +17,9 @@ from torch import Tensor, nn
 
 from score_sde.data import DataSpec
 from score_sde.divergence import Divergence
-from score_sde.files import write_atomically, write_text
 from score_sde.likelihood.dequantization import Dequantization, truncation
 from score_sde.likelihood.identity import Unidentified, identify, raw_bytes
+from score_sde.likelihood.kept import Kept, forget
 from score_sde.likelihood.ode import log_likelihood
 from score_sde.progress import Progress
 from score_sde.score import Counter, Score, counted, innermost
@@ -33,10 +30,12 @@ from score_sde.tensors import SampleNoise
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """Negative log-likelihoods in bits per dimension, their variances over the draw of the probes (None where unknown), and
-    what each of them took: network evaluations and vector-Jacobian products. Where the solver tells, the estimated error of
-    each in bits per dimension, and the steps that it was given, 0 for Runge-Kutta steps of its own. All ``(n,)``, float64,
-    on the CPU."""
+    """Negative log-likelihoods of single samples, and what each of them took; all ``(n,)``, float64, on the CPU.
+
+    ``bits`` in bits per dimension; ``probe_variance``, their variances over the draw of the probes, None where unknown;
+    network evaluations and vector-Jacobian products. Where the solver tells, ``error`` is its estimated error in bits per
+    dimension, and ``steps`` the steps that a sample was given, 0 for Runge-Kutta steps of its own.
+    """
 
     bits: Tensor
     probe_variance: Tensor | None
@@ -46,12 +45,9 @@ class Values:
     steps: Tensor | None = None
 
 
-ARRAYS = tuple(field.name for field in fields(Values))
-
-
 @dataclass(frozen=True, eq=False)
 class Estimator:
-    """Data in its own units to bits per dimension, batch by batch; ``dequantization`` is None for continuous data."""
+    """Data in its own units to bits per dimension, a batch at a time; ``dequantization`` is None for continuous data."""
 
     model: Score
     data: DataSpec
@@ -67,97 +63,163 @@ class Estimator:
         """``values`` ``(n, *D)`` at their ``places`` in the data; ``cond`` ``(n, ...)`` on the model's device."""
         inner = innermost(self.model)
         dtype = torch.promote_types(getattr(inner, "dtype", torch.get_default_dtype()), torch.float32)
-        place = {"device": getattr(inner, "device", "cpu"), "dtype": dtype}
-        noise = SampleNoise(self.seed, values.shape, first=places, purpose="dequantization", **place)
+        device = getattr(inner, "device", "cpu")
+        noise = SampleNoise(self.seed, values.shape, first=places, purpose="dequantization", device=device, dtype=dtype)
         counter, unit = Counter(), self.data.dim * math.log(2)
         model = counted(self.model, counter)
-        how = {"solver": self.solver, "divergence": self.divergence, "seed": self.probe_seed, "first": places, "cond": cond}
-        logs, variances, errors, steps, vjps = [], [], [], [], 0.0
+        found, logs = [], []
         for _ in range(self.importance_samples):
-            if self.dequantization is None:  # scaled before it is rounded: it may lie far from 0
-                x, log_q = self.data.scale(values).to(**place), -self.data.log_det
-            else:
-                x, log_q = self.dequantization(values.to(**place), noise, self.data, model.sde)
-            if self.truncation:
-                x, lost = truncation(model, x, noise, cond)
-                log_q = log_q + lost
-            result = log_likelihood(model, x, **how)
+            x, log_q = self._points(model, values, noise, cond)
+            result = log_likelihood(
+                model, x, solver=self.solver, divergence=self.divergence, seed=self.probe_seed, first=places, cond=cond
+            )
+            found.append(result)
             logs.append(result.log_prob.double() - log_q)
-            variances.append(result.probe_variance)
-            errors.append(result.error)
-            steps.append(result.steps)
-            vjps += result.vjps
-        nfe = counter.samples / len(values)
         logs = torch.stack(logs)
+        share = logs.softmax(0)
+
+        def together(parts: Sequence[Tensor]) -> Tensor:
+            """Importance samples share their probes and their place: the worst case is that their errors are one."""
+            return (share * torch.stack(parts).double() / unit).sum(0).cpu()
+
+        variance = error = steps = None
+        if found[0].probe_variance is not None:
+            variance = together([result.probe_variance.sqrt() for result in found]).square()
+        if found[0].error is not None:
+            error = together([result.error for result in found])
+        if found[0].steps is not None:
+            given = torch.stack([result.steps for result in found]).cpu().double()
+            steps = torch.where((given == 0).any(0), 0.0, given.amax(0))
         bits = -(logs.logsumexp(0) - math.log(len(logs))) / unit
-        # importance samples share their probes and their place: the worst case is that their errors are one
-        together = lambda parts: (logs.softmax(0) * torch.stack(parts).double() / unit).sum(0).cpu()
-        variance = None if variances[0] is None else together([variance.sqrt() for variance in variances]).square()
-        error = None if errors[0] is None else together(errors)
-        if steps[0] is None:
-            most = None
-        else:
-            steps = torch.stack(steps).cpu().double()
-            most = torch.where((steps == 0).any(0), 0.0, steps.amax(0))
         each = torch.ones(len(bits), dtype=torch.float64)
-        return Values(bits.cpu(), variance, nfe * each, vjps * each, error, most)
+        nfe, vjps = counter.samples / len(values), sum(result.vjps for result in found)
+        return Values(bits.cpu(), variance, nfe * each, vjps * each, error, steps)
+
+    def _points(self, model: Score, values: Tensor, noise: SampleNoise, cond: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """Points in model coordinates, ``(n, *D)``, and log q of them in nats."""
+        if self.dequantization is None:  # scaled before it is rounded: it may lie far from 0
+            x, log_q = self.data.scale(values).to(noise.device, noise.dtype), -self.data.log_det
+        else:
+            x, log_q = self.dequantization(values.to(noise.device, noise.dtype), noise, self.data, model.sde)
+        if self.truncation:
+            x, lost = truncation(model, x, noise, cond)
+            log_q = log_q + lost
+        return x, log_q
 
 
-def evaluate(
-    estimator: Estimator,
-    values: Tensor,
-    places: Sequence[int],
-    cond: Tensor | None,
-    *,
-    batch_size: int,
-    keep: Path | None = None,
-    identity: str | None = None,
-    progress: str = "",
-) -> Values:
-    """The estimator's answer for ``values`` ``(N, *D)``, which lie at ``places`` of the data, each once.
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Data whose likelihood is to be found, and how it is gone through.
 
     Args:
-        cond: condition of each, ``(N, ...)``.
+        values: data in its own units, ``(N, *D)``.
+        cond: condition of each sample, ``(N, ...)``.
         batch_size: samples at a time.
-        keep: folder for finished batches; those that are there already are not computed again, provided that they belong to
-            the same model, data and protocol, and are whole. ``forget`` removes them.
+        keep: folder for the finished batches of all samples. Those that are there already are not computed again, provided
+            that they belong to the same model, data and protocol, and are whole.
         identity: what the caller calls a score that cannot be identified.
-        progress: name of a progress bar; none if empty.
-
-    Raises:
-        Unidentified: something would have to be identified for ``keep``, and cannot be.
-        ValueError: ``keep`` is a folder of other things.
+        progress: show a progress bar.
     """
-    rank, ranks = ranks_of_this_run()
-    device = getattr(innermost(estimator.model), "device", "cpu")
-    starts = range(0, len(values), batch_size)
-    mine = starts[rank::ranks]
-    if keep is not None:
-        protocol = fingerprint(estimator, values, places, cond, batch_size, identity)
-        _prepare(keep, protocol, rank)
-    done: dict[int, dict[str, np.ndarray]] = {}
-    with Progress(progress, len(values), unit="sample", shown=bool(progress) and rank == 0) as bar:
-        for start in mine:
-            chunk, end = values[start : start + batch_size], min(start + batch_size, len(values))
-            file = keep / f"{start:09d}.npz" if keep else None
-            kept = None if file is None else _read(file, protocol, len(chunk))
-            if kept is not None:
-                done[start] = kept
-            else:
-                told = None if cond is None else cond[start:end].to(device)
-                try:
-                    done[start] = _arrays(estimator(chunk, places[start:end], told))
-                except SolverError as error:
-                    raise SolverError(f"samples {places[start]} to {places[end - 1]}, counted from 0: {error}") from error
-                if file is not None:
-                    _write(file, protocol, done[start])
-            bar.update(ranks * len(chunk))
-    if ranks > 1:
-        gathered: list = [None] * ranks
-        torch.distributed.all_gather_object(gathered, done)
-        done = {start: arrays for part in gathered for start, arrays in part.items()}
-    whole = {name: torch.from_numpy(np.concatenate([done[start][name] for start in starts])) for name in done[0]}
-    return Values(**{name: whole.get(name) for name in ARRAYS})
+
+    values: Tensor
+    cond: Tensor | None = None
+    batch_size: int = 128
+    keep: Path | None = None
+    identity: str | None = None
+    progress: bool = False
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def all(self, estimator: Estimator, *, doing: str = "likelihood", folder: str = "") -> Values:
+        """The estimator's answer for every sample.
+
+        Args:
+            doing: name of the progress bar.
+            folder: within ``keep``, for finished batches.
+
+        Raises:
+            SolverError: a sample cannot be solved.
+            Unidentified: something would have to be identified for ``keep``, and cannot be.
+            ValueError: ``keep`` is a folder of other things.
+        """
+        places = torch.arange(len(self))
+        found = self._evaluated(estimator, places, doing, None if self.keep is None else self.keep / folder)
+        _require_solved(found, places)
+        return found
+
+    def at(self, places: Tensor, estimator: Estimator, *, doing: str, partial: bool = False) -> Values:
+        """The estimator's answer for the samples at ``places`` ``(n,)``, which is not kept.
+
+        With ``partial``, samples that cannot be solved are NaN, as long as there is another one in their batch that can be.
+        """
+        found = self._evaluated(estimator, places, doing, None)
+        if not partial:
+            _require_solved(found, places)
+        return found
+
+    def forget(self) -> None:
+        """Remove what was kept."""
+        if self.keep is not None and ranks_of_this_run()[0] == 0:
+            forget(self.keep)
+
+    def _evaluated(self, estimator: Estimator, places: Tensor, doing: str, folder: Path | None) -> Values:
+        rank, ranks = ranks_of_this_run()
+        batches = places.split(self.batch_size)
+        kept = None
+        if folder is not None:
+            kept = Kept(folder, fingerprint(estimator, self, places))
+            if rank == 0:
+                kept.prepare()
+            if ranks > 1:
+                torch.distributed.barrier()
+        done: dict[int, dict[str, np.ndarray]] = {}
+        with Progress(doing, len(places), unit="sample", shown=self.progress and rank == 0) as bar:
+            for i in range(rank, len(batches), ranks):
+                batch, first = batches[i], i * self.batch_size
+                arrays = None if kept is None else kept.read(first, len(batch))
+                if arrays is None:
+                    arrays = self._batch(estimator, batch)
+                    if kept is not None:
+                        kept.write(first, arrays)
+                done[i] = arrays
+                bar.update(ranks * len(batch))
+        if ranks > 1:
+            gathered: list = [None] * ranks
+            torch.distributed.all_gather_object(gathered, done)
+            done = {i: arrays for part in gathered for i, arrays in part.items()}
+        whole = {name: torch.from_numpy(np.concatenate([done[i][name] for i in range(len(batches))])) for name in done[0]}
+        return Values(**{field.name: whole.get(field.name) for field in fields(Values)})
+
+    def _batch(self, estimator: Estimator, places: Tensor) -> dict[str, np.ndarray]:
+        told = None
+        if self.cond is not None:
+            told = self.cond[places.to(self.cond.device)].to(getattr(innermost(estimator.model), "device", "cpu"))
+        try:
+            found = estimator(self.values[places.to(self.values.device)], places.tolist(), told)
+        except SolverError as error:
+            raise SolverError(f"samples {int(places[0])} to {int(places[-1])}, counted from 0: {error}") from error
+        arrays = {field.name: getattr(found, field.name) for field in fields(found)}
+        return {name: value.numpy() for name, value in arrays.items() if value is not None}
+
+
+def spec_of(model: Score, data: DataSpec | None) -> DataSpec:
+    """The description of the data: ``data``, or the model's own; a ``ValueError`` where there is none."""
+    spec = data or getattr(innermost(model), "data", None)
+    if spec is None:
+        raise ValueError("the score does not say what its data is: give data=DataSpec(...)")
+    return spec
+
+
+def _require_solved(found: Values, places: Tensor) -> None:
+    """Raise a ``SolverError`` that names the samples which have no value."""
+    lost = places[found.bits.isfinite().logical_not()].tolist()
+    if lost:
+        named = ", ".join(map(str, lost[:10])) + (", ..." if len(lost) > 10 else "")
+        raise SolverError(
+            f"{len(lost)} of {len(places)} samples have no likelihood, since no solver could take them to T: those at {named}, "
+            "counted from 0; leave them out, or compute in float64"
+        )
 
 
 def ranks_of_this_run() -> tuple[int, int]:
@@ -179,39 +241,37 @@ def weights_digest(model: Score) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def fingerprint(
-    estimator: Estimator,
-    values: Tensor,
-    places: Sequence[int],
-    cond: Tensor | None,
-    batch_size: int,
-    identity: str | None = None,
-) -> dict[str, str]:
-    """What a batch that was kept must agree with: the model, the data and the protocol.
-
-    Args:
-        identity: what the caller calls the score, and whatever else cannot be identified.
+def fingerprint(estimator: Estimator, data: DataSet, places: Tensor) -> dict[str, str]:
+    """What batches of the samples at ``places`` must agree with to be used again: the model, the data and the protocol.
 
     Raises:
-        Unidentified: something cannot be identified, and there is no ``identity``.
+        Unidentified: something cannot be identified, and the data set has no ``identity``.
     """
-    data = hashlib.sha256(raw_bytes(values) + (b"" if cond is None else raw_bytes(cond)) + np.asarray(places).tobytes())
+    digest = hashlib.sha256()
+    for whole in (data.values, data.cond):
+        if whole is not None:
+            for batch in places.split(data.batch_size):
+                digest.update(raw_bytes(whole[batch.to(whole.device)]))
+    digest.update(places.numpy().tobytes())
     inner = innermost(estimator.model)
 
     def named(value: object, what: str) -> str:
         try:
             return identify(value, what)
         except Unidentified:
-            if identity is None:
+            if data.identity is None:
                 raise
-            return f"{type(value).__name__}, {identity}"
+            return f"{type(value).__name__}, {data.identity}"
 
-    score = named(estimator.model, "the score") if identity is None else f"{identity}, {weights_digest(estimator.model)}"
+    if data.identity is None:
+        score = named(estimator.model, "the score")
+    else:
+        score = f"{data.identity}, {weights_digest(estimator.model)}"
     return {
         "score": score,
         "sde": f"{estimator.model.sde!r} {named(estimator.model.sde, 'the SDE')}",
         "place": f"{torch.device(getattr(inner, 'device', 'cpu')).type} {getattr(inner, 'dtype', None)}",
-        "data": data.hexdigest(),
+        "data": digest.hexdigest(),
         "dequantization": named(estimator.dequantization, "the dequantization"),
         "spec": named(estimator.data, "the description of the data"),
         "solver": named(estimator.solver, "the solver"),
@@ -219,65 +279,5 @@ def fingerprint(
         "importance_samples": str(estimator.importance_samples),
         "truncation": str(estimator.truncation),
         "seeds": f"{estimator.seed} {estimator.probe_seed}",
-        "batch_size": str(batch_size),
+        "batch_size": str(data.batch_size),
     }
-
-
-def _prepare(keep: Path, protocol: dict[str, str], rank: int) -> None:
-    """An empty folder, or one with batches of the same protocol."""
-    file = keep / "protocol.json"
-    if rank == 0:
-        foreign = [path for path in keep.glob("*") if not path.name.startswith(".")]  # as those of an interrupted write do
-        if foreign and not file.is_file():
-            raise ValueError(f"{keep} holds other files, and is not a folder of finished batches: keep takes a new one")
-        try:
-            same = json.loads(file.read_text()) == protocol
-        except (OSError, ValueError):
-            same = False
-        if not same:
-            forget(keep)
-            write_text(file, json.dumps(protocol, indent=2) + "\n")
-    if ranks_of_this_run()[1] > 1:
-        torch.distributed.barrier()
-
-
-def _write(file: Path, protocol: dict[str, str], arrays: dict[str, np.ndarray]) -> None:
-    """A finished batch as ``.npz``, and behind it a SHA-256 of that, of its place and of the protocol."""
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    whole = content.getvalue()
-    write_atomically(file, lambda target: target.write(whole + _seal(file, protocol, whole)))
-
-
-def _read(file: Path, protocol: dict[str, str], count: int) -> dict[str, np.ndarray] | None:
-    """A batch of ``count`` samples that was kept; None where it is missing, damaged, of another place, or holds NaN."""
-    try:
-        content = file.read_bytes()
-    except OSError:
-        return None
-    content, seal = content[:-32], content[-32:]
-    if seal != _seal(file, protocol, content):
-        return None
-    with np.load(io.BytesIO(content), allow_pickle=False) as saved:
-        arrays = dict(saved)
-    sound = all(len(array) == count and not np.isnan(array).any() for array in arrays.values())
-    return arrays if sound else None
-
-
-def _seal(file: Path, protocol: dict[str, str], content: bytes) -> bytes:
-    return hashlib.sha256(json.dumps([file.name, protocol]).encode() + content).digest()
-
-
-def forget(keep: Path) -> None:
-    """Remove what ``evaluate`` kept in a folder and in those within it, and nothing else."""
-    for folder in (*(path for path in keep.glob("*") if path.is_dir()), keep):
-        for pattern in ("[0-9]*.npz", ".[0-9]*.npz.*", ".protocol.json.*", "protocol.json"):  # with those half written
-            for file in folder.glob(pattern):
-                file.unlink()
-        with contextlib.suppress(OSError):  # it is not there, or holds other files
-            folder.rmdir()
-
-
-def _arrays(values: Values) -> dict[str, np.ndarray]:
-    arrays = {name: getattr(values, name) for name in ARRAYS}
-    return {name: value.numpy() for name, value in arrays.items() if value is not None}

@@ -1,12 +1,21 @@
-"""The record of a likelihood: the number, where its error comes from, and all that is needed to compute it again."""
+"""The records of likelihoods and of bounds: the number, where its error comes from, and all that is needed to find it again.
+
+A record is saved as JSON with a ``format``, a whole number that rises when a reader must know of a change. A file without it
+was written by version 0.1.0; it has the same entries.
+"""
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from score_sde.files import write_json, write_npz
+from score_sde.files import DamagedError, read_json, read_npz, write_json, write_npz
+
+FORMAT = 1
+"""The format of the records that are written."""
 
 
 @dataclass(frozen=True)
@@ -108,23 +117,127 @@ class BitsPerDim:
         end = f"batches of {self.batch_size}, seed {self.seed}" + (f"; {', '.join(whose)}" if whose else "")
         return f"{value} ({errors}; {of}; {how}, {cost}, {end})"
 
-    def save(self, path: Path | str, **about: object) -> None:
-        """Write the record, and whatever ``about`` says of it, as JSON, and the values of the samples beside it as ``.npz``."""
+    def save(self, path: Path | str, about: Mapping[str, object] | None = None) -> None:
+        """Write the record as JSON, after what ``about`` says of it, and the values of the samples as ``.npz`` beside it."""
         path = Path(path)
         record = asdict(self)
-        values = {"bits_per_dim": np.array(record.pop("per_sample"))}
-        if (errors := record.pop("per_sample_probe_stderr")) is not None:
-            values["probe_stderr"] = np.array(errors)
-        if (errors := record.pop("per_sample_solver_error")) is not None:
-            values["solver_error"] = np.array(errors)
+        values = {of: np.array(column) for name, of in _COLUMNS.items() if (column := record.pop(name)) is not None}
         if not self.levels:
             record |= {"nats_per_dim": self.nats_per_dim, "nats": self.nats}
             values["nats_per_dim"] = values["bits_per_dim"] * math.log(2)
         write_npz(path.with_suffix(".npz"), values)
-        record = {**about, "sentence": self.sentence(), **record, "values": path.with_suffix(".npz").name}
-        write_json(path, {k: _plain(v) for k, v in record.items()})
+        write_json(path, _entries(about, self.sentence(), record) | {"values": path.with_suffix(".npz").name})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a record that ``save`` wrote, with the values of the samples from the ``.npz`` beside it.
+
+        Raises:
+            DamagedError: one of the files is not as it was written, or they do not belong together.
+            ValueError: it is no record of ``bits_per_dim``, or of a later format.
+        """
+        path = Path(path)
+        saved = _read_entries(cls, path, beside=tuple(_COLUMNS))
+        values = read_npz(path.with_suffix(".npz"))
+        columns = {name: tuple(values[of].tolist()) if of in values else None for name, of in _COLUMNS.items()}
+        known = [column for column in columns.values() if column is not None]
+        mean = np.mean(columns["per_sample"] or math.nan)
+        if {len(column) for column in known} != {saved["samples"]} or not math.isclose(mean, saved["mean"], abs_tol=1e-9):
+            raise DamagedError(f"{path.with_suffix('.npz')} does not hold the values of the samples of {path}")
+        return cls(**saved, **columns)
 
 
-def _plain(value: object) -> object:
-    """JSON has no NaN: the standard error of a single sample is null there."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+_COLUMNS = {"per_sample": "bits_per_dim", "per_sample_probe_stderr": "probe_stderr", "per_sample_solver_error": "solver_error"}
+"""Field -> the name of its array in the ``.npz``."""
+
+
+@dataclass(frozen=True)
+class VariationalBound:
+    """A bound on the negative log-likelihood and how it was obtained, all in bits per dimension.
+
+    ``mean`` is the sum of ``prior``, ``diffusion`` and ``reconstruction``. ``stderr`` is its standard error over the samples,
+    into which the noise of each single value enters once; ``per_sample`` holds these values in the order of the data. From two
+    draws on, ``per_sample_stderr`` holds their Monte-Carlo errors and ``monte_carlo`` that of the mean; else both are None.
+    ``bound`` is ``discrete`` or ``continuous``. ``steps`` and ``variance`` describe the chain, and are None in continuous time.
+    ``times`` is the number of times at which a sample's diffusion term was evaluated in each of its ``draws``; ``t_min`` and
+    ``T`` are the first and the last time; ``nfe`` counts network evaluations per sample.
+    """
+
+    mean: float
+    stderr: float
+    prior: float
+    diffusion: float
+    reconstruction: float
+    monte_carlo: float | None
+    samples: int
+    dim: int
+    levels: int
+    bound: str
+    steps: int | None
+    variance: str | None
+    times: int
+    draws: int
+    t_min: float
+    T: float
+    nfe: float
+    seed: int
+    batch_size: int
+    per_sample: tuple[float, ...] = field(repr=False)
+    per_sample_stderr: tuple[float, ...] | None = field(repr=False)
+
+    def sentence(self) -> str:
+        """The result with its protocol, to be pasted into a paper."""
+        if self.bound == "discrete":
+            some = "" if self.times == self.steps - 1 else f", {self.times} of them drawn for each sample"
+            how = f"discrete chain of {self.steps} steps{some}, variance {self.variance}"
+        else:
+            how = f"continuous time from t_min = {self.t_min:g}, {self.times} times of uniform log-SNR for each sample"
+        noise = "" if self.monte_carlo is None else f", {self.draws} draws with a Monte-Carlo error of {self.monte_carlo:.4f}"
+        value, error = f"{self.mean:.4f} +- {self.stderr:.4f}", f"standard error over {self.samples} samples"
+        if math.isnan(self.stderr):
+            value, error = f"{self.mean:.4f}", "one sample, and a standard error needs at least two; sample"
+        return (
+            f"at most {value} bits/dim ({error} of discrete "
+            f"data with {self.dim} dimensions, {self.levels} levels; variational bound, prior {self.prior:.4f} + diffusion "
+            f"{self.diffusion:.4f} + reconstruction {self.reconstruction:.4f}; {how}{noise}, {self.nfe:.6g} network "
+            f"evaluations per sample, seed {self.seed})"
+        )
+
+    def save(self, path: Path | str, about: Mapping[str, object] | None = None) -> None:
+        """Write the record as JSON, after whatever ``about`` says of it."""
+        write_json(path, _entries(about, self.sentence(), asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a record that ``save`` wrote.
+
+        Raises:
+            DamagedError: the file is not as it was written.
+            ValueError: it is no record of a bound, or of a later format.
+        """
+        saved = _read_entries(cls, Path(path))
+        errors = saved.pop("per_sample_stderr")
+        return cls(
+            **saved | {"per_sample": tuple(saved["per_sample"])},
+            per_sample_stderr=None if errors is None else tuple(errors),
+        )
+
+
+def _entries(about: Mapping[str, object] | None, sentence: str, record: Mapping[str, object]) -> dict[str, object]:
+    """What is written: JSON has no NaN, and the standard error of a single sample is null there."""
+    entries = {"format": FORMAT, **(about or {}), "sentence": sentence, **record}
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in entries.items()}
+
+
+def _read_entries(kind: type, path: Path, *, beside: tuple[str, ...] = ()) -> dict:
+    """The fields of a record from its JSON, without those that are ``beside`` it."""
+    entries = read_json(path)
+    version = entries.get("format", FORMAT)
+    if version not in range(1, FORMAT + 1):
+        raise ValueError(f"{path} has the format {version}, of a later version of score_sde: this one reads up to {FORMAT}")
+    names = [field.name for field in fields(kind) if field.name not in beside]
+    if missing := [name for name in names if name not in entries]:
+        raise ValueError(f"{path} is no record of a {kind.__name__}: it lacks {', '.join(missing[:3])}")
+    if entries["stderr"] is None:  # of a single sample
+        entries["stderr"] = math.nan
+    return {name: entries[name] for name in names}

@@ -48,7 +48,7 @@ from score_sde.divergence import GivenProbes, Hutchinson
 from score_sde.likelihood.accuracy import choose_solver
 from score_sde.likelihood.dequantization import uniform
 from score_sde.likelihood.dual_weighted import DualWeighted
-from score_sde.likelihood.evaluation import Estimator, Values, evaluate, weights_digest
+from score_sde.likelihood.evaluation import Estimator, Values, weights_digest
 from score_sde.run import Run, RunError, build_data
 from score_sde.score import Counter, counted
 from score_sde.solvers.transport import Transport
@@ -207,24 +207,23 @@ def choose(model: ScoreModel, others: Tensor, place: int, bound: float) -> Chose
     """What ``bits_per_dim(target_error=bound)`` chooses by a pilot of ``others``, which lie at ``place`` of the data."""
     spent: list[Values] = []
 
-    def pilot(estimator: Estimator) -> Values:
-        places = range(place, place + len(others))
-        spent.append(evaluate(estimator, others, places, None, batch_size=len(others)))
+    def pilot(solver: DualWeighted) -> Values:
+        estimator = Estimator(
+            model=model,
+            data=model.data,
+            dequantization=uniform,
+            importance_samples=1,
+            truncation=False,
+            divergence=Hutchinson(1),
+            solver=solver,
+            seed=0,
+            probe_seed=0,
+        )
+        spent.append(estimator(others, range(place, place + len(others)), None))
         return spent[-1]
 
-    estimator = Estimator(
-        model=model,
-        data=model.data,
-        dequantization=uniform,
-        importance_samples=1,
-        truncation=False,
-        divergence=Hutchinson(1),
-        solver=DualWeighted(),
-        seed=0,
-        probe_seed=0,
-    )
     start = time.perf_counter()
-    solver = choose_solver(estimator, pilot, bound).solver
+    solver = choose_solver(pilot, bound)
     seconds = time.perf_counter() - start
     forwards, vjps = (float(torch.cat([getattr(values, name) for values in spent]).sum()) for name in ("nfe", "vjps"))
     return Chosen(solver, forwards, vjps, seconds)

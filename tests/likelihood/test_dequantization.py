@@ -214,7 +214,7 @@ def test_record_says_how_it_was_obtained(tmp_path):
     record = bits_per_dim(smooth_model().score(VPSDE()), integers(4), data=SPEC, solver=SOLVER, seed=7, probes=2)
     for said in (f"{record.mean:.4f}", "4 samples", "16 levels", "uniform", "dopri5", "1e-05", "2 Rademacher probes", "seed 7"):
         assert said in record.sentence(), said
-    record.save(tmp_path / "record.json", step=3)
+    record.save(tmp_path / "record.json", {"step": 3})
     saved = json.loads((tmp_path / "record.json").read_text())
     assert saved["mean"] == record.mean
     with np.load(tmp_path / saved["values"], allow_pickle=False) as values:

@@ -492,7 +492,7 @@ def test_record_says_how_it_was_obtained(tmp_path):
     record = discrete_bound(model, values, data=spec, steps=30, sampled_steps=6, seed=7)
     for said in (f"{record.mean:.4f}", "4 samples", "5 levels", "30 steps", "6 of them", "beta_tilde", "7 network", "seed 7"):
         assert said in record.sentence()
-    record.save(tmp_path / "record.json", step=3)
+    record.save(tmp_path / "record.json", {"step": 3})
     saved = json.loads((tmp_path / "record.json").read_text())
     assert saved["per_sample"] == list(record.per_sample)
     assert saved["step"] == 3

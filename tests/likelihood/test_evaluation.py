@@ -8,7 +8,8 @@ import torch
 
 from score_sde import VPSDE, DataSpec, ProbabilityFlow, ScoreModel, bits_per_dim
 from score_sde.divergence import GivenProbes
-from score_sde.likelihood.evaluation import Estimator, fingerprint, weights_digest
+from score_sde.likelihood import DEQUANTIZATIONS
+from score_sde.likelihood.evaluation import DataSet, Estimator, fingerprint, weights_digest
 from score_sde.networks import MLP
 from score_sde.score import ClassScore
 from tests.oracles import mixture
@@ -54,25 +55,30 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     assert not keep.exists()
 
 
-@pytest.mark.parametrize("changed", ["seed", "values", "solver", "divergence", "batch_size", "importance_samples", "cond"])
+OTHERS = {
+    "seed": {"seed": 1},
+    "values": {"values": score_and_values(8)[1].flip(0)},
+    "solver": {"solver": ProbabilityFlow(method="midpoint", steps=3, grid="quadratic")},
+    "divergence": {"divergence": "hutchinson"},
+    "batch_size": {"batch_size": 5},
+    "importance_samples": {"importance_samples": 2},
+    "truncation": {"truncation": True},
+    "dequantization": {"dequantization": "truncated_normal"},
+    "cond": {"cond": torch.zeros(8, dtype=torch.long)},
+}
+
+
+@pytest.mark.parametrize("changed", OTHERS)
 def test_what_was_kept_of_another_protocol_is_not_used(tmp_path, changed):
     score, values = score_and_values(8)
     keep, how = tmp_path / "kept", {**HOW, "audit": 0, "divergence": "exact"}
     with pytest.raises(KeyboardInterrupt):
         bits_per_dim(Interrupted(score, stop=CALLS + 1), values, keep=keep, **how)
-    other = {
-        "seed": {"seed": 1},
-        "values": {"values": values.flip(0)},
-        "solver": {"solver": ProbabilityFlow(method="midpoint", steps=3, grid="quadratic")},
-        "divergence": {"divergence": "hutchinson"},
-        "batch_size": {"batch_size": 5},
-        "importance_samples": {"importance_samples": 2},
-        "cond": {"cond": torch.zeros(8, dtype=torch.long)},
-    }[changed]
-    values, how = other.pop("values", values), how | other
+    how |= OTHERS[changed]
+    values = how.pop("values", values)
     again = Interrupted(score)
     resumed = bits_per_dim(again, values, keep=keep, **how)
-    assert again.calls == 2 * CALLS * how.get("importance_samples", 1)
+    assert again.calls == 2 * (CALLS + how.get("truncation", False)) * how.get("importance_samples", 1)
     assert resumed.per_sample == bits_per_dim(score, values, **how).per_sample
 
 
@@ -176,12 +182,12 @@ def test_a_process_that_was_killed_at_its_first_write_does_not_stand_in_the_way(
     assert not keep.exists()
 
 
-def test_a_protocol_tells_models_and_probes_apart():
-    values, network = torch.zeros(2, 2), MLP((2,), width=8, depth=1)
+def test_a_protocol_tells_all_parts_of_an_estimator_apart():
+    data, network = DataSet(torch.zeros(2, 2), batch_size=4), MLP((2,), width=8, depth=1)
     estimator = Estimator(
         model=mixture().score(VPSDE()),
         data=SPEC,
-        dequantization=None,
+        dequantization=DEQUANTIZATIONS["uniform"],
         importance_samples=1,
         truncation=False,
         divergence=GivenProbes(torch.ones(1, 2, 2)),
@@ -196,13 +202,23 @@ def test_a_protocol_tells_models_and_probes_apart():
         {"model": ScoreModel(network, VPSDE(), SPEC, parameterization="v")},
         {"model": ClassScore(mixture().score(VPSDE()), 0)},
         {"model": ClassScore(mixture().score(VPSDE()), 1)},
+        {"data": DataSpec((2,), levels=17)},
+        {"dequantization": None},
+        {"dequantization": DEQUANTIZATIONS["truncated_normal"]},
+        {"importance_samples": 2},
+        {"truncation": True},
         {"divergence": GivenProbes(-torch.ones(1, 2, 2))},
+        {"solver": dataclasses.replace(SOLVER, steps=4)},
+        {"seed": 1},
+        {"probe_seed": 1},
     ]
+    assert {name for other in others for name in other} == {field.name for field in dataclasses.fields(Estimator)}
     changed = [estimator, *(dataclasses.replace(estimator, **other) for other in others)]
-    protocols = [json.dumps(fingerprint(one, values, [0, 1], None, 4)) for one in changed]
+    places = torch.arange(2)
+    protocols = [json.dumps(fingerprint(one, data, places)) for one in changed]
     assert len(set(protocols)) == len(protocols)
     same = dataclasses.replace(estimator, model=mixture().score(VPSDE()))
-    assert json.dumps(fingerprint(same, values, [0, 1], None, 4)) == protocols[0]
+    assert json.dumps(fingerprint(same, data, places)) == protocols[0]
 
 
 def _one_of(rank, ranks, folder, count):

@@ -19,6 +19,7 @@ from torch import nn
 from score_sde import VPSDE, Hutchinson, ScoreModel, bits_per_dim
 from score_sde.likelihood.dequantization import truncated_normal, uniform
 from score_sde.likelihood.identity import Unidentified, identify
+from score_sde.likelihood.kept import Kept
 from score_sde.networks import NETWORKS
 from score_sde.score import ClassScore
 from score_sde.sdes import SDE
@@ -315,25 +316,23 @@ def test_a_batch_of_another_place_is_computed_again(tmp_path):
 
 def test_no_flipped_bit_is_trusted(tmp_path):
     """Every eleventh bit of a kept batch and of its protocol: the zip's CRC does not see those of names and headers."""
-    from score_sde.likelihood.evaluation import _read
-
     files, _, _ = kept(tmp_path)
-    protocol = json.loads((tmp_path / "kept" / "protocol.json").read_text())
+    batches = Kept(tmp_path / "kept", json.loads((tmp_path / "kept" / "protocol.json").read_text()))
     content = files[0].read_bytes()
-    assert _read(files[0], protocol, 4) is not None
+    assert batches.read(0, 4) is not None
     for bit in range(0, 8 * len(content), 11):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         files[0].write_bytes(bytes(flipped))
-        assert _read(files[0], protocol, 4) is None
+        assert batches.read(0, 4) is None
 
 
 def test_nan_is_not_kept_as_if_it_were_known(tmp_path):
-    from score_sde.likelihood.evaluation import _read, _write
-
-    _write(tmp_path / "a.npz", {}, {"bits": np.array([1.0, np.nan])})
-    assert _read(tmp_path / "a.npz", {}, 2) is None
-    _write(tmp_path / "a.npz", {}, {"bits": np.array([1.0, 2.0])})
-    assert _read(tmp_path / "a.npz", {}, 2) is not None
-    assert _read(tmp_path / "a.npz", {}, 3) is None
-    assert _read(tmp_path / "b.npz", {}, 2) is None
+    batches = Kept(tmp_path / "kept", {})
+    batches.prepare()
+    batches.write(0, {"bits": np.array([1.0, np.nan])})
+    assert batches.read(0, 2) is None
+    batches.write(0, {"bits": np.array([1.0, 2.0])})
+    assert batches.read(0, 2) is not None
+    assert batches.read(0, 3) is None
+    assert batches.read(2, 2) is None
