@@ -34,6 +34,7 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
     module, _, function = options.run.partition(":")
     command = getattr(import_module(module), function)
     from score_sde.cli.effect import refuse_repeated
+    from score_sde.cli.hints import hint
     from score_sde.config import ConfigError, default_config, in_full
     from score_sde.solvers import SolverError
     from score_sde.tensors import ran_out_of_memory
@@ -47,7 +48,9 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.command in ("sample", "compare", "tune", "import", "export"):
             raise ConfigError(f"score-sde {options.command} works in one process: start it without torchrun")
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_, **__: print(
+                f"warning: {message}{hint(message, options)}", file=sys.stderr
+            )
             code = command(options, overrides) or 0
             print(end="", flush=True)  # a closed pipe, or a full disk behind it, is met here
             return code
@@ -56,7 +59,7 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
     except (ValueError, OSError, SolverError, TrainingError) as error:
         if options.traceback:
             raise
-        print(f"score-sde: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"score-sde: {' '.join(str(error).split())}{hint(error, options)}", file=sys.stderr)
         if isinstance(error, OSError):
             _forget_output()  # it may be what cannot be written
         return 2

@@ -30,6 +30,7 @@ from score_sde.run import (
     build_objective,
     build_solver,
     has_moments,
+    load_begun,
     load_config,
     load_identity,
     load_initial_weights,
@@ -97,6 +98,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     print(_summary(config, data, model, device))
     if trainer.step:
         print(f"continuing {folder} from step {trainer.step} of {training.steps}")
+        if begun := load_begun(folder, accept_edited_config=edited):
+            print(f"an earlier version trained it to step {begun.steps}: since then random numbers are drawn in another way")
     stopped = trainer.train(progress=not options.quiet)
     quoted = quote(str(folder))
     if stopped:

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde.config.defaults import ConfigError, default_config
+from score_sde.run.migrations import migrated
 from score_sde.tables import OptionError, check_like, did_you_mean
 
 
@@ -60,7 +61,7 @@ def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
     """
     if not isinstance(saved, Mapping):
         raise ConfigError(f"config.json holds {saved!r} in place of a config")
-    saved = _migrated(saved)
+    saved = migrated(saved)
     config = default_config()
 
     def fill(target: ConfigDict, values: Mapping[str, Any], path: str) -> None:
@@ -82,13 +83,3 @@ def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
 
     fill(config, saved, "")
     return config
-
-
-def _migrated(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A saved config in which the options of the objective are where they belong now: they were options of training."""
-    training = saved.get("training")
-    moved = set(training) & {"weighting", "times"} if isinstance(training, Mapping) else set()
-    if not moved:
-        return saved
-    objective = {"name": "denoising", "denoising": {key: training[key] for key in moved}}
-    return {**saved, "training": {key: training[key] for key in training if key not in moved}, "objective": objective}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 from score_sde.solvers.base import Solver
@@ -41,6 +41,14 @@ class Choice:
             raise ValueError(f"a choice has errors at the quantiles {QUANTILES} of both solvers, or at none")
 
 
+class NoChoice(ValueError):
+    """Nothing was tuned for as few as ``nfe`` evaluations; the fewest are ``least``."""
+
+    def __init__(self, nfe: int, least: int):
+        super().__init__(f"tuned for {least} evaluations or more, got {nfe}")
+        self.nfe, self.least = nfe, least
+
+
 @dataclass(frozen=True)
 class Tuned(Solver):
     """Choices for several budgets, of which the largest within ``nfe`` evaluations is used, by default the largest.
@@ -48,15 +56,13 @@ class Tuned(Solver):
     Args:
         choices: one for each budget.
         nfe: the evaluations to stay within.
-        more: the command that makes further choices, for the message where there are none.
 
     Raises:
-        ValueError: there is no choice within ``nfe`` evaluations.
+        NoChoice: there is no choice within ``nfe`` evaluations.
     """
 
     choices: tuple[Choice, ...]
     nfe: int | None = None
-    more: str = field(default="score-sde tune", compare=False, repr=False)
 
     def __post_init__(self):
         if not self.choices:
@@ -68,10 +74,7 @@ class Tuned(Solver):
         """The choice in use."""
         within = [choice for choice in self.choices if self.nfe is None or choice.nfe <= self.nfe]
         if not within:
-            raise ValueError(
-                f"tuned for {min(c.nfe for c in self.choices)} evaluations or more, got {self.nfe}: "
-                f"{self.more} --nfe={self.nfe} adds them"
-            )
+            raise NoChoice(self.nfe, min(choice.nfe for choice in self.choices))
         return max(within, key=lambda choice: choice.nfe)
 
     @property

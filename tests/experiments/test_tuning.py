@@ -12,11 +12,11 @@ import torch
 from score_sde import DDIM, VESDE, GaussianMixture, ProbabilityFlow, SolverError, Tuned, UniPC, tune
 from score_sde.data import Moments
 from score_sde.experiments.tuning import GRIDS, Candidate, EqualizedGrid, Roughness, _Pilot, bent, is_standard
-from score_sde.run import RunError, has_tuned, load_tuned, save_choice
+from score_sde.run import NoTuned, RunError, TunedOtherwise, has_tuned, load_tuned, save_choice
 from score_sde.score import draw_latents
-from score_sde.solvers import DEIS, SOLVERS, GaussianReference
+from score_sde.solvers import DEIS, SOLVERS, DPMSolverPP, GaussianReference
 from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, PowerGrid, time_grid
-from score_sde.solvers.tuned import QUANTILES, Choice, as_options
+from score_sde.solvers.tuned import QUANTILES, Choice, NoChoice, as_options
 from tests.oracles import SDE_CASES, BrokenScore, mixture
 
 MOMENTS = Moments(torch.zeros(2), torch.eye(2), None)
@@ -217,7 +217,7 @@ def test_choices_for_other_classes_alone_are_none(tmp_path):
     save_choice(tmp_path, choice(5, UniPC(), steps=5), {"class": 2})
     save_choice(tmp_path, choice(5, UniPC(), steps=5), {"class": 3})
     assert [has_tuned(tmp_path, of) for of in (2, None, 1)] == [True, False, False]
-    with pytest.raises(RunError, match=r"but only for class 2, 3: score-sde tune --workdir=.* --class=1"):
+    with pytest.raises(RunError, match=r"but only for class 2, 3$"):
         load_tuned(tmp_path, class_=1)
 
 
@@ -229,16 +229,37 @@ def test_choices_made_for_other_weights_are_told(tmp_path):
         load_tuned(tmp_path)
         load_tuned(tmp_path, step=100)
     save_choice(tmp_path, choice(9, UniPC(), steps=9), {"step": 200})
-    told = r"solvers for 5, 7 evaluations were tuned at training step 100, and this is step 200: .*--workdir=.* --nfe=5,7$"
-    with pytest.warns(UserWarning, match=told):
+    told = r"solvers for 5, 7 evaluations were tuned at training step 100, and this is step 200$"
+    with pytest.warns(TunedOtherwise, match=told) as caught:
         load_tuned(tmp_path, step=200)
+    assert caught[0].message.budgets == (5, 7)
 
 
-def test_too_small_a_budget_says_how_to_add_it(tmp_path):
+def test_too_small_a_budget_says_which_is_the_smallest(tmp_path):
     save_choice(tmp_path, choice(5, UniPC(), steps=5), {"class": 2})
-    told = r"tuned for 5 evaluations or more, got 3: score-sde tune --workdir=.* --class=2 --nfe=3 adds them"
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(NoChoice, match=r"tuned for 5 evaluations or more, got 3$") as caught:
         load_tuned(tmp_path, class_=2).with_budget(3)
+    assert (caught.value.nfe, caught.value.least) == (3, 5)
+
+
+def test_a_choice_is_for_its_field(tmp_path):
+    """For clipping, guidance and an end time as for a class; one for a simpler field stands in, and a warning says so."""
+    plain, clipped, guided, both = (choice(5, solver, steps=5) for solver in (UniPC(), DEIS(p=2), DPMSolverPP(), DDIM()))
+    fields = ({}, {"clip": (-1.0, 1.0)}, {"guidance": "classifier, 2"}, {"clip": (-1.0, 1.0), "class": 1, "t_end": 0.1})
+    for made, about in zip((plain, clipped, guided, both), fields, strict=True):
+        save_choice(tmp_path, made, about)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_tuned(tmp_path) == load_tuned(tmp_path, class_=3) == Tuned((plain,))
+        assert load_tuned(tmp_path, clip=(-1.0, 1.0)) == load_tuned(tmp_path, clip=[-1, 1], class_=1) == Tuned((clipped,))
+        assert load_tuned(tmp_path, guidance="classifier, 2") == Tuned((guided,))
+        assert load_tuned(tmp_path, clip=(-1.0, 1.0), class_=1, t_end=0.1) == Tuned((both,))
+    with pytest.warns(TunedOtherwise, match="5 evaluations were tuned without clipping"):
+        assert load_tuned(tmp_path, clip=(0.0, 1.0)) == Tuned((plain,))
+    with pytest.warns(TunedOtherwise, match="down to t_min"):
+        assert load_tuned(tmp_path, clip=(-1.0, 1.0), t_end=0.2) == Tuned((clipped,))
+    save_choice(tmp_path, both, {"clip": [-1, 1]})  # takes the place of the clipped one
+    assert load_tuned(tmp_path, clip=(-1.0, 1.0)) == Tuned((both,))
 
 
 def test_every_family_has_a_name():
@@ -277,9 +298,10 @@ def test_damaged_choices_are_named(tmp_path, text):
         load_tuned(tmp_path, step=3)
 
 
-def test_a_run_without_choices_says_how_to_make_them(tmp_path):
-    with pytest.raises(RunError, match=r"no solver was tuned for .* yet: score-sde tune --workdir="):
+def test_a_run_without_choices_has_an_error_of_its_own(tmp_path):
+    with pytest.raises(NoTuned, match=r"no solver was tuned for .* yet$") as caught:
         load_tuned(tmp_path)
+    assert caught.value.folder == tmp_path
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 from score_sde import ProbabilityFlow, load, log_likelihood
 from score_sde.cli import main
-from score_sde.run import build_solver, load_tuned
+from score_sde.run import Begun, build_solver, load_begun, load_tuned
 
 BEFORE = Path(__file__).parent.parent / "data" / "runs"
 RUNS = sorted(path.parent.name for path in BEFORE.glob("*/expected.npz"))
@@ -120,9 +120,12 @@ def test_the_likelihood_of_held_out_data_is_what_was_recorded(copies, name, argu
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_goes_on(copies, name):
-    assert main(["train", f"--workdir={name}", "--config.training.steps=14", "--quiet"]) == 0
-    assert load(name).step == 14
+def test_training_goes_on_and_the_run_says_from_where(copies, name, capsys):
+    step = load(name).step
+    for steps in (13, 14):
+        assert main(["train", f"--workdir={name}", f"--config.training.steps={steps}", "--quiet"]) == 0
+        assert f"an earlier version trained it to step {step}:" in capsys.readouterr().out
+        assert (load(name).step, load_begun(Path(name))) == (steps, Begun(1, step))
 
 
 def test_nothing_here_says_where_it_was_made():
