@@ -59,7 +59,7 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
     except (ValueError, OSError, SolverError, TrainingError) as error:
         if options.traceback:
             raise
-        print(f"score-sde: {' '.join(str(error).split())}{hint(error, options)}", file=sys.stderr)
+        print(f"score-sde: {_sentence(error)}{hint(error, options)}", file=sys.stderr)
         if isinstance(error, OSError):
             _forget_output()  # it may be what cannot be written
         return 2
@@ -74,6 +74,12 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
         again = "; the same command goes on from here" if options.command == "likelihood" and not options.bounds else ""
         print(f"score-sde: stopped{again}", file=sys.stderr)
         return 130
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename} is a folder, where a file is expected: move it away"
+    return " ".join(str(error).split())
 
 
 def _forget_output() -> None:

@@ -83,7 +83,7 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     write_npz(kept, {"samples": spec.decode(x).cpu().numpy(), "about": np.array(json.dumps(about))})
     save_png(picture(spec.displayed(x[: 400 if len(spec.shape) > 1 else 5000])), shown)
     of = f" (of {options.nfe} allowed)" if options.nfe and nfe < options.nfe else ""
-    print(f"{options.n} samples by {solver}: {nfe} evaluations each{of}, {drawn.seconds:.1f} s")
+    print(f"{options.n} sample{'s' * (options.n > 1)} by {solver}: {nfe} evaluations each{of}, {drawn.seconds:.1f} s")
     print(f"picture: {shown}\nvalues:  {kept}")
     has_data = config.data.get(config.data.name, {}).get("path", "here")
     folder = quote(str(run.folder))

@@ -20,6 +20,8 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     if (folder / "config.json").exists():
         raise RunError(f"{folder} holds a run already: give another --workdir")
     step = 0
+    if _is_run(Path(options.path)):
+        raise ConfigError(f"{options.path} is a run of score_sde already: use it as it is, --workdir={quote(options.path)}")
     if options.format == "diffusers":
         if options.config or options.model_config:
             raise ConfigError("a diffusers folder has its own settings: leave --config and --model_config away")
@@ -48,6 +50,11 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     print(f"{options.path}: {architecture(plain, model)}, data of shape {model.data.shape} in [{low:g}, {high:g}]")
     print(f"next:  score-sde sample --workdir={quote(str(folder))}   or   score-sde {likelihood_of_a_file(folder)}")
     return 0
+
+
+def _is_run(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and '"data_spec"' in config.read_text(errors="replace")
 
 
 def _imported(saved: Mapping, overrides: list[str], folder: Path) -> dict:

@@ -96,11 +96,16 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         # sub-parsers hand what they do not know back to this one, whose options are others: report it as theirs
         parsed, unknown = self.parse_known_args(args, namespace)
-        commands: dict[str, _Parser] = self._subparsers._group_actions[0].choices
-        commands[parsed.command].refuse_repeated(args)
+        command = self.commands()[parsed.command]
+        command.refuse_repeated(args)
         if unknown:
-            commands[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+            command.error(f"unrecognized arguments: {' '.join(unknown)}")
         return parsed
+
+    def commands(self) -> dict[str, "_Parser"]:
+        """The parser of each command."""
+        (choices,) = (action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return choices
 
     def refuse_repeated(self, args: Sequence[str]) -> None:
         """An option that is given twice has one value that is not used."""
@@ -116,7 +121,7 @@ def _accept_edited(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     parser = _Parser(prog="score-sde", description="Score-based generative models in continuous time.")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -293,4 +298,13 @@ def build_parser() -> argparse.ArgumentParser:
     _accept_edited(sub)
     sub.add_argument("--all", action="store_true", help="also the options of what is not chosen")
     command("doctor", "about:doctor", "check this installation", "", workdir=False, configured=False)
+    sub = command(
+        "completion",
+        "completion:completion",
+        "print what lets a shell complete commands and options by the tab key",
+        "bash > ~/.local/share/bash-completion/completions/score-sde",
+        workdir=False,
+        configured=False,
+    )
+    sub.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
     return parser

@@ -47,7 +47,10 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise ConfigError(
             "training on several processes is not supported yet: start it without torchrun, as score-sde train ..."
         )
-    with sole_writer(Path(options.workdir)):
+    folder = Path(options.workdir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, and a run is a folder: give another --workdir")
+    with sole_writer(folder):
         return _train(options, overrides)
 
 
@@ -55,6 +58,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     folder, edited = Path(options.workdir), options.accept_edited_config
     resumed = latest_checkpoint(folder / "checkpoints") is not None
     imported = not resumed and (folder / WEIGHTS).exists()
+    if (resumed or imported) and not (folder / "config.json").exists():
+        raise RunError(
+            f"{folder} has weights, but no config.json that says of what model: restore it, or give another --workdir"
+        )
     if resumed or imported:
         config = _continued(folder, options.config, overrides, imported, edited)
     elif options.config:

@@ -1,9 +1,11 @@
 """Runs for the tests of the commands, and how they look at what a command says."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from score_sde.cli import main
@@ -15,6 +17,12 @@ MOONS = (
     "--config.training.batch_size=16",
     "--config.data.two_moons.samples=200",
     "--config.network.mlp.width=16",
+)
+FAST = (
+    "--config.likelihood.solver.name=ode",
+    "--config.likelihood.solver.ode.method=midpoint",
+    "--config.likelihood.solver.ode.steps=4",
+    "--config.likelihood.audit=0",
 )
 DIGITS = ("--config.network.unet.width=8", "--config.training.steps=2", "--config.training.batch_size=16")
 
@@ -66,3 +74,23 @@ def refused(capsys, *arguments) -> str:
 def written(said: str, what: str) -> Path:
     """The file, or the folder, that a command said it wrote."""
     return Path(re.search(rf"^{what}: +(.+)$", said, flags=re.MULTILINE)[1])
+
+
+def less(options, *changed):
+    """``options`` without those that the ``changed`` ones set anew: an option that is given twice is refused."""
+    return tuple(option for option in options if option.split("=")[0] not in {other.split("=")[0] for other in changed})
+
+
+def latest(folder):
+    return max((folder / "checkpoints").glob("*.pt"))
+
+
+def samples(path):
+    with np.load(path) as file:
+        return file["samples"], json.loads(str(file["about"]))
+
+
+def likelihoods(path):
+    """The values of the single samples beside the record ``path``."""
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as saved:
+        return saved["bits_per_dim"]
