@@ -81,13 +81,15 @@ class GaussianMixture:
         """The exact score of this mixture under ``sde``."""
         return MixtureScore(self, sde)
 
-    def to(self, *args, **kwargs) -> "GaussianMixture":
-        """The same mixture on another device or in another dtype, as ``Tensor.to``."""
+    def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> "GaussianMixture":
+        """The same mixture on another device, in another dtype, or both: ``to("cuda")``, ``to(torch.float64)``."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
         other = object.__new__(GaussianMixture)
         other.event = self.event
         for name in ("means", "variances", "basis", "weights"):
             value = getattr(self, name)
-            setattr(other, name, None if value is None else value.to(*args, **kwargs))
+            setattr(other, name, None if value is None else value.to(device=device, dtype=dtype))
         return other
 
     def log_prob(self, x: Tensor) -> Tensor:

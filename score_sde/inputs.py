@@ -6,7 +6,7 @@ never in the step of a solver.
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import torch
@@ -30,7 +30,7 @@ def whole(name: str, value: object, least: int) -> int:
     return number
 
 
-def require_finite(**numbers: float) -> None:
+def require_finite(numbers: Mapping[str, float]) -> None:
     """Raise a ``ValueError`` that names the first of ``numbers`` that is NaN, infinite or no number."""
     for name, value in numbers.items():
         if isinstance(value, complex) or not math.isfinite(value):

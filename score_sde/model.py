@@ -68,7 +68,7 @@ class ScoreModel(nn.Module):
         ):
             require_name(kind, name, table)
         sde.require_ends()
-        require_finite(sigma_data=sigma_data)
+        require_finite({"sigma_data": sigma_data})
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive, got {sigma_data}")
         whole("labels", labels, 2)

@@ -1,11 +1,10 @@
 """The house keeps its order: who imports whom, what the wheel holds, what every public name says of itself."""
 
 import ast
-import inspect
 import subprocess
 import sys
 import zipfile
-from importlib import import_module
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -39,35 +38,83 @@ def part(path):
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def module_name(path):
+    """``score_sde.solvers.ddim`` of its file; a package is its ``__init__.py``."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {module_name(path): path for path in MODULES}
+
+
+def imports(source, path):
+    """The modules that ``source``, the text of ``path``, imports: also in functions, relative ones, by ``import_module``.
+
+    A name of a package that is no module of its own is counted where the package takes it from.
+    """
+    here = module_name(path).split(".")
+    folder = here if path.name == "__init__.py" else here[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                ".".join([*folder[: len(folder) + 1 - node.level], *filter(None, [node.module])]) if node.level else node.module
+            )
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                taken = getattr(getattr(score_sde, alias.name, None), "__module__", base) if base == "score_sde" else base
+                found.add(inner if inner in NAMES else taken)
+        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
+            found.update(given.value for given in node.args if isinstance(given, ast.Constant))
+    return found
+
+
+def upward(source, path):
+    """Those of its imports that lie higher than ``path`` or to the right of it in its row."""
+    mine = RANK[part(path)]
+    ours = [name for name in imports(source, path) if name.startswith("score_sde.")]
+    return [name for name in ours if RANK[name.split(".")[1]] > mine]
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if part(path) != "__init__"], ids=module_name)
 def test_no_import_goes_upwards(path):
-    mine = part(path)
-    if mine == "__init__":
-        return
-    assert mine in RANK, f"{mine} has no row yet"
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            if name.startswith("score_sde."):
-                other = name.split(".")[1]
-                assert RANK[other] <= RANK[mine], f"{mine} imports {other}"
+    assert part(path) in RANK, f"{part(path)} has no row yet"
+    assert upward(path.read_text(), path) == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import score_sde.cli",
+        "from score_sde import cli",
+        "from score_sde import load",
+        "from score_sde.run import load",
+        "from .. import run",
+        "from ..run import load",
+        "def late():\n    from score_sde.run import load",
+        "if TYPE_CHECKING:\n    import score_sde.run as run",
+        "importlib.import_module('score_sde.run')",
+    ],
+)
+def test_every_way_of_importing_upwards_is_found(line):
+    assert upward(line, PACKAGE / "sdes" / "vp.py")
+    assert not upward("from score_sde.sdes.base import SDE\nfrom .ve import VESDE\nimport torch", PACKAGE / "sdes" / "vp.py")
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    graph = {name: imports(path.read_text(), path) & NAMES.keys() - {"score_sde"} for name, path in NAMES.items()}
+    del graph["score_sde"]
+    tuple(TopologicalSorter(graph).static_order())  # a CycleError names the circle
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_only_config_and_cli_know_ml_collections(path):
     if part(path) not in ("config", "cli"):
-        assert "ml_collections" not in [
-            name.split(".")[0]
-            for node in ast.walk(ast.parse(path.read_text()))
-            for name in (
-                [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
-            )
-            if isinstance(node, ast.Import | ast.ImportFrom)
-        ]
+        assert "ml_collections" not in {name.split(".")[0] for name in imports(path.read_text(), path)}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_modules_and_public_definitions_are_documented(path):
     tree = ast.parse(path.read_text())
     if path.name != "__main__.py":
@@ -78,12 +125,19 @@ def test_modules_and_public_definitions_are_documented(path):
             assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
-def test_no_public_signature_takes_anything():
-    for name in score_sde.__all__:
-        found = getattr(score_sde, name)
-        if name not in ("Score", "SolverError"):  # a protocol and an exception: their constructors are Python's
-            for parameter in inspect.signature(found).parameters.values():
-                assert parameter.kind is not parameter.VAR_KEYWORD, name
+def public_functions(nodes, owner=""):
+    """Every function and method, and those of classes within, whose name is public or special."""
+    for node in nodes:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node.body, f"{node.name}.")
+        elif isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name.startswith("__")):
+            yield f"{owner}{node.name}", node
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_public_signature_takes_anything(path):
+    takes = [name for name, node in public_functions(ast.parse(path.read_text()).body) if node.args.kwarg]
+    assert takes == []
 
 
 def test_optional_packages_are_not_imported_with_the_package():
@@ -92,11 +146,37 @@ def test_optional_packages_are_not_imported_with_the_package():
     assert done.stdout.strip() == "[]"
 
 
+ALONE = """
+import os, sys, traceback
+# what costs time, and is not ours
+import matplotlib.figure, ml_collections, PIL.Image, safetensors.torch, torch._dynamo
+failed = []
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        try:
+            __import__(name)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        failed.append(name)
+print(failed)
+"""
+
+
 def test_every_submodule_imports_alone():
-    for path in MODULES:
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if not name.endswith("__main__"):
-            import_module(name.removesuffix(".__init__"))
+    """A process for each, forked from one that has imported nothing of ours: no import works by another that came before."""
+    names = [name for name in NAMES if not name.endswith("__main__")]
+    done = subprocess.run([sys.executable, "-c", ALONE, *names], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("__main__")])
+def test_every_submodule_imports_in_a_new_interpreter(name):
+    subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, check=True)
 
 
 @pytest.mark.slow

@@ -222,6 +222,15 @@ def test_mixture_forms_of_covariance_agree():
     torch.testing.assert_close(scores[0], scores[2], rtol=1e-5, atol=1e-6)
 
 
+def test_a_mixture_goes_to_a_dtype_and_a_device():
+    truth, x = mixture(), torch.zeros(1, 2)
+    for other in (truth.to(torch.float32), truth.to("cpu", torch.float32), truth.to(dtype=torch.float32)):
+        assert other.log_prob(x).dtype == torch.float32
+        torch.testing.assert_close(other.log_prob(x).double(), truth.log_prob(x.double()), rtol=1e-5, atol=0)
+    assert truth.to("meta").means.device.type == "meta"
+    assert truth.to("meta").means.dtype == torch.float64
+
+
 def test_mixture_samples_have_its_moments():
     truth = mixture((2, 2))
     x = truth.sample(20000).flatten(1)

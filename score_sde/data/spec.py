@@ -78,7 +78,7 @@ class DataSpec:
             raise ValueError(f"dequantize must be True or False, got {self.dequantize!r}")
         for name, (low, high) in (("data_range", self.data_range), ("model_range", self.model_range)):
             for end in (low, high):
-                require_finite(**{name: end})
+                require_finite({name: end})
             if not low < high:
                 raise ValueError(f"{name} must rise, got {(low, high)}")
         if self.levels is not None and (self.location or self.spread or self.limits):

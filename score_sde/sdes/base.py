@@ -53,7 +53,7 @@ class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes
     """Standard deviation of the noise at t = 0, used where sigma comes from ``drift`` and ``diffusion``."""
 
     def __post_init__(self):
-        require_finite(T=self.T, t_min=self.t_min)
+        require_finite({"T": self.T, "t_min": self.t_min})
         if not 0 < self.t_min < self.T:
             raise ValueError(f"t_min must lie between 0 and T = {self.T}, got {self.t_min}")
         if not (self._defines("alpha", "sigma") or self._defines("drift", "diffusion")):

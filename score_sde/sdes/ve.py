@@ -31,7 +31,7 @@ class VESDE(SDE):
 
     def __post_init__(self):
         super().__post_init__()
-        require_finite(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        require_finite({"sigma_min": self.sigma_min, "sigma_max": self.sigma_max})
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 

@@ -58,7 +58,7 @@ class LinearBetaSDE(BetaSDE):
 
     def __post_init__(self):
         super().__post_init__()
-        require_finite(beta_min=self.beta_min, beta_max=self.beta_max)
+        require_finite({"beta_min": self.beta_min, "beta_max": self.beta_max})
         if not (0 <= self.beta_min <= self.beta_max and self.beta_max > 0):
             raise ValueError(f"need 0 <= beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
 

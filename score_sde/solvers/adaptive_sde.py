@@ -66,7 +66,7 @@ class AdaptiveSDE(Solver):
     stochastic: ClassVar[bool] = True
 
     def __post_init__(self):
-        require_finite(rtol=self.rtol, atol=self.atol)
+        require_finite({"rtol": self.rtol, "atol": self.atol})
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")
         if not 0 < self.safety <= 1:

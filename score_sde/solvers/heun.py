@@ -63,7 +63,7 @@ class EDM(Heun):
 
     def __post_init__(self):
         super().__post_init__()
-        require_finite(s_churn=self.s_churn, s_noise=self.s_noise)
+        require_finite({"s_churn": self.s_churn, "s_noise": self.s_noise})
         if self.s_churn < 0 or self.s_noise < 0 or not 0 <= self.s_min <= self.s_max:
             raise ValueError(
                 f"s_churn and s_noise must not be negative, and 0 <= s_min <= s_max, got {self.s_churn}, {self.s_noise}, "

@@ -75,7 +75,7 @@ def interpolate(
     """
     if start.shape != end.shape or not len(weights):
         raise ValueError(f"give two batches of one shape and some weights, got {tuple(start.shape)} and {tuple(end.shape)}")
-    require_finite(**{f"weight {i}": weight for i, weight in enumerate(weights)})
+    require_finite({f"weight {i}": weight for i, weight in enumerate(weights)})
     first, last = (encode(score, x, solver, cond=cond) for x in (start, end))
     between = torch.cat([spherical(first, last, weight) for weight in weights])
     conds = None if cond is None else torch.cat([cond] * len(weights))

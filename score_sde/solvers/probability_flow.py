@@ -67,7 +67,7 @@ class ProbabilityFlow(Solver):
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
-        require_finite(rtol=self.rtol, atol=self.atol)
+        require_finite({"rtol": self.rtol, "atol": self.atol})
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")
         grid = check_grid(self.grid, self.steps)
