@@ -33,10 +33,12 @@ def loaded_run(options: argparse.Namespace, overrides: list[str], sections: Sequ
     return run, config
 
 
-def chosen_solver(config: ConfigDict, name: str | None, run: Run, class_: int | None = None) -> Solver:
-    """The solver of that name, ``tuned`` being those that were chosen for the run and the class; else the config's."""
+def chosen_solver(
+    config: ConfigDict, name: str | None, run: Run, class_: int | None = None, clip: Sequence | None = None
+) -> Solver:
+    """The solver of that name, or the config's; ``tuned`` are those that were chosen for the run, the class and the clip."""
     if (name or config.solver.name) == "tuned":
-        return load_tuned(run.folder, class_=class_, step=run.step, identity=run.identity)
+        return load_tuned(run.folder, class_=class_, clip=clip, step=run.step, identity=run.identity)
     if name is not None:
         require_name("solver", name, [*SOLVERS, "tuned"])
         config.solver.name = name

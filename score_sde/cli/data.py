@@ -137,6 +137,11 @@ def class_option(known: KnownData, index: int | None) -> str:
     return "" if index is None else f" {shlex.quote(f'--class={class_title(known, index)}')}"
 
 
+def clip_option(ends: tuple[float, ...] | None) -> str:
+    """The option that clips again, with a blank before it; empty where nothing is clipped, which is None."""
+    return "" if ends is None else " --clip" + ("=" + ",".join(map(str, ends)) if ends else "")
+
+
 def class_list(data: Dataset) -> str:
     """The classes of data with how many samples of each are trained on, for reading; empty where there are none."""
     if data.train.classes is None:

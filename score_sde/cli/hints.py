@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from shlex import quote
 
-from score_sde.cli.data import class_option
+from score_sde.cli.data import class_option, clip_option
+from score_sde.experiments.sampling import UnknownRange
 from score_sde.run import (
     EditedConfig,
     NotARun,
@@ -24,6 +25,8 @@ def hint(error: Exception, options: argparse.Namespace) -> str:
     train, tune = (f"score-sde {name} --workdir={quote(str(folder))}" for name in ("train", "tune"))
     if isinstance(class_ := getattr(options, "class_", None), int) and (folder / "config.json").is_file():
         tune += class_option(load_known_data(folder, accept_edited_config=True), class_)
+    if (ends := getattr(options, "clip", None)) is not None:
+        tune += clip_option(ends)
     match error:
         case NotARun():
             return f"; train one with {train}"
@@ -41,4 +44,6 @@ def hint(error: Exception, options: argparse.Namespace) -> str:
             return f": {tune} --nfe={error.nfe} adds them"
         case TunedOtherwise():
             return f": {tune} --nfe={','.join(map(str, error.budgets))}"
+        case UnknownRange():
+            return ", --clip=LOW,HIGH"
     return ""

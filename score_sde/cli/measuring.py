@@ -22,13 +22,13 @@ from score_sde.cli.data import class_title, run_data
 from score_sde.cli.effect import idle_under_budget, key_of, refuse_without_effect
 from score_sde.cli.outputs import output_files, output_folder, protocol_digest, source_digest
 from score_sde.config import ConfigError
-from score_sde.data import Dataset, DataSpec
+from score_sde.data import Dataset
 from score_sde.experiments.comparison import stand_in
-from score_sde.experiments.sampling import UnknownRange, clipped_data, compare_solvers, draw_samples
+from score_sde.experiments.sampling import clip_range, clipped_data, compare_solvers, draw_samples
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
 from score_sde.report import quality_curve, sample_matrix, write_comparison_page
-from score_sde.run import Run, RunError, has_tuned
+from score_sde.run import Run, has_tuned
 from score_sde.solvers import Solver, Tuned
 
 COMPARED = ("euler_maruyama", "ancestral", "sde_dpm_solver_pp", "pc", "ddim", "heun", "dpm_solver_pp", "unipc", "gaussian")
@@ -41,7 +41,9 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
         raise ConfigError(f"--solver={options.solver} and --config.solver.name={config.solver.name} choose two: give one")
     require_class(run, options.class_)
     spec, name = run.model.data, options.solver or config.solver.name
-    solver = chosen_solver(config, options.solver, run, options.class_)
+    clip = False if options.clip is None else (options.clip or True)
+    limited = clipped_data(spec, clip) if clip else None
+    solver = chosen_solver(config, options.solver, run, options.class_, clip=limited and clip_range(limited))
     idle: dict[str, str] = {}
     if isinstance(solver, Tuned):
         refuse_options_of_tuned(overrides)
@@ -52,11 +54,9 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
         idle = dict(idle_under_budget(name, config.solver.get(name, {}), substitute))
         name += f"_{substitute}" if substitute else ""
     refuse_without_effect(overrides, config, idle=idle)
-    clip = False if options.clip is None else (options.clip or True)
-    limited = _clipped(spec, clip) if clip else None
     protocol = {"solver": repr(solver), "seed": options.seed, "n": options.n, "denoised": options.denoise}
     protocol["batch_size"] = min(options.batch_size, options.n)  # adaptive solvers may share their steps among a batch
-    protocol |= {"class": options.class_, "clip": limited and (limited.limits or limited.model_range)}
+    protocol |= {"class": options.class_, "clip": limited and clip_range(limited)}
     digest = protocol_digest(run, protocol)
     marks = [f"seed{options.seed}", "denoise" if options.denoise else "", "clip" if limited else ""]
     marks += ["" if options.class_ is None else f"class{options.class_}", digest]
@@ -89,13 +89,6 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     folder = quote(str(run.folder))
     print(f"next:    score-sde {f'compare --workdir={folder}' if has_data else likelihood_of_a_file(run.folder)}")
     return 0
-
-
-def _clipped(spec: DataSpec, clip: bool | tuple[float, float]) -> DataSpec:
-    try:
-        return clipped_data(spec, clip)
-    except UnknownRange as error:
-        raise RunError(f"{error}, --clip=LOW,HIGH") from error
 
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -160,6 +160,16 @@ def build_parser() -> _Parser:
     def seed(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--seed", type=_natural, default=0, help="of all random numbers")
 
+    def clip(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--clip",
+            nargs="?",
+            type=_ends,
+            const=(),
+            metavar="LOW,HIGH",
+            help="clip x0 at every evaluation, to the range of the data or to --clip=LOW,HIGH in its units",
+        )
+
     def of_class(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--class",
@@ -200,14 +210,7 @@ def build_parser() -> _Parser:
     sub.add_argument("--batch_size", type=_positive, default=256, help="samples at a time")
     of_class(sub)
     sub.add_argument("--denoise", action="store_true", help="end with the posterior mean, at one more evaluation")
-    sub.add_argument(
-        "--clip",
-        nargs="?",
-        type=_ends,
-        const=(),
-        metavar="LOW,HIGH",
-        help="clip x0 at every evaluation, to the range of the data or to --clip=LOW,HIGH in its units",
-    )
+    clip(sub)
     output(sub, "the .npz to write, and a .png beside it")
 
     sub = command(
@@ -276,6 +279,7 @@ def build_parser() -> _Parser:
     sub.add_argument("--trials", type=_positive, default=60, help="time grids that are tried for each number of evaluations")
     seed(sub)
     of_class(sub)
+    clip(sub)
     output(sub, "the folder of the tuned.json to write")
 
     command(

@@ -5,7 +5,7 @@ from pathlib import Path
 from shlex import quote
 
 from score_sde.cli.choices import evaluations, loaded_run, require_class
-from score_sde.cli.data import class_option
+from score_sde.cli.data import class_option, clip_option
 from score_sde.cli.outputs import require_writable
 from score_sde.config import ConfigError
 from score_sde.experiments.sampling import tune_solvers
@@ -23,6 +23,7 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
         evaluations(options.nfe),
         folder=folder,
         class_=options.class_,
+        clip=False if options.clip is None else (options.clip or True),
         pilot=options.pilot,
         trials=options.trials,
         seed=options.seed,
@@ -35,6 +36,6 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
         f"saved:  {folder / 'tuned.json'}"
     )
     use = f"score-sde sample --workdir={quote(str(run.folder))} --solver=tuned --nfe={tuned.choices[-1].nfe}"
-    use += class_option(run.known_data, options.class_)
+    use += class_option(run.known_data, options.class_) + clip_option(options.clip)
     print(f"next:   copy it into {run.folder}, where --solver=tuned finds it" if options.output else f"next:   {use}")
     return 0

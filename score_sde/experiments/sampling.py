@@ -6,6 +6,7 @@ points = run.model.data.decode(sample.x)
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from score_sde.experiments.comparison import Comparison, compare
 from score_sde.experiments.tuning import tune
 from score_sde.inputs import whole
 from score_sde.model import score_for_class
-from score_sde.run import Run, build_solver, has_tuned, load_tuned, save_choice
+from score_sde.run import Run, TunedOtherwise, build_solver, has_tuned, load_tuned, save_choice
+from score_sde.score import ClippedScore
 from score_sde.solvers import Sample, Solver, Tuned
 from score_sde.solvers.tuned import Choice
 
@@ -80,6 +82,11 @@ def clipped_data(spec: DataSpec, clip: bool | tuple[float, float]) -> DataSpec:
     return dataclasses.replace(spec, limits=(given,)) if given else spec
 
 
+def clip_range(spec: DataSpec) -> tuple:
+    """The range to which ``clipped_data`` clips: of integers in model coordinates, else as ``limits`` has it."""
+    return spec.limits or spec.model_range
+
+
 class UnknownRange(ValueError):
     """Samples are to be clipped to the range of the data, and it is not known."""
 
@@ -131,6 +138,7 @@ def tune_solvers(
     *,
     folder: Path | str | None = None,
     class_: int | None = None,
+    clip: bool | tuple[float, float] = False,
     pilot: int = 128,
     trials: int = 60,
     seed: int = 0,
@@ -141,8 +149,9 @@ def tune_solvers(
     Args:
         run: the run.
         budgets: numbers of evaluations, each at least 2.
-        folder: of the ``tuned.json``; by default the run's. What it holds for the same class takes part in the check.
+        folder: of the ``tuned.json``; by default the run's. What it holds for the same use takes part in the check.
         class_: for samples of this class alone.
+        clip: for samples that are clipped, as for ``draw_samples``.
         pilot, trials, seed, progress: as for ``tune``.
 
     Raises:
@@ -150,17 +159,22 @@ def tune_solvers(
         SolverError: no known solver gives finite samples within a budget.
     """
     folder = run.folder if folder is None else Path(folder)
-    earlier = load_tuned(folder, class_=class_) if has_tuned(folder, class_) else None
+    score, spec = score_for_class(run.model, class_), clipped_data(run.model.data, clip)
     about = {"pilot": pilot, "trials": trials, "seed": seed, "class": class_, "step": run.step}
+    if clip is not False:
+        score = ClippedScore(score, *spec.model_limits(run.model.device, run.model.dtype))
+        about |= {"clip": clip_range(spec)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TunedOtherwise)  # whatever was chosen before is checked
+        earlier = load_tuned(folder, class_=class_, clip=about.get("clip")) if has_tuned(folder, class_) else None
     about |= {"run": run.identity} if run.identity else {}
 
     def keep(choice: Choice) -> None:
         save_choice(folder, choice, about)
 
-    shape = run.model.data.shape
     return tune(
-        score_for_class(run.model, class_),
-        shape,
+        score,
+        spec.shape,
         budgets,
         pilot=pilot,
         trials=trials,
