@@ -40,7 +40,7 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
     histograms = pixel_histograms(data)
     folder = html.escape(quote(str(run.folder)))
     test_images = read(data.test, slice(36)).values / (spec.levels - 1)
-    blocks = [
+    page = [
         paragraph(
             "A diffusion turns data into noise; a neural network learns the <em>score</em>, the direction in which noisy "
             "data becomes more likely; a solver then follows the diffusion backwards, from noise to new data. Here the "
@@ -114,7 +114,7 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
         "score-sde train --config=digits_subvp --workdir=runs/subvp\n"
         "score-sde train --config=two_moons --workdir=runs/moons</pre>",
     ]
-    write_page(path, "A score-based model of handwritten digits", blocks)
+    write_page(path, "A score-based model of handwritten digits", page)
 
 
 _TITLES = {

@@ -5,6 +5,7 @@ from pathlib import Path
 from shlex import quote
 
 from score_sde.cli.data import class_option, clip_option
+from score_sde.data import DataError, DataWarning
 from score_sde.experiments.sampling import UnknownRange
 from score_sde.run import (
     EditedConfig,
@@ -46,4 +47,7 @@ def hint(error: Exception, options: argparse.Namespace) -> str:
             return f": {tune} --nfe={','.join(map(str, error.budgets))}"
         case UnknownRange():
             return ", --clip=LOW,HIGH"
+        case DataError(remedy=(option, value)) | DataWarning(remedy=(option, value)):
+            of_likelihood = option == "file.key" and getattr(options, "data", None)
+            return f" (--{'key' if of_likelihood else f'config.data.{option}'}={quote(value)})"
     return ""

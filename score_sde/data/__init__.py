@@ -10,7 +10,7 @@ from score_sde.data.moments import Moments, moments
 from score_sde.data.order import EpochOrder
 from score_sde.data.scaling import root_mean_square, standardized, warn_of_fine_structure
 from score_sde.data.source import Batch, DataSource, TensorSource, View, blocks, check_source, read
-from score_sde.data.spec import DataError, DataSpec
+from score_sde.data.spec import DataError, DataSpec, DataWarning
 
 __all__ = [
     "DATASETS",
@@ -19,6 +19,7 @@ __all__ = [
     "DataError",
     "DataSource",
     "DataSpec",
+    "DataWarning",
     "Dataset",
     "EpochOrder",
     "Moments",

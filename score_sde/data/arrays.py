@@ -11,7 +11,7 @@ from torch import Tensor
 from score_sde.data.dataset import Dataset, split
 from score_sde.data.layout import arranged
 from score_sde.data.source import TensorSource
-from score_sde.data.spec import DataError, DataSpec
+from score_sde.data.spec import DataError, DataSpec, DataWarning
 from score_sde.files import DamagedError, ReadError, check_sealed
 
 LARGEST = 1e30
@@ -64,7 +64,7 @@ def array_file(
         spec = DataSpec(event, levels=levels or known, dequantize=dequantize, model_range=model_range)
         spec.check(values, path)
     else:
-        raise DataError(f"{path} holds integers of type {loaded.dtype}: say how many levels, --config.data.file.levels=")
+        raise DataError(f"{path} holds integers of type {loaded.dtype}: say how many levels", remedy=("file.levels", "K"))
     if loaded.dtype == np.uint8 and not levels and 0 < values.max() < 32:
         _warn_of_few_levels(path, int(values.max()))
     indices = _load_classes(path, classes, len(values)) if classes else None
@@ -86,19 +86,16 @@ def _check_floats(values: Tensor, path: str) -> None:
     if largest and not 1 / LARGEST < largest < LARGEST:
         raise DataError(f"{path} holds values up to {largest:.3g}: give them in a unit in which they are nearer to 1")
     if (values[:1000] == values[:1000].round()).all() and (values == values.round()).all():
-        warnings.warn(
+        message = (
             f"{path} holds whole numbers stored as {str(values.dtype)[6:]}, which are taken as continuous: if they are "
-            "integers 0 to K - 1, such as grey values, write --config.data.file.levels=K",
-            stacklevel=3,
+            "integers 0 to K - 1, such as grey values, give levels=K"
         )
+        warnings.warn(DataWarning(message, remedy=("file.levels", "K")), stacklevel=3)
 
 
 def _warn_of_few_levels(path: str, largest: int) -> None:
-    warnings.warn(
-        f"{path} holds 8-bit integers up to {largest} and is taken to have 256 levels: if it has fewer, write "
-        f"--config.data.file.levels={largest + 1}",
-        stacklevel=3,
-    )
+    message = f"{path} holds 8-bit integers up to {largest} and is taken to have 256 levels: if it has fewer, give levels"
+    warnings.warn(DataWarning(message, remedy=("file.levels", str(largest + 1))), stacklevel=3)
 
 
 def _load_classes(path: str, key: str, count: int) -> Tensor:
@@ -150,7 +147,7 @@ def _numbers(path: str, key: str) -> np.ndarray:
 
 def _load(path: str, key: str) -> np.ndarray:
     if not path:
-        raise DataError("no file given: --config.data.file.path=mine.npy")
+        raise DataError("no file given: path is empty", remedy=("file.path", "mine.npy"))
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"{path} is no file" if file.exists() else f"{file.absolute()} not found")
@@ -160,8 +157,8 @@ def _load(path: str, key: str) -> np.ndarray:
             check_sealed(file)  # numpy checks no more of an archive than what it needs of it
             names = loaded.files
             if key not in names and (key or len(names) != 1):
-                how = "choose one by its key, --config.data.file.key= (--key= for a likelihood)"
-                raise DataError(f"{path} holds {', '.join(names) or 'no array'}: {how}")
+                held = f"holds {', '.join(names)}: choose one by its key" if names else "holds no array"
+                raise DataError(f"{path} {held}", remedy=("file.key", names[0]) if names else None)
             loaded = loaded[key or names[0]]
         elif key:
             raise DataError(f"{path} holds one array without a name: leave {key!r} away, or store both in a .npz file")

@@ -81,7 +81,7 @@ def fingerprint(data: Dataset) -> str:
     for source in sources:
         digest.update(f"{(len(source), *data.spec.shape)} {data.spec.levels}".encode())
         for block in blocks(source, "fingerprint"):
-            digest.update(row_bytes(block.values, data.spec.levels))
+            digest.update(row_bytes(block.values, data.spec.levels).data)
     for source in sources:
         digest.update(b"none" if source.classes is None else source.classes.numpy().astype("<i8").tobytes())
     return digest.hexdigest()[:32]

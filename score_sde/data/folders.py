@@ -10,7 +10,7 @@ import torch
 
 from score_sde.data.dataset import Dataset, split
 from score_sde.data.source import TensorSource
-from score_sde.data.spec import DataError, DataSpec
+from score_sde.data.spec import DataError, DataSpec, DataWarning
 from score_sde.data.tree import ENDINGS, Tree, pictures_below
 from score_sde.progress import Progress
 
@@ -61,7 +61,8 @@ def image_folder(
             raise DataError(f"unknown {name} {given!r}; choose one of {', '.join(known)}")
     root = Path(path).expanduser()
     if not path or not root.is_dir():
-        raise DataError(f"{root.absolute() if path else 'no path'} is not a folder: --config.data.folder.path=my_images")
+        message = f"{root.absolute()} is not a folder" if path else "no folder given: path is empty"
+        raise DataError(message, remedy=("folder.path", "my_images"))
     if as_before:
         found = sorted(file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
         tree = Tree(found, [], {}, [])
@@ -89,8 +90,8 @@ def image_folder(
         _tell(root, tree.skipped, notes, grey=channels == 3 and bool((values == values[:, :1]).all()))
     spec = DataSpec(tuple(values.shape[1:]), levels=256, dequantize=dequantize, model_range=model_range)
     number = {name: index for index, name in enumerate(names)}
-    classes = torch.tensor([number[file.parts[0]] for file in files]) if names else None
-    data = split(TensorSource(values, spec, classes), test_fraction, seed, by=held_out_by)
+    indices = torch.tensor([number[file.parts[0]] for file in files]) if names else None
+    data = split(TensorSource(values, spec, indices), test_fraction, seed, by=held_out_by)
     return data._replace(class_names=tuple(names))
 
 
@@ -101,18 +102,20 @@ def _class_names(root: Path, tree: Tree, classes: str) -> list[str]:
     if classes == "none" or (classes == "auto" and len(names) < 2):
         return []
     if not names:
-        raise DataError(f"{root} has no folders with pictures, so there are no classes: --config.data.folder.classes=none")
+        message = f"{root} has no folders with pictures, so there are no classes: give classes=none"
+        raise DataError(message, remedy=("folder.classes", "none"))
     if classes == "auto" and beside:
         raise DataError(
-            f"{len(beside)} pictures ({_some(beside)}) lie beside the folders {_some(names)} in {root}: write "
-            "--config.data.folder.classes=folders to take the folders for classes without those pictures, or =none to take all "
-            "pictures without classes"
+            f"{len(beside)} pictures ({_some(beside)}) lie beside the folders {_some(names)} in {root}: give classes=folders "
+            "to take the folders for classes without those pictures, or classes=none to take all pictures without classes",
+            remedy=("folder.classes", "folders"),
         )
     for first, second in tree.doubles:
         if first.parts[0] != second.parts[0]:
             raise DataError(
-                f"{root / second} leads to the same as {root / first}, in another class: remove one of them, or write "
-                "--config.data.folder.classes=none"
+                f"{root / second} leads to the same as {root / first}, in another class: remove one of them, or give "
+                "classes=none",
+                remedy=("folder.classes", "none"),
             )
     if beside:
         tree.skipped["beside the class folders"] = beside
@@ -126,7 +129,8 @@ def _refuse_other_size(first: np.ndarray, other: np.ndarray, first_file: Path, f
     if other.shape != first.shape:
         raise DataError(
             f"{file} has {other.shape[1]} x {other.shape[0]} pixels, {first_file} has {first.shape[1]} x {first.shape[0]}: "
-            "give --config.data.folder.size= to crop and resize them"
+            "give a size, to which all are cropped and resized",
+            remedy=("folder.size", str(min(first.shape[:2] + other.shape[:2]))),
         )
 
 
@@ -134,10 +138,11 @@ def _tell(root: Path, skipped: Mapping[str, list[Path]], notes: Counter, *, grey
     """Warn once of all that was skipped, and of what was done to pictures."""
     done = [f"{count} {what}" for what, count in notes.items()]
     if grey:
-        done.append("all pictures are grey, and --config.data.folder.channels=1 makes one channel of them")
+        done.append("all pictures are grey, and channels=1 makes one channel of them")
     said = "; ".join(filter(None, [_skipped(skipped).removeprefix("; "), *done]))
     if said:
-        warnings.warn(f"pictures of {root}: {said}", stacklevel=3)
+        remedy = ("folder.channels", "1") if grey else None
+        warnings.warn(DataWarning(f"pictures of {root}: {said}", remedy=remedy), stacklevel=3)
 
 
 def _skipped(skipped: Mapping[str, list[Path]]) -> str:

@@ -32,10 +32,9 @@ def digits(dequantize: bool = True, test_fraction: float = 0.2, seed: int = 0) -
     """scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels with 17 levels."""
     from sklearn.datasets import load_digits
 
-    loaded = load_digits()
-    values = torch.from_numpy(loaded.images).to(torch.uint8)[:, None]
     spec = image_spec("digits", dequantize=dequantize)
-    return split(TensorSource(values, spec, torch.from_numpy(loaded.target)), test_fraction, seed)
+    pixels, digit = map(torch.tensor, load_digits(return_X_y=True))
+    return split(TensorSource(pixels.to(torch.uint8).reshape(-1, *spec.shape), spec, digit), test_fraction, seed)
 
 
 def mnist5k(dequantize: bool = True, test_fraction: float = 0.1, seed: int = 0) -> Dataset:
@@ -60,7 +59,8 @@ def cifar10(
         if not file.is_file():
             raise DataError(
                 f"{file} not found: unpack the binary version of CIFAR-10 (cifar-10-binary.tar.gz) and give the "
-                "folder of its .bin files as --config.data.cifar10.path"
+                "folder of its .bin files as path",
+                remedy=("cifar10.path", "my_folder"),
             )
         raw = np.fromfile(file, dtype=np.uint8)
         if not raw.size or raw.size % 3073:

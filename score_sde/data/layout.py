@@ -21,7 +21,6 @@ from score_sde.data.spec import DataError
 LAYOUTS = ("channels_first", "channels_last", "no_channel")
 """What can be said of stored samples: ``(C, *sides)``, ``(*sides, C)`` or ``(*sides)``."""
 
-OPTION = "--config.data.file.layout="
 FEW = 4
 """As many channels as an axis may have that is taken for them."""
 
@@ -51,27 +50,34 @@ def arranged(values: Tensor, source: str, *, shape: tuple[int, ...] = (), layout
         values = values.unsqueeze(1)
     elif layout == "channels_last":
         if len(event) < 2:
-            raise DataError(f"samples of {source} are vectors of {event[0]} values and have no channels: leave layout away")
+            raise DataError(
+                f"samples of {source} are vectors of {math.prod(event)} values and have no channels: leave layout away"
+            )
         values = values.movedim(-1, 1)
     elif not layout and not shape and not _is_certain(event):
+        ways = _ways(event)
+        choice = ", ".join(f"{name} for {meaning}" for name, meaning in ways.items())
         raise DataError(
-            f"samples of {source} have shape {event}, and which axis holds the channels is not certain: {_choice(event)}"
+            f"samples of {source} have shape {event}, and which axis holds the channels is not certain: give layout, {choice}",
+            remedy=("file.layout", next(iter(ways))),
         )
     found = tuple(values.shape[1:])
     if not shape or found == tuple(shape):
         return values.contiguous()
     if _sides(found) == _sides(shape) or len(_sides(shape)) < 2:
         return values.reshape(len(values), *shape)
+    remedy = None
     if found == (*shape[1:], shape[0]) and layout != "channels_last":
-        how = f"its channels come last: write {OPTION}channels_last"
+        how, remedy = "its channels come last: give layout=channels_last", ("file.layout", "channels_last")
     elif layout and event == tuple(shape):
-        how = f"they have it as they are stored: write {OPTION}channels_first"
+        how, remedy = "they have it as they are stored: give layout=channels_first", ("file.layout", "channels_first")
     else:
         how = "shape may add or remove axes of length 1, flatten, or unflatten; transpose the array for anything else"
     with_layout = f", with layout={layout} {found}" if layout else ""
     raise DataError(
         f"{source} has samples of shape {event}{with_layout}; to reshape them to {tuple(shape)} would mix their values up: "
-        f"{how}"
+        f"{how}",
+        remedy=remedy,
     )
 
 
@@ -89,16 +95,15 @@ def _sides(shape: tuple[int, ...]) -> list[int]:
     return [side for side in shape if side > 1]
 
 
-def _choice(event: tuple[int, ...]) -> str:
-    """What to write, the likeliest first."""
+def _ways(event: tuple[int, ...]) -> dict[str, str]:
+    """The layouts that are possible and what each means, the likeliest first."""
     ways = {
-        "channels_last": f" for {event[-1]} channels in the last axis",
-        "channels_first": f" for {event[0]} channels in the first",
-        "no_channel": " for images or fields without an axis of channels",
+        "channels_last": f"{event[-1]} channels in the last axis",
+        "channels_first": f"{event[0]} channels in the first",
+        "no_channel": "images or fields without an axis of channels",
     }
     likely = "channels_last" if event[-1] <= FEW else "no_channel"
-    ways = {likely: ways[likely], **ways}
-    return f"write {OPTION}" + ", =".join(name + means for name, means in ways.items())
+    return {likely: ways[likely], **ways}
 
 
 def _unflattened(values: Tensor, source: str, shape: tuple[int, ...], layout: str) -> Tensor:
@@ -107,8 +112,9 @@ def _unflattened(values: Tensor, source: str, shape: tuple[int, ...], layout: st
         return values.reshape(len(values), *shape[1:], shape[0]).movedim(-1, 1).contiguous()
     if shape[0] > 1 and layout != "channels_first":
         raise DataError(
-            f"samples of {source} are flat, and {tuple(shape)} has {shape[0]} channels: write {OPTION}channels_first where the "
+            f"samples of {source} are flat, and {tuple(shape)} has {shape[0]} channels: give layout=channels_first where the "
             f"values lie channel by channel, or channels_last where the {shape[0]} values of a point lie beside one another "
-            "(for one channel, let shape begin with 1)"
+            "(for one channel, let shape begin with 1)",
+            remedy=("file.layout", "channels_first"),
         )
     return values.reshape(len(values), *shape)

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from score_sde.data.spec import DataError
 
@@ -54,7 +54,7 @@ def read_picture(
         raise DataError(f"{file} is not a readable image: {error}") from error
     if _may_be_transparent(image):
         rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema()[0] < 255:
+        if np.asarray(rgba.getchannel("A")).min() < 255:
             notes[f"have transparent parts, which are drawn over {background}"] += 1
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, BACKGROUNDS[background]), rgba)
     image = image.convert("RGB")  # palettes too: their entries are colours
@@ -82,7 +82,7 @@ def read_as_before(file: Path, *, channels: int, size: int = 0) -> np.ndarray:
     return np.asarray(image)
 
 
-def _refuse_other_modes(image: Image.Image, file: Path) -> None:
+def _refuse_other_modes(image: ImageFile.ImageFile, file: Path) -> None:
     # Pillow cuts 16-bit colour to 8, and only its names for what is stored tell; BGR;16 has 16 bits for all three
     raw = " ".join(str(tile[3]) for tile in image.tile)
     if image.mode[0] in "IF" or re.search(r"(?<!BGR);(1[0-9]|32|64)", raw):

@@ -146,7 +146,9 @@ class View:
     def batch(self, rows: Tensor) -> Batch:
         check_rows(rows, len(self))
         found = self.source.batch(rows if self.rows is None else self.rows[rows])
-        return found if self.renumbered is None else found._replace(cond=self.renumbered[found.cond])
+        if self.renumbered is None or not isinstance(found.cond, Tensor):
+            return found
+        return found._replace(cond=self.renumbered[found.cond])
 
 
 def check_source(source: DataSource, name: str = "the data") -> None:

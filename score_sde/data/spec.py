@@ -27,7 +27,23 @@ from score_sde.inputs import require_finite, whole
 
 
 class DataError(ValueError):
-    """The data cannot be used as it is; the message says why and what to do."""
+    """The data cannot be used as it is; the message says why and what to do.
+
+    ``remedy`` is an option of a data set with a value that may mend it, as ``("file.layout", "channels_last")``; None where
+    there is no such option.
+    """
+
+    def __init__(self, message: str, *, remedy: tuple[str, str] | None = None):
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class DataWarning(UserWarning):
+    """The data can be used, but may not be what is meant; ``remedy`` is as that of a ``DataError``."""
+
+    def __init__(self, message: str, *, remedy: tuple[str, str] | None = None):
+        super().__init__(message)
+        self.remedy = remedy
 
 
 @lru_cache(maxsize=64)
@@ -145,7 +161,13 @@ class DataSpec:
         return self.scale(integers + uniform if self.dequantize else integers + uniform - 0.5)
 
     def quantized(self, x: Tensor) -> Tensor:
-        """Model coordinates to the integers in whose bins they lie; what is outside goes to the nearest."""
+        """Model coordinates to the integers in whose bins they lie; what is outside goes to the nearest.
+
+        Raises:
+            ValueError: the data is continuous.
+        """
+        if self.levels is None:
+            raise ValueError("continuous data has no bins")
         values = self.unscale(x)
         values = values.floor() if self.dequantize else values.round()
         return values.clamp(0, self.levels - 1).long()

@@ -13,3 +13,8 @@ def every(source: DataSource) -> torch.Tensor:
 def continuous(values: torch.Tensor) -> TensorSource:
     """Continuous data whose scaling is not measured yet."""
     return TensorSource(values, DataSpec(tuple(values.shape[1:])))
+
+
+def sorted_rows(values: torch.Tensor) -> list[tuple]:
+    """The samples of a tensor, whatever their order."""
+    return sorted(map(tuple, values.flatten(1).tolist()))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from score_sde.data import DataError, image_folder
-from tests.data.reading import every
+from score_sde.data import DataError, DataSpec, DataWarning, image_folder
+from tests.data.reading import every, sorted_rows
 
 
 def pictures(folder, count=4, *, grey=0, size=(4, 4), ending="png"):
@@ -297,8 +297,9 @@ def test_a_phones_picture_with_a_preview_is_its_first(tmp_path):
 
 def test_grey_pictures_in_three_channels_are_said(tmp_path):
     pictures(tmp_path)
-    with pytest.warns(UserWarning, match=r"all pictures are grey, and --config.data.folder.channels=1"):
+    with pytest.warns(DataWarning, match=r"all pictures are grey, and channels=1 makes one channel of them") as told:
         image_folder(str(tmp_path), test_fraction=0.5)
+    assert told[0].message.remedy == ("folder.channels", "1")
 
 
 def deep_colour(path):
@@ -389,3 +390,79 @@ def test_a_folder_that_is_hidden_itself_and_one_in_the_home(tmp_path, monkeypatc
     pictures(tmp_path / ".pictures")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert greys(read("~/.pictures")) == [0, 1, 2, 3]
+
+
+def test_image_folder_reads_every_pixel(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 6, 3), dtype=np.uint8)
+    (tmp_path / "below").mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / ("below" if i % 2 else "") / f"{i}.{'PNG' if i % 3 else 'png'}")
+    (tmp_path / "notes.txt").write_text("not an image")
+    data = image_folder(str(tmp_path))
+    assert len(data.train) + len(data.test) == 10
+    assert data.spec == DataSpec((3, 4, 6), levels=256)
+    assert sorted_rows(torch.cat([every(data.train), every(data.test)])) == sorted_rows(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    )
+
+
+def test_grey_images(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 6), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    data = image_folder(str(tmp_path), channels=1)
+    assert data.spec.shape == (1, 4, 6)
+    assert sorted_rows(torch.cat([every(data.train), every(data.test)])) == sorted_rows(torch.from_numpy(pixels))
+    colour = image_folder(str(tmp_path), channels=3)
+    assert sorted_rows(torch.cat([every(colour.train), every(colour.test)])) == sorted_rows(
+        torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1)
+    )
+
+
+def test_images_of_mixed_sizes_need_size(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (20 + 4 * i, 12), (10, 200, 30)).save(tmp_path / f"{i}.png")
+    hint = r"1.png has 24 x 12 pixels, .*0.png has 20 x 12: give a size"
+    with pytest.raises(DataError, match=hint) as refused:
+        image_folder(str(tmp_path), test_fraction=0.5)
+    assert refused.value.remedy == ("folder.size", "12")
+    data = image_folder(str(tmp_path), size=6, test_fraction=0.5)
+    assert data.spec.shape == (3, 6, 6)
+    assert (every(data.train) == torch.tensor([10, 200, 30]).reshape(3, 1, 1)).all()
+
+
+def test_size_crops_to_the_centre(tmp_path):
+    for i in range(4):
+        wide = np.zeros((8, 24), np.uint8)
+        wide[:, 8:16] = 77  # the centred square
+        wide[:, :8] = 255
+        Image.fromarray(wide if i % 2 else wide.T).save(tmp_path / f"{i}.png")
+    data = image_folder(str(tmp_path), size=4, channels=1, test_fraction=0.5)
+    assert (torch.cat([every(data.train), every(data.test)]) == 77).all()
+
+
+def test_unreadable_and_deep_images_are_refused(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"a.png is not a readable image"):
+        image_folder(str(tmp_path / "text"))
+    (tmp_path / "cut").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    (tmp_path / "cut" / "a.png").write_bytes((tmp_path / "whole.png").read_bytes()[:400])
+    with pytest.raises(DataError, match=r"a.png is not a readable image"):
+        image_folder(str(tmp_path / "cut"))
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(tmp_path / "deep" / "a.png")
+    with pytest.raises(DataError, match="more than 8 bits"):
+        image_folder(str(tmp_path / "deep"), channels=1)
+
+
+def test_folders_without_images_are_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no image"):
+        image_folder(str(tmp_path))
+    for path in ("", str(tmp_path / "nowhere")):
+        with pytest.raises(DataError, match=r"is not a folder|path is empty"):
+            image_folder(path)
+    with pytest.raises(DataError, match="channels must be 1 or 3, got 4"):
+        image_folder(str(tmp_path), channels=4)

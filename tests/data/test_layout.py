@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from score_sde.cli import main
-from score_sde.data import DataError, array_file, load_array
+from score_sde.data import DataError, DataWarning, array_file, load_array
 from score_sde.data.layout import LAYOUTS, arranged
 from score_sde.run import build_data, load_config
 from tests.data.reading import every
@@ -57,7 +57,10 @@ def test_certain_axes_are_taken_as_they_are(event):
 def test_what_could_mean_two_things_is_refused_with_what_to_write(event):
     with pytest.raises(DataError, match=r"which axis holds the channels is not certain") as refused:
         arranged(counted(*event), "mine.npy")
-    assert all(name in str(refused.value) for name in ("mine.npy", "--config.data.file.layout=", *LAYOUTS))
+    assert all(name in str(refused.value) for name in ("mine.npy", *LAYOUTS))
+    option, layout = refused.value.remedy
+    assert option == "file.layout"
+    arranged(counted(*event), "mine.npy", layout=layout)  # is taken
 
 
 def test_each_layout_is_what_it_says():
@@ -95,7 +98,7 @@ def test_a_shape_that_keeps_the_order_of_the_values_is_taken(event, shape):
 @pytest.mark.parametrize(
     ("event", "shape", "message"),
     [
-        ((16, 16, 3), (3, 16, 16), "its channels come last: write --config.data.file.layout=channels_last"),
+        ((16, 16, 3), (3, 16, 16), "its channels come last: give layout=channels_last"),
         ((1, 16, 16, 3), (3, 16, 16), "would mix their values up"),
         ((12, 7), (7, 12), "its channels come last"),
         ((16, 20), (20, 16), "would mix their values up"),
@@ -105,7 +108,7 @@ def test_a_shape_that_keeps_the_order_of_the_values_is_taken(event, shape):
         (
             (768,),
             (3, 16, 16),
-            "samples of mine are flat, and .* has 3 channels: write --config.data.file.layout=channels_first",
+            "samples of mine are flat, and .* has 3 channels: give layout=channels_first",
         ),
         ((768,), (16, 48), "has 16 channels"),
         ((768,), (1, 28, 28), "which does not fill"),
@@ -125,7 +128,7 @@ def test_channels_last_and_a_shape_go_together():
     for stored in (values, values.flatten(1)):
         assert torch.equal(arranged(stored, "mine", shape=(3, 16, 20), layout="channels_last"), wanted)
     assert torch.equal(arranged(wanted.flatten(1), "mine", shape=(3, 16, 20), layout="channels_first"), wanted)
-    with pytest.raises(DataError, match=r"as they are stored: write --config.data.file.layout=channels_first"):
+    with pytest.raises(DataError, match=r"as they are stored: give layout=channels_first"):
         arranged(wanted, "mine", shape=(3, 16, 20), layout="channels_last")
 
 
@@ -156,16 +159,17 @@ def test_masks_have_two_levels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("array", "message"),
+    ("array", "message", "levels"),
     [
-        (np.arange(60, dtype=np.float32).reshape(30, 2), "whole numbers stored as float32, which are taken as continuous"),
-        (np.arange(60, dtype=np.uint8).reshape(30, 2) % 17, r"8-bit integers up to 16 .* write --config.data.file.levels=17"),
+        (np.arange(60, dtype=np.float32).reshape(30, 2), "whole numbers stored as float32, which are taken as continuous", "K"),
+        (np.arange(60, dtype=np.uint8).reshape(30, 2) % 17, r"8-bit integers up to 16 .* give levels", "17"),
     ],
 )
-def test_what_may_be_meant_otherwise_is_said(tmp_path, array, message):
+def test_what_may_be_meant_otherwise_is_said(tmp_path, array, message, levels):
     np.save(tmp_path / "a.npy", array)
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(DataWarning, match=message) as told:
         array_file(str(tmp_path / "a.npy"))
+    assert told[0].message.remedy == ("file.levels", levels)
 
 
 def test_a_likelihood_takes_a_file_by_the_same_rule(tmp_path, capsys):
@@ -193,7 +197,7 @@ def test_a_likelihood_takes_a_file_by_the_same_rule(tmp_path, capsys):
     assert main([*score, f"--data={path}", "--config.data.file.layout=channels_first"]) == 2
     assert "its channels come last" in capsys.readouterr().err
     assert main([*score, f"--data={first_path}"]) == 2
-    assert "write --config.data.file.layout=channels_first" in capsys.readouterr().err
+    assert "--config.data.file.layout=channels_first" in capsys.readouterr().err
 
 
 def test_an_old_run_reads_its_file_as_before(tmp_path):
