@@ -2,9 +2,10 @@
 
 from score_sde.likelihood.bayes import class_posterior
 from score_sde.likelihood.bits import bits_per_dim, prior_mismatch
+from score_sde.likelihood.chain import VARIANCES, discrete_bound
+from score_sde.likelihood.continuous import continuous_bound
 from score_sde.likelihood.dequantization import DEQUANTIZATIONS
 from score_sde.likelihood.dual_weighted import DualWeighted
-from score_sde.likelihood.elbo import VARIANCES, continuous_bound, discrete_bound
 from score_sde.likelihood.ode import LogLikelihood, log_likelihood
 from score_sde.likelihood.record import BitsPerDim, VariationalBound
 from score_sde.likelihood.sampling import ScoredSample, sample_with_log_prob

@@ -48,9 +48,11 @@ def class_posterior(
     weights = torch.ones(len(conditions)) if prior is None else torch.as_tensor(prior, dtype=torch.float64)
     if weights.shape != (len(conditions),) or (weights < 0).any() or not 0 < weights.sum() < torch.inf:
         raise ValueError(f"prior must be {len(conditions)} numbers that are not negative, not all zero")
-    how = {"solver": solver, "divergence": divergence, "seed": seed, "first": first, "progress": progress}
     columns = []
     for condition in conditions.to(x.device):
         cond = condition.expand(len(x), *condition.shape)
-        columns.append(log_likelihood(score, x, cond=cond, **how).log_prob.double())
+        found = log_likelihood(
+            score, x, solver=solver, divergence=divergence, cond=cond, seed=seed, first=first, progress=progress
+        )
+        columns.append(found.log_prob.double())
     return (torch.stack(columns, 1) + weights.double().log().to(x.device)).log_softmax(1)

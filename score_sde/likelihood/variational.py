@@ -147,8 +147,8 @@ def bound(
     u, log_q = flow.warp(integers, uniform)
     x = flow.spec.dequantized(integers.double(), u)
     point = x.detach().to(dtype).requires_grad_()
-    how = {"solver": solver, "divergence": divergence, "seed": seed, "differentiable": True}
-    log_p = log_likelihood(model, point, cond=cond, **how).log_prob
+    found = log_likelihood(model, point, solver=solver, divergence=divergence, cond=cond, seed=seed, differentiable=True)
+    log_p = found.log_prob
     (gradient,) = torch.autograd.grad(log_p.sum(), point)
     change = sum_event(gradient.double() * x)
     return log_q - flow.spec.log_det - log_p.detach().double() - (change - change.detach())

@@ -46,14 +46,14 @@ def test_it_beats_known_solvers_on_latents_it_has_not_seen(tuned):
 
 
 def test_what_it_says_of_itself_is_measured(tuned):
-    """On other latents the quantiles and the root mean square are about what it says."""
+    """On other latents the quantiles and the root mean square are about what it says; the worst of 400 are worse than of 32."""
     score, solver = tuned
     sde = score.sde
     x = sde.prior_noise(torch.randn(400, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(8)))
     exact = ProbabilityFlow(method="dopri8", rtol=1e-9, atol=1e-9).solve(score, x, sde.T, sde.t_min)
     for choice in solver.choices:
-        assert choice.error == pytest.approx(error(choice.solver, score, x, exact), rel=1.0)
-        assert choice.standard == pytest.approx(error(choice.rival, score, x, exact), rel=1.0)
+        assert 1 / 3 < choice.error / error(choice.solver, score, x, exact) < 1.2
+        assert 1 / 3 < choice.standard / error(choice.rival, score, x, exact) < 1.2
         for found, told in ((choice.solver, choice.quantiles), (choice.rival, choice.standard_quantiles)):
             x_0 = found.solve(score, x, sde.T, sde.t_min)
             of_samples = (x_0 - exact).square().mean(1).sqrt().numpy()

@@ -3,11 +3,17 @@
 import pytest
 import torch
 
-from score_sde import VESDE, VPSDE, Hutchinson, ProbabilityFlow, class_posterior
+from score_sde import VESDE, VPSDE, GaussianMixture, Hutchinson, ProbabilityFlow, class_posterior
 from score_sde.likelihood import DualWeighted
 from tests.oracles import Recorder, mixture
 
 FINE = DualWeighted(steps=96, tolerance=1e-3)
+
+
+def component(truth, k):
+    """A single component as a mixture of its own."""
+    covariance = truth.basis[k] @ truth.variances[k].diag() @ truth.basis[k].mT
+    return GaussianMixture(truth.means[k].reshape(1, *truth.event), (covariance + covariance.mT)[None] / 2)
 
 
 @pytest.mark.parametrize("event", [(2,), (1, 2, 2)], ids=str)
@@ -17,8 +23,8 @@ def test_posterior_of_the_components_of_a_mixture(sde, event):
     truth = mixture(event)
     truth.means.mul_(0.3)  # so that its components overlap
     score, x = truth.score(sde), truth.sample(32, seed=1)
-    t = sde.t_min
-    expected = truth._terms(x, sde.alpha(t), sde.sigma(t))[0].log_softmax(1)
+    logs = [component(truth, k).score(sde).log_prob(x, sde.t_min) + truth.weights[k].log() for k in range(3)]
+    expected = torch.stack(logs, 1).log_softmax(1)
     found = class_posterior(score, x, 3, prior=truth.weights, solver=FINE, divergence="exact")
     assert found.exp().sum(1).tolist() == pytest.approx([1.0] * 32)
     near = expected > -8  # far below, the prior at T decides: the components' means are not quite forgotten there

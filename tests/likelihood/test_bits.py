@@ -10,8 +10,6 @@ import torch
 from score_sde import VESDE, VPSDE, DataSpec, GaussianMixture, Hutchinson, ProbabilityFlow, SolverError, bits_per_dim
 from score_sde.data import DataError
 from score_sde.likelihood import DualWeighted
-from score_sde.likelihood.accuracy import choose_solver, enough_probes
-from score_sde.likelihood.evaluation import Estimator, Values
 from score_sde.solvers.time_grids import ExplicitGrid
 from score_sde.tensors import SampleNoise
 from tests.oracles import DoubleWellSDE, mixture
@@ -238,41 +236,6 @@ def test_a_target_out_of_reach_is_a_named_error():
     single, x = mixture((8,), torch.float32).score(VPSDE()), mixture((8,)).sample(8, seed=4)
     with pytest.raises(SolverError, match=r"1e-09 bits/dim is out of reach: with [0-9]+ steps"):
         bits_per_dim(single, x.float(), data=DataSpec((8,)), divergence="exact", target_error=1e-9)
-
-
-def test_a_pilot_that_converges_slowly_is_not_given_up():
-    """Changes of 1, 0.6 and 0.4: each more than half of the one before, but the last is small enough."""
-    biases = {48: 2.0, 96: 1.0, 192: 0.4, 384: 0.0}
-
-    def pilot(solver):
-        numbers = torch.full((8,), 1.0, dtype=torch.float64)
-        return Values(biases.get(solver.steps, 0.5) * numbers, None, solver.steps * numbers, numbers)
-
-    assert choose_solver(pilot, 0.9).steps == 12
-    with pytest.raises(SolverError, match="out of reach: with 384 steps"):
-        choose_solver(pilot, 0.7)
-
-
-def test_added_probes_count_by_their_number():
-    """2 probes that say 1 and k more that say 2, of the same quality: the mean over all, and the variance of that mean."""
-    estimator = Estimator(mixture().score(VPSDE()), DataSpec((100,)), None, 1, False, Hutchinson(2), DualWeighted(), 0, 0)
-    ones = torch.ones(4, dtype=torch.float64)
-    asked = []
-
-    def again(changed):
-        asked.append(changed)
-        return Values(2 * ones, 0.06 / changed.divergence.probes * ones, 30 * ones, 30 * changed.divergence.probes * ones)
-
-    start = Values(ones, 0.03 * ones, 30 * ones, 60 * ones)
-    used, found, variance = enough_probes(estimator, start, 0.03, again, 0.05)
-    (more,) = (changed.divergence.probes for changed in asked)
-    assert asked[0].probe_seed != estimator.probe_seed
-    assert used.divergence == Hutchinson(2 + more)
-    torch.testing.assert_close(found.bits, (2 + 2 * more) / (2 + more) * ones)
-    assert variance == pytest.approx(0.06 / (2 + more))
-    assert variance <= 4 * 0.05**2
-    assert found.nfe[0] == 60
-    assert found.vjps[0] == 30 * (2 + more)
 
 
 def test_probes_are_added_to_hutch_plus_plus_as_well():

@@ -1,0 +1,157 @@
+r"""Variational bounds on the negative log-likelihood of integers: what they have in common.
+
+An integer stands at the centre x0 of its bin. With x_T the last state of a chain, or of a process, that starts from it,
+
+    -log P(x0)  <=  KL(q(x_T | x0) || prior) + diffusion - log p(x0 | x_1),
+
+in expectation over q. The prior is N(0, sigma_T^2 I), so that the first term is alpha_T^2 / (2 sigma_T^2) ||x0||^2. The other
+two differ between a chain of steps (``chain``) and continuous time (``continuous``). Both need what the score misses at noisy
+states x_t = alpha x0 + sigma epsilon: with e = epsilon + sigma score, the error of the denoised x0 is -(sigma / alpha) e.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from score_sde.data import DataSpec
+from score_sde.inputs import whole
+from score_sde.likelihood.evaluation import spec_of
+from score_sde.likelihood.record import VariationalBound
+from score_sde.progress import Progress
+from score_sde.score import Counter, Score, counted, innermost
+from score_sde.solvers.base import SolverError
+from score_sde.tensors import SampleNoise, batch_time, expand, sum_event
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples with their random numbers: integers and the centres x0 of their bins, ``(B, *D)``."""
+
+    score: Score
+    counter: Counter
+    data: DataSpec
+    integers: Tensor
+    x0: Tensor
+    cond: Tensor | None
+    noise: SampleNoise
+    uniform: SampleNoise
+
+    def stratified(self) -> Tensor:
+        """One number at random in each of as many equal parts of [0, 1] as there are times, ``(B, times)``, float64."""
+        u = self.uniform.uniform()
+        return (torch.arange(u.shape[1], dtype=u.dtype) + u) / u.shape[1]
+
+    def error(self, t: Tensor, v: float | None = 0.0) -> tuple[Tensor, Tensor | float]:
+        """epsilon + sigma score at a draw of x_t, ``(B, *D)`` in float64, and v, taken from the model where it is None."""
+        sde, epsilon = self.score.sde, self.noise.normal()
+        sigma = expand(sde.sigma(t).to(self.x0), epsilon)
+        x = expand(sde.alpha(t).to(self.x0), epsilon) * self.x0 + sigma * epsilon
+        time = batch_time(t, x)
+        if v is None:
+            self.counter.nfe += 1
+            score, v = self.score.score_and_variance(x, time, self.cond)
+            v = v.double()
+        else:
+            score = counted(self.score, self.counter)(x, time, self.cond)
+        error = (epsilon + sigma * score).double()
+        finite = sum_event(error + v).isfinite()
+        if not finite.all():
+            raise SolverError(
+                f"the bound is not finite at t = {time[~finite][0].item():.3g}: the score returned NaN or infinite values "
+                "there; check the model at this time"
+            )
+        return error, v
+
+
+def centres(integers: Tensor, data: DataSpec) -> Tensor:
+    """The centres of the bins in model coordinates, float64: where the model sees the integers."""
+    return data.dequantized(integers.double(), 0.5)
+
+
+Terms = Callable[[Batch], tuple[Tensor, Tensor]]
+"""A draw of the diffusion and of the reconstruction of a batch, in nats, ``(B,)`` each."""
+
+
+def estimate_bound(
+    model: Score,
+    values: Tensor,
+    terms: Terms,
+    *,
+    bound: str,
+    steps: int | None,
+    variance: str | None,
+    times: int,
+    draws: int,
+    t_min: float,
+    T: float,
+    data: DataSpec | None,
+    cond: Tensor | None,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+) -> VariationalBound:
+    """The bound on ``values``, each sample once; the arguments are those of the record and of the bound that asks for it.
+
+    Args:
+        terms: of a batch, called ``draws`` times, with ``times`` times for each sample.
+    """
+    sde, inner = model.sde, innermost(model)
+    spec = spec_of(model, data)
+    if spec.levels is None:
+        raise ValueError("the data is continuous, and these bounds are for integers: use bits_per_dim or log_likelihood")
+    whole("batch_size", batch_size, 1)
+    whole("draws", draws, 1)
+    spec.check(values)
+    if cond is not None and len(cond) != len(values):
+        raise ValueError(f"cond must hold one condition for each of {len(values)} samples, got {len(cond)}")
+    dtype = torch.promote_types(getattr(inner, "dtype", torch.get_default_dtype()), torch.float32)
+    device = getattr(inner, "device", "cpu")
+    snr, counter, nfe, parts = float(sde.log_snr(T).exp()), Counter(), 0.0, []
+    conditions = [None] * math.ceil(len(values) / batch_size) if cond is None else cond.split(batch_size)
+    chunks = values.split(batch_size)
+    with torch.no_grad(), Progress("bound", len(chunks), unit="batch", shown=progress) as bar:
+        for i, (chunk, condition) in enumerate(zip(chunks, conditions, strict=True)):
+            first = i * batch_size
+            noise = SampleNoise(seed, chunk.shape, first=first, purpose="bound", device=device, dtype=dtype)
+            shape = (len(chunk), times)
+            uniform = SampleNoise(seed, shape, first=first, purpose="bound times", dtype=torch.float64)
+            integers = chunk.to(device).double()
+            x0 = centres(integers, spec)
+            batch = Batch(model, counter, spec, integers, x0.to(dtype), condition, noise, uniform)
+            before = counter.nfe
+            drawn = torch.stack([torch.stack(terms(batch)) for _ in range(draws)])
+            nfe += (counter.nfe - before) * len(chunk) / len(values)
+            prior = (snr / 2 * sum_event(x0**2)).expand(draws, 1, -1)
+            parts.append(torch.cat([prior, drawn], dim=1).cpu())
+            bar.update()
+    bits = torch.cat(parts, dim=2) / (spec.dim * math.log(2))  # (draw, term, sample)
+    totals = bits.sum(1)
+    single = totals.mean(0)
+    errors = totals.std(0) / math.sqrt(draws) if draws > 1 else None
+    prior, diffusion, reconstruction = bits.mean((0, 2)).tolist()
+    return VariationalBound(
+        mean=single.mean().item(),
+        stderr=(single.std() / math.sqrt(len(single))).item() if len(single) > 1 else math.nan,
+        prior=prior,
+        diffusion=diffusion,
+        reconstruction=reconstruction,
+        monte_carlo=None if errors is None else (errors.square().sum().sqrt() / len(single)).item(),
+        samples=len(single),
+        dim=spec.dim,
+        levels=spec.levels,
+        nfe=nfe,
+        per_sample=tuple(single.tolist()),
+        per_sample_stderr=None if errors is None else tuple(errors.tolist()),
+        bound=bound,
+        steps=steps,
+        variance=variance,
+        times=times,
+        draws=draws,
+        t_min=t_min,
+        T=T,
+        seed=seed,
+        batch_size=batch_size,
+    )
