@@ -123,16 +123,18 @@ def check_training_state(state: dict[str, Any], path: Path) -> None:
     missing = {"model", "ema", "ema_updates", "optimizer", "pending", "seconds"} - set(state)
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: it is not a checkpoint of a training run")
-    seconds, pending = state["seconds"], state["pending"]
+    seconds, pending, learned = state["seconds"], state["pending"], state.get("objective", {})  # 0.1.0 wrote none
     sound = {
         "ema_updates": type(state["ema_updates"]) is int and state["ema_updates"] == state["step"],
         "seconds": type(seconds) in (int, float) and math.isfinite(seconds) and seconds >= 0,
         "pending": isinstance(pending, Tensor)
         and pending.is_floating_point()
         and pending.ndim == 2
-        and pending.shape[1] == 2
+        and pending.shape[1] >= 2
         and len(pending) <= state["step"]
         and bool(pending.isfinite().all()),
+        "objective": isinstance(learned, dict)
+        and all(isinstance(value, Tensor) and bool(value.isfinite().all()) for value in learned.values()),
     }
     for name, is_sound in sound.items():
         if not is_sound:

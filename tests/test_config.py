@@ -24,7 +24,7 @@ from score_sde.run import build_model, build_objective, build_solver
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS
 from score_sde.tables import build
-from score_sde.trainer import TrainingOptions
+from score_sde.training import TrainingOptions
 
 TABLES = {"data": DATASETS, "sde": SDES, "network": NETWORKS, "solver": SOLVERS}
 SHAPES = {"two_moons": (2,), "digits": (1, 8, 8), "mnist5k": (1, 28, 28), "cifar10": (3, 32, 32)}

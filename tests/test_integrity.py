@@ -27,10 +27,11 @@ from score_sde import load
 from score_sde.cli import main
 from score_sde.data import DataError, DataSpec, Moments, load_array
 from score_sde.files import DamagedError, read_json, read_metadata, read_metrics, read_npz
+from score_sde.objectives import DenoisingScoreMatching
 from score_sde.run import build_data, load_config, load_identity, load_moments, load_tuned, save_choice, save_model
 from score_sde.solvers import DDIM, UniPC
 from score_sde.solvers.tuned import Choice
-from score_sde.trainer import Trainer, TrainingOptions
+from score_sde.training import STANDARD_HOOKS, Trainer, TrainingOptions, resume
 
 TINY = (
     "--config.network.mlp.width=8",
@@ -95,7 +96,9 @@ def resumed(folder) -> Trainer:
     config, _ = load_config(folder)
     data = build_data(config)
     options = TrainingOptions(**{**config["training"], "steps": 8})
-    return Trainer(load(folder).model.requires_grad_(True), data, folder, options, identity=load_identity(folder))
+    model = load(folder).model.requires_grad_(True)
+    state = resume(folder, model, DenoisingScoreMatching(), options, identity=load_identity(folder))
+    return Trainer(state, data, folder, options, hooks=STANDARD_HOOKS)
 
 
 def what_is_read(folder: Path, name: str):
@@ -104,11 +107,9 @@ def what_is_read(folder: Path, name: str):
     if path.suffix == ".pt":
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # no other checkpoint is used instead
-            found, trainer = load(folder), resumed(folder)
-        state = [trainer.step, trainer.seconds, trainer.ema.updates, torch.stack(trainer.pending) if trainer.pending else None]
-        parts = (trainer.model, trainer.ema.model, trainer.optimizer)
-        state += [part.state_dict() for part in parts]
-        return described([found.model.state_dict(), found.step, state])
+            found, state = load(folder), resumed(folder).state
+        learned = {key: value for key, value in state.to_save().items() if key != "run"}
+        return described([found.model.state_dict(), found.step, state.step, learned])
     if name == "config.json":
         return described([*load_config(folder), load_identity(folder)])
     if name == "model.safetensors":

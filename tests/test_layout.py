@@ -23,7 +23,7 @@ ROWS = [
     ["exact", "objectives", "guidance", "solvers", "ema", "checkpoint"],
     ["likelihood", "metrics", "inverse"],
     ["run"],
-    ["trainer", "experiments", "interop", "report"],
+    ["training", "experiments", "interop", "report"],
     ["config", "demo"],
     ["cli"],
     ["__main__"],

@@ -38,7 +38,7 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
     from score_sde.config import ConfigError, default_config, in_full
     from score_sde.solvers import SolverError
     from score_sde.tensors import ran_out_of_memory
-    from score_sde.trainer import TrainingError
+    from score_sde.training import TrainingError
 
     try:
         if overrides and not options.configured:

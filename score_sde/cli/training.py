@@ -39,7 +39,7 @@ from score_sde.run import (
     save_config,
     save_moments,
 )
-from score_sde.trainer import Trainer, TrainingOptions
+from score_sde.training import STANDARD_HOOKS, Trainer, TrainingOptions, resume
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -92,19 +92,19 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     pretrained = (folder / WEIGHTS).exists()
     identity = load_identity(folder, accept_edited_config=edited)
     objective = build_objective(plain)
-    how = {"seed": plain["seed"], "device": device, "pretrained": pretrained, "identity": identity}
-    trainer = Trainer(model, data, folder, training, objective, **how)
+    state = resume(folder, model, objective, training, device=device, pretrained=pretrained, identity=identity)
+    trainer = Trainer(state, data, folder, training, objective, hooks=STANDARD_HOOKS, seed=plain["seed"])
     if resumed:
         saved = from_saved(load_config(folder, accept_edited_config=edited)[0]).to_dict()
-        _refuse_idle_training(folder, trainer.step, plain, saved)
-    trainer.identity = trainer.identity or new_identity()
+        _refuse_idle_training(folder, state.step, plain, saved)
+    state.identity = state.identity or new_identity()
     known = KnownData(fingerprint(data), data.class_names)
-    save_config(folder, plain, data.spec, identity=trainer.identity, known_data=known)
-    if not resumed or not has_moments(folder, identity=trainer.identity):
-        save_moments(folder, moments(data.train), identity=trainer.identity)
+    save_config(folder, plain, data.spec, identity=state.identity, known_data=known)
+    if not resumed or not has_moments(folder, identity=state.identity):
+        save_moments(folder, moments(data.train), identity=state.identity)
     print(_summary(config, data, model, device))
-    if trainer.step:
-        print(f"continuing {folder} from step {trainer.step} of {training.steps}")
+    if state.step:
+        print(f"continuing {folder} from step {state.step} of {training.steps}")
         if begun := load_begun(folder, accept_edited_config=edited):
             print(f"an earlier version trained it to step {begun.steps}: since then random numbers are drawn in another way")
     stopped = trainer.train(progress=not options.quiet)
@@ -114,7 +114,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         return 128 + stopped
     drawn = any((folder / "samples").glob("step_*.png"))
     pictures = f"; its pictures are in {folder / 'samples'}" if drawn else ""
-    print(f"{folder} is trained for {trainer.step} steps{pictures}")
+    print(f"{folder} is trained for {state.step} steps{pictures}")
     print(f"next:  score-sde sample --workdir={quoted}   or   score-sde likelihood --workdir={quoted}")
     return 0
 

@@ -14,7 +14,7 @@ from score_sde.objectives import OBJECTIVES
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS
 from score_sde.tables import options_of, section
-from score_sde.trainer import TrainingOptions
+from score_sde.training import TrainingOptions
 
 
 class ConfigError(ValueError):

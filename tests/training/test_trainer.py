@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -19,9 +19,9 @@ from score_sde.data import Batch, Dataset, TensorSource, moments, read, two_moon
 from score_sde.draws import Draws
 from score_sde.ema import EMA
 from score_sde.networks import MLP, UNet
-from score_sde.objectives import DenoisingScoreMatching
+from score_sde.objectives import DenoisingScoreMatching, Terms
 from score_sde.tensors import generator
-from score_sde.trainer import Trainer, TrainingError, TrainingOptions
+from score_sde.training import STANDARD_HOOKS, Log, Trainer, TrainingError, TrainingOptions, TrainStep, held_out_loss, resume
 
 OPTIONS = TrainingOptions(steps=12, batch_size=16, log_every=4, sample_every=6, checkpoint_every=5, warmup=2)
 
@@ -32,8 +32,53 @@ def build(folder, options=OPTIONS, *, dropout=0.2, seed=0, samples=100, width=16
     model = ScoreModel(
         MLP((2,), width=width, depth=2, dropout=dropout), VPSDE(), data.spec, parameterization="edm", time_input="edm"
     )
+    return trainer_of(model, data, folder, options, seed=seed)
+
+
+def trainer_of(model, data, folder, options, objective=DenoisingScoreMatching(), *, pretrained=False, seed=0):
+    """The training that goes on in a folder, or begins there."""
     folder.mkdir(exist_ok=True)
-    return Trainer(model, data, folder, options, seed=seed)
+    state = resume(folder, model, objective, options, pretrained=pretrained)
+    return Trainer(state, data, folder, options, objective, hooks=STANDARD_HOOKS, seed=seed)
+
+
+def take_steps(trainer, count=1):
+    """Take steps, each on the first samples of the data, without what is done between them."""
+    for _ in range(count):
+        trainer.take(trainer.state, trainer.data.train.batch(torch.arange(trainer.options.batch_size)))
+
+
+def in_each_step(trainer, act):
+    """Have ``act(state)`` done in each step, when it is taken and nothing else is done yet."""
+
+    class Acting(TrainStep):
+        def __call__(self, state, batch):
+            super().__call__(state, batch)
+            act(state)
+
+    trainer.take = Acting(trainer.take.objective, trainer.options, trainer.data.spec, seed=trainer.seed)
+
+
+class Act:
+    """A hook that does something after a step."""
+
+    def __init__(self, step, act):
+        self.step, self.act = step, act
+
+    def begin(self, trainer):
+        pass
+
+    def after_step(self, trainer):
+        if trainer.state.step == self.step:
+            self.act()
+
+
+def kill(number):
+    os.kill(os.getpid(), number)
+
+
+def crash():
+    raise KeyboardInterrupt("crash")
 
 
 def end_state(trainer):
@@ -41,7 +86,7 @@ def end_state(trainer):
     metrics = [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
     for line in metrics:
         line.pop("seconds")
-    return {**trainer.model.state_dict()}, {**trainer.ema.model.state_dict()}, metrics
+    return {**trainer.state.model.state_dict()}, {**trainer.state.ema.model.state_dict()}, metrics
 
 
 def assert_same(first, second):
@@ -67,10 +112,13 @@ def test_it_learns(tmp_path):
     assert trainer.train(progress=False) is None
     _, _, metrics = end_state(trainer)
     first_two = moments(trainer.data.train)
-    gaussian = GaussianMixture(first_two.mean[None], first_two.covariance[None]).to(torch.float32).score(trainer.model.sde)
+    gaussian = (
+        GaussianMixture(first_two.mean[None], first_two.covariance[None]).to(torch.float32).score(trainer.state.model.sde)
+    )
     batch = Batch(read(trainer.data.test, slice(None)).values.repeat(5, 1))
     draws = Draws(1, 0, len(batch.values))
-    losses = [trainer.loss(score, batch, draws).loss.mean().item() for score in (trainer.ema.model, gaussian)]
+    scores = (trainer.state.ema.model, gaussian)
+    losses = [trainer.take.measure(score, batch, draws, {}).loss.mean().item() for score in scores]
     assert losses[0] < losses[1] - 0.1
     assert [line["step"] for line in metrics] == list(range(10, 801, 10))
     assert {"gradient_norm", "learning_rate", "loss"} <= metrics[0].keys()
@@ -84,19 +132,12 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, stops):
     whole.train(progress=False)
     for stop in stops:
         trainer = build(tmp_path / "parts")
-        take_step = trainer._take_step
-
-        def step_and_stop(trainer=trainer, take_step=take_step, stop=stop):
-            take_step()
-            if trainer.step == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        trainer._take_step = step_and_stop
+        in_each_step(trainer, lambda state, stop=stop: kill(signal.SIGTERM) if state.step == stop else None)
         said = []
         assert trainer.train(progress=False, announce=said.append) == signal.SIGTERM
         assert f"stopped at step {stop} of 12" in said[0]
     trainer = build(tmp_path / "parts")
-    assert trainer.step == stops[-1]
+    assert trainer.state.step == stops[-1]
     trainer.train(progress=False)
     assert_same(end_state(trainer), end_state(whole))
 
@@ -105,37 +146,22 @@ def test_a_crash_loses_the_steps_since_the_last_checkpoint_and_no_more(tmp_path)
     whole = build(tmp_path / "whole")
     whole.train(progress=False)
     trainer = build(tmp_path / "parts")
-    draw = trainer._draw
-
-    def crash_later():
-        draw()
-        if trainer.step == 6:
-            raise KeyboardInterrupt("crash")
-
-    trainer._draw = crash_later
+    trainer.hooks = (*trainer.hooks, Act(6, crash))
     with pytest.raises(KeyboardInterrupt):
         trainer.train(progress=False)
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')  # a line cut off by the crash
     trainer = build(tmp_path / "parts")
-    assert trainer.step == 5
+    assert trainer.state.step == 5
     trainer.train(progress=False)
     assert_same(end_state(trainer), end_state(whole))
 
 
-@pytest.mark.parametrize("moment", ["_draw", "save", "_log"])
-def test_a_signal_at_any_moment_is_followed_by_a_checkpoint(tmp_path, moment):
+@pytest.mark.parametrize("place", range(4))
+def test_a_signal_at_any_moment_is_followed_by_a_checkpoint(tmp_path, place):
     """Whatever the loop is doing when Ctrl-C comes, the step it says it stopped at is the step that is saved."""
     trainer = build(tmp_path, replace(OPTIONS, checkpoint_every=6, log_every=6))
-    original = getattr(trainer, moment)
-
-    def interrupted(**how):
-        result = original(**how)
-        if trainer.step == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-        return result
-
-    setattr(trainer, moment, interrupted)
+    trainer.hooks = (*trainer.hooks[:place], Act(6, lambda: kill(signal.SIGINT)), *trainer.hooks[place:])
     said = []
     assert trainer.train(progress=False, announce=said.append) == signal.SIGINT
     state = load_checkpoint(latest_checkpoint(tmp_path / "checkpoints"))
@@ -148,28 +174,90 @@ def test_dropout_draws_anew_in_every_step(tmp_path):
     masks = []
     for trainer in trainers:
         seen = []
-        layer = next(module for module in trainer.model.modules() if isinstance(module, nn.Dropout))
+        layer = next(module for module in trainer.state.model.modules() if isinstance(module, nn.Dropout))
         layer.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output == 0))
         for _ in range(3):
-            trainer._take_step()
+            torch.seed()  # what others draw from the global generator does not matter
+            take_steps(trainer)
         masks.append(seen)
     assert not torch.equal(masks[0][0], masks[0][1])
     assert not torch.equal(masks[0][1], masks[0][2])
     assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
 
 
+def test_the_test_loss_is_that_of_the_averaged_weights(tmp_path):
+    trainer = build(tmp_path)
+    trainer.train(progress=False)
+    logged = end_state(trainer)[2][-1]["test_loss"]
+    for p in trainer.state.model.parameters():
+        p.data.zero_()
+    assert held_out_loss(trainer) == logged
+    for p in trainer.state.ema.model.parameters():
+        p.data.zero_()
+    assert held_out_loss(trainer) != logged
+
+
+def test_weight_decay_shrinks_the_weights(tmp_path):
+    """Decoupled: after one step the weights differ by the learning rate times the decay, whatever the gradient."""
+    weights = []
+    for decay in (0.0, 0.3):
+        trainer = build(tmp_path, replace(OPTIONS, weight_decay=decay, learning_rate=0.1, warmup=0))
+        before = trainer.state.model.network.first.weight.detach().clone()
+        take_steps(trainer)
+        weights.append(trainer.state.model.network.first.weight.detach())
+    torch.testing.assert_close(weights[1] - weights[0], -0.1 * 0.3 * before, rtol=1e-4, atol=1e-7)
+
+
+def test_a_hook_of_ones_own_and_a_measure(tmp_path):
+    trainer, seen = build(tmp_path), []
+    log = Log({"step_again": lambda trainer: trainer.state.step})
+    trainer.hooks = (log, *trainer.hooks[1:], Act(3, lambda: seen.append(trainer.state.step)))
+    trainer.train(progress=False)
+    assert seen == [3]
+    assert [line.get("step_again") for line in end_state(trainer)[2]] == [None, None, 12]
+
+
+@dataclass(frozen=True)
+class LearnsOnTheWay(DenoisingScoreMatching):
+    """Denoising score matching that counts the samples it has seen, and logs a part of its loss."""
+
+    def begin(self):
+        return {"seen": torch.zeros(())}
+
+    def __call__(self, model, batch, draws, state):
+        terms, _ = super().__call__(model, batch, draws, state)
+        return Terms(terms.loss, {"half": terms.loss / 2}), {"seen": state["seen"] + len(batch.values)}
+
+
+def test_what_an_objective_learns_is_saved_and_its_parts_are_logged(tmp_path):
+    """Stopped between two lines of the log, it goes on as if it had not been."""
+    states = []
+    for name, stops in (("whole", ()), ("parts", (3, 10))):
+        for stop in (*stops, None):
+            model = build(tmp_path / "other").state.model
+            trainer = trainer_of(model, two_moons(samples=100), tmp_path / name, OPTIONS, LearnsOnTheWay())
+            in_each_step(trainer, lambda state, stop=stop: kill(signal.SIGTERM) if state.step == stop else None)
+            trainer.train(progress=False, announce=lambda said: None)
+        assert trainer.state.objective["seen"] == 12 * 16
+        states.append(end_state(trainer))
+    assert_same(*states)
+    for line in states[0][2]:
+        assert line["half"] == pytest.approx(line["loss"] / 2)
+    with pytest.raises(CheckpointError, match="holds what another objective has learned: seen"):
+        trainer_of(model, two_moons(samples=100), tmp_path / "whole", OPTIONS)
+
+
 def test_options_changed_on_resuming_are_used(tmp_path):
     build(tmp_path).train(progress=False)
     trainer = build(tmp_path, replace(OPTIONS, steps=20, beta2=0.5, weight_decay=0.3))
-    (group,) = trainer.optimizer.param_groups
+    (group,) = trainer.state.optimizer.param_groups
     assert group["betas"] == (0.9, 0.5)
     assert group["weight_decay"] == 0.3
 
 
 def test_ctrl_c_in_the_last_step_finishes(tmp_path):
     trainer = build(tmp_path)
-    log = trainer._log
-    trainer._log = lambda **how: (os.kill(os.getpid(), signal.SIGINT) if trainer.step == 12 else None, log(**how))[1]
+    in_each_step(trainer, lambda state: kill(signal.SIGINT) if state.step == 12 else None)
     assert trainer.train(progress=False) is None
 
 
@@ -194,19 +282,17 @@ def test_seed_decides(tmp_path):
 
 def test_nan_stops_with_a_sentence_and_the_last_checkpoint_stays_sound(tmp_path):
     trainer = build(tmp_path)
-    take_step = trainer._take_step
 
-    def poisoned():
-        if trainer.step == 7:
-            with torch.no_grad():
-                next(trainer.model.parameters()).fill_(math.nan)
-        take_step()
+    @torch.no_grad()
+    def poison(state):
+        if state.step == 7:
+            next(state.model.parameters()).fill_(math.nan)
 
-    trainer._take_step = poisoned
+    in_each_step(trainer, poison)
     with pytest.raises(TrainingError, match=r"step 8, with t from .* to .*000000005.pt, is sound") as caught:
         trainer.train(progress=False)
     assert "lower training.learning_rate" in str(caught.value)
-    assert trainer.step == 8  # seen at the next line of the log, before anything was written
+    assert trainer.state.step == 8  # seen at the next line of the log, before anything was written
     state = load_checkpoint(latest_checkpoint(tmp_path / "checkpoints"))
     assert state["step"] == 5
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -215,19 +301,17 @@ def test_nan_stops_with_a_sentence_and_the_last_checkpoint_stays_sound(tmp_path)
 def test_the_t_range_named_is_that_of_the_step(tmp_path):
     trainer = build(tmp_path)
     times = []
-    forward = trainer.model.forward
-    trainer.model.forward = lambda x, t, cond=None: (times.append(t), forward(x, t, cond))[1]
-    trainer._take_step()
-    trainer.pending[-1][0] = math.nan
+    forward = trainer.state.model.forward
+    trainer.state.model.forward = lambda x, t, cond=None: (times.append(t), forward(x, t, cond))[1]
+    take_steps(trainer)
+    trainer.state.pending[-1][0] = math.nan
     with pytest.raises(TrainingError, match=f"from {times[0].min().item():.3g} to {times[0].max().item():.3g}"):
         trainer.save()
 
 
-def test_learning_rate_rises_and_falls(tmp_path):
-    trainer = build(tmp_path, replace(OPTIONS, steps=100, warmup=10, schedule="cosine", learning_rate=1.0))
-    rates = []
-    for step in range(100):
-        rates.append(trainer._learning_rate(step))
+def test_learning_rate_rises_and_falls():
+    options = replace(OPTIONS, steps=100, warmup=10, schedule="cosine", learning_rate=1.0)
+    rates = [options.learning_rate_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(rates[9])
     assert rates[50] == pytest.approx(0.5)
@@ -242,23 +326,23 @@ def test_bfloat16_and_compiled_training_stay_near_float32(tmp_path):
         trainer = build(tmp_path / name, replace(OPTIONS, steps=8, log_every=1, **changes), dropout=0.0)
         trainer.train(progress=False)
         losses[name] = [line["loss"] for line in end_state(trainer)[2]]
-        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+        assert {p.dtype for p in trainer.state.model.parameters()} == {torch.float32}
     assert losses["compiled"] == pytest.approx(losses["float32"], rel=1e-4)
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
     assert losses["bfloat16"] != losses["float32"]
     continued = build(tmp_path / "compiled", replace(OPTIONS, steps=10), dropout=0.0)
     continued.train(progress=False)
-    assert continued.step == 10
+    assert continued.state.step == 10
 
 
 def test_the_average_of_pretrained_weights_begins_with_them(tmp_path):
     """One step moves it by 1 - decay of the way, where the average of new weights moves by most of it."""
     for pretrained, share in ((True, 1 - OPTIONS.ema_decay), (False, 1 - 2 / 11)):
         trainer = build(tmp_path / str(pretrained))
-        trainer = Trainer(trainer.model, trainer.data, trainer.folder, OPTIONS, pretrained=pretrained)
-        before = trainer.model.network.first.weight.detach().clone()
-        trainer._take_step()
-        after, average = trainer.model.network.first.weight, trainer.ema.model.network.first.weight
+        trainer = trainer_of(trainer.state.model, trainer.data, trainer.folder, OPTIONS, pretrained=pretrained)
+        before = trainer.state.model.network.first.weight.detach().clone()
+        take_steps(trainer)
+        after, average = (model.network.first.weight for model in (trainer.state.model, trainer.state.ema.model))
         torch.testing.assert_close(average - before, share * (after.detach() - before), rtol=1e-2, atol=1e-7)
 
 
@@ -273,7 +357,7 @@ def test_classes_are_learned_and_left_out(tmp_path):
     options = replace(
         OPTIONS, steps=300, batch_size=64, learning_rate=5e-3, ema_decay=0.97, sample_every=300, class_dropout=0.2
     )
-    Trainer(model, data, tmp_path, options).train(progress=False)
+    trainer_of(model, data, tmp_path, options).train(progress=False)
     draw = lambda cond: DDIM(steps=20).sample(model.eval(), (64, 1), seed=0, cond=cond).x[:, 0]
     for k in range(2):
         assert ((draw(torch.full((64,), k)) > 0) == k).float().mean() > 0.95
@@ -284,11 +368,11 @@ def test_a_non_finite_loss_names_the_times_of_its_step_with_classes_too(tmp_path
     moons, seen = two_moons(samples=50), []
     model = ScoreModel(MLP((2,), width=8, classes=2), VPSDE(), moons.spec, time_input="time")
     model.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
-    trainer = Trainer(model, moons, tmp_path, OPTIONS)
-    trainer._take_step()
-    trainer.pending[0] = trainer.pending[0] * math.nan
+    trainer = trainer_of(model, moons, tmp_path, OPTIONS)
+    take_steps(trainer)
+    trainer.state.pending[0] *= math.nan
     with pytest.raises(TrainingError, match=f"t from {seen[0].min():.3g} to {seen[0].max():.3g}"):
-        trainer._check_finite()
+        trainer.take.check_finite(trainer.state)
 
 
 def test_classes_that_do_not_fit_the_data_are_refused(tmp_path):
@@ -297,10 +381,10 @@ def test_classes_that_do_not_fit_the_data_are_refused(tmp_path):
     for data, classes, message in ((moons, 1, "the data has 2"), (plain, 2, "the data has none")):
         model = ScoreModel(MLP((2,), width=8, classes=classes), VPSDE(), data.spec)
         with pytest.raises(ValueError, match=message):
-            Trainer(model, data, tmp_path, OPTIONS)
+            trainer_of(model, data, tmp_path, OPTIONS)
     model = ScoreModel(UNet((1, 4, 4), width=8, multipliers=(1,), attention=(), learned_variance=True), VPSDE(), moons.spec)
     with pytest.raises(ValueError, match="learned_variance"):
-        Trainer(model, moons, tmp_path, OPTIONS)
+        trainer_of(model, moons, tmp_path, OPTIONS)
 
 
 def test_flip_mirrors_half_of_the_images(tmp_path):
@@ -320,8 +404,7 @@ def test_flip_mirrors_half_of_the_images(tmp_path):
 
     model = ScoreModel(Spy(), VPSDE(beta_max=0.2), data.spec)
     options = replace(OPTIONS, flip=True, batch_size=400)
-    trainer = Trainer(model, data, tmp_path, options, DenoisingScoreMatching(times="uniform"))
-    trainer._take_step()
+    take_steps(trainer_of(model, data, tmp_path, options, DenoisingScoreMatching(times="uniform")))
     rising = ((seen[0][:, 0, 0, 3] - seen[0][:, 0, 0, 0]) > 0).float().mean()
     assert abs(rising - 0.5) < 0.12
 
@@ -353,7 +436,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     data = two_moons(samples=100)
     other = ScoreModel(MLP((2,), width=8, depth=1), VPSDE(), data.spec)
     with pytest.raises(CheckpointError, match="does not fit the model"):
-        Trainer(other, data, tmp_path, OPTIONS)
+        trainer_of(other, data, tmp_path, OPTIONS)
 
 
 @pytest.mark.parametrize(
