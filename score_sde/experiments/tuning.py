@@ -177,7 +177,7 @@ def tune(
     if cond is not None and len(cond) != 2 * pilot:
         raise ValueError(f"give conditions for 2 * pilot = {2 * pilot} samples, got {len(cond)}")
     with torch.no_grad(), Progress("tuning", 2 + len(budgets), unit="part", shown=progress) as bar:
-        trial = _Pilot(score, shape, pilot, seed, cond, t_end)
+        trial = Pilot(score, shape, pilot, seed, cond, t_end)
         bar.update(2)
         choices = []
         for nfe in budgets:
@@ -190,7 +190,7 @@ def tune(
     return Tuned(tuple(choices))
 
 
-class _Pilot:
+class Pilot:
     """Latents with their converged solutions, half of them to choose by and half to check, and what F is like along the way.
 
     The two halves have streams of their own, so that no latent of a search is one of a check, whatever the pilots' sizes.
@@ -278,7 +278,7 @@ class Roughness:
         return EqualizedGrid(tuple(np.array(self.log_snr)[order].tolist()), tuple(density.tolist()))
 
 
-def _choose(pilot: _Pilot, before: list[Candidate], nfe: int, trials: int) -> Choice:
+def _choose(pilot: Pilot, before: list[Candidate], nfe: int, trials: int) -> Choice:
     """The choice for a budget; what was chosen ``before`` is checked too."""
     ranked = _ranked(pilot.candidates(), lambda c: pilot.typical(c, nfe, pilot.few))
     standards = [c for c in ranked if is_standard(c)][:KEPT]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from score_sde import VESDE, VPSDE, DPMSolverPP, GaussianMixture, SubVPSDE, UniPC, load, tune
-from score_sde.experiments.tuning import FINE, GRIDS, Candidate, _Pilot
+from score_sde.experiments.tuning import FINE, GRIDS, Candidate, Pilot
 from score_sde.score import draw_latents
 from tests.oracles.peers import peer_solve, scheduler
 
@@ -125,7 +125,7 @@ def measured(name: str, score, shape, options: argparse.Namespace) -> Iterator[t
     sde, start = score.sde, time.perf_counter()
     tuned = tune(score, shape, [int(nfe) for nfe in options.nfe.split(",")])
     print(f"\n{name}: tuned in {time.perf_counter() - start:.0f} s", flush=True)
-    pilot = _Pilot(score, shape, tune.__kwdefaults__["pilot"], 0, None, None)  # the latents on which it was tuned
+    pilot = Pilot(score, shape, tune.__kwdefaults__["pilot"], 0, None, None)  # the latents on which it was tuned
     x = draw_latents(score, (options.latents, *shape), seed=1, purpose="test")
     exact = UniPC(steps=2 * FINE, p=3, lower_order_first=True).solve(score, x, sde.T, sde.t_min)
     for choice in tuned.choices:
