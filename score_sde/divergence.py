@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from score_sde.inputs import whole
+from score_sde.tables import require_name
 from score_sde.tensors import SampleNoise, sum_event
 
 Field = Callable[[Tensor], Tensor]
@@ -134,8 +135,7 @@ class Hutchinson:
 
     def __post_init__(self):
         whole("probes", self.probes, 1)
-        if self.distribution not in PROBES:
-            raise ValueError(f"unknown distribution {self.distribution!r}; choose one of {', '.join(PROBES)}")
+        require_name("distribution", self.distribution, PROBES)
 
     def __str__(self) -> str:
         return f"{self.probes} {PROBES[self.distribution]} probe{'s' * (self.probes > 1)} (Hutchinson)"
@@ -362,20 +362,30 @@ def as_divergence(divergence: str | Divergence, probes: int | None = None) -> Di
         if probes is not None:
             raise ValueError(f"probes = {probes} has no effect: the divergence is an object, {divergence}, which has its own")
         return divergence
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"unknown divergence {divergence!r}; choose one of {', '.join(DIVERGENCES)}")
+    require_name("divergence", divergence, DIVERGENCES)
     if divergence == "exact" and probes is not None:
         raise ValueError(f"probes = {probes} has no effect: the divergence is exact, and takes no probes")
-    build = DIVERGENCES[divergence]
-    return build() if probes is None else build(probes)
+    return DIVERGENCES[divergence](*([] if probes is None else [probes]))
 
 
 PROBES = {"rademacher": "Rademacher", "gaussian": "Gaussian", "orthogonal": "orthogonal"}  # as a sentence has them
 
+
+def gaussian_probes(probes: int = 1) -> Hutchinson:
+    """``Hutchinson`` with Gaussian probes."""
+    return Hutchinson(probes, "gaussian")
+
+
+def orthogonal_probes(probes: int = 1) -> Hutchinson:
+    """``Hutchinson`` with orthogonal probes."""
+    return Hutchinson(probes, "orthogonal")
+
+
 DIVERGENCES: dict[str, Callable[..., Divergence]] = {
-    "exact": lambda probes=1: ExactDivergence(),
-    "hutchinson": lambda probes=1: Hutchinson(probes),
-    "hutchinson_gaussian": lambda probes=1: Hutchinson(probes, "gaussian"),
-    "hutchinson_orthogonal": lambda probes=1: Hutchinson(probes, "orthogonal"),
-    "hutch++": lambda probes=3: HutchPlusPlus(probes),
+    "exact": ExactDivergence,
+    "hutchinson": Hutchinson,
+    "hutchinson_gaussian": gaussian_probes,
+    "hutchinson_orthogonal": orthogonal_probes,
+    "hutch++": HutchPlusPlus,
 }
+"""Name -> divergence."""

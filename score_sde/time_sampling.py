@@ -11,6 +11,7 @@ Stratified draws are one uniform number shifted through the batch, u_i = (u + i/
 each is uniform, together they cover the interval evenly.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,9 +60,14 @@ class LogSNRTimes:
         return t, (high - low) / ((sde.T - sde.t_min) * rate)
 
 
-TIMES: dict[str, TimeRule] = {
-    "uniform": UniformTimes(),
-    "stratified": UniformTimes(stratified=True),
-    "log_snr": LogSNRTimes(),
+def stratified_times() -> UniformTimes:
+    """``UniformTimes`` that cover the interval evenly."""
+    return UniformTimes(stratified=True)
+
+
+TIMES: dict[str, Callable[..., TimeRule]] = {
+    "uniform": UniformTimes,
+    "stratified": stratified_times,
+    "log_snr": LogSNRTimes,
 }
-"""The names that configs use."""
+"""Name -> rule."""

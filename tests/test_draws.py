@@ -49,8 +49,8 @@ def test_processes_take_their_rows_of_one_batch(kind):
 def test_times_are_those_of_the_global_batch(rule):
     """A stratified rule spreads all samples over the interval, not those of each process."""
     sde = VPSDE()
-    t, weight = Draws(0, 2, 6).times(TIMES[rule], sde)
-    parts = [Draws(0, 2, 6, rows=slice(start, start + 3)).times(TIMES[rule], sde) for start in (0, 3)]
+    t, weight = Draws(0, 2, 6).times(TIMES[rule](), sde)
+    parts = [Draws(0, 2, 6, rows=slice(start, start + 3)).times(TIMES[rule](), sde) for start in (0, 3)]
     assert torch.equal(torch.cat([part[0] for part in parts]), t)
     assert torch.equal(torch.cat([part[1] for part in parts]), weight)
 

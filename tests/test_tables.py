@@ -1,12 +1,26 @@
 """Tables of choices: one form for all of them, and what is said where a name or an option is not known."""
 
-import pytest
+import inspect
+import re
+from importlib import import_module
+from pkgutil import walk_packages
 
+import pytest
+import torch
+
+import score_sde
+from score_sde.data import DATASETS
+from score_sde.divergence import DIVERGENCES
+from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS
 from score_sde.networks import NETWORKS
+from score_sde.objectives import OBJECTIVES, WEIGHTINGS
+from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
 from score_sde.sdes import SDES, VPSDE
 from score_sde.solvers import SOLVERS, DPMSolverPP
+from score_sde.solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from score_sde.solvers.time_grids import TIME_GRIDS
 from score_sde.tables import CALLED_ELSEWHERE, OptionError, build, check_like, did_you_mean, nearest, options_of, section
+from score_sde.time_sampling import TIMES
 
 
 def test_a_choice_is_built_from_a_section_or_from_a_word():
@@ -96,3 +110,79 @@ def test_a_value_of_another_kind_is_refused(value, default):
 )
 def test_a_value_of_the_same_kind_is_taken(value, default):
     check_like(value, default, "this")
+
+
+# all tables
+
+CHOICES = {
+    "sde": (SDES, ()),
+    "network": (NETWORKS, ((1, 8, 8),)),
+    "solver": (SOLVERS, ()),
+    "predictor": (PREDICTORS, ()),
+    "corrector": (CORRECTORS, ()),
+    "data": (DATASETS, None),  # which are read from files
+    "objective": (OBJECTIVES, ()),
+    "times": (TIMES, ()),
+    "time grid": (TIME_GRIDS, ()),
+    "divergence": (DIVERGENCES, ()),
+    "likelihood.solver": (LIKELIHOOD_SOLVERS, ()),
+}
+"""Tables of what is built, and what every entry is built from beside its options."""
+
+FORMULAS = {
+    "parameterization": (PARAMETERIZATIONS, 3),
+    "time_input": (TIME_INPUTS, 3),
+    "weighting": (WEIGHTINGS, 2),
+    "dequantization": (DEQUANTIZATIONS, 4),
+}
+"""Tables of functions without options, and the number of their arguments."""
+
+
+def test_every_table_of_the_package_is_here():
+    """A table is a dict in capitals from words to what can be called."""
+    known = [id(table) for table, _ in (*CHOICES.values(), *FORMULAS.values())]
+    parts = {"ACTIVATIONS"}  # what a network is made of
+    names = [found.name for found in walk_packages(score_sde.__path__, "score_sde.") if not found.name.endswith("__main__")]
+    for module in map(import_module, names):
+        for name, value in vars(module).items():
+            table = isinstance(value, dict) and name.isupper() and not name.startswith("_")
+            if table and value and all(isinstance(key, str) and callable(made) for key, made in value.items()):
+                assert id(value) in known or name in parts, f"{module.__name__}.{name}"
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_every_choice_has_flat_arguments_with_defaults(kind):
+    """Numbers, words, truth values and tuples of numbers, which a config and a command line can hold."""
+    table, given = CHOICES[kind]
+    for name, builder in table.items():
+        parameters = list(inspect.signature(builder).parameters.values())
+        needed = [p for p in parameters if p.default is p.empty]
+        assert len(needed) == len(given or ()), name
+        assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters), name
+        for key, default in options_of(builder).items():
+            if default is not None:
+                check_like(default, default, f"{name}.{key}")
+                assert isinstance(default, bool | int | float | str | tuple), f"{name}.{key}"
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, given) in CHOICES.items() if given is not None])
+def test_every_choice_is_built_from_its_name_or_its_section(kind):
+    table, given = CHOICES[kind]
+    for name, builder in table.items():
+        if (kind, name) == ("network", "diffusers"):
+            continue  # it needs settings
+        with torch.device("meta" if kind == "network" else "cpu"):
+            by_name, by_section = (build(table, chosen, *given, kind=kind) for chosen in (name, section(table, name)))
+        assert type(by_name) is type(by_section), name
+        if kind != "network":  # modules are equal to themselves alone
+            assert by_name == by_section == builder(), name
+        with pytest.raises(OptionError, match=rf"unknown {kind} '{re.escape(name)}_', did you mean {re.escape(name)}\?"):
+            build(table, f"{name}_", *given, kind=kind)
+        with pytest.raises(OptionError, match=rf"{kind}.{re.escape(name)} has no option qqqqqqqq"):
+            build(table, {"name": name, name: {"qqqqqqqq": 1}}, *given, kind=kind)
+
+
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_every_formula_has_the_arguments_of_its_table(kind):
+    table, count = FORMULAS[kind]
+    assert {len(inspect.signature(formula).parameters) for formula in table.values()} == {count}

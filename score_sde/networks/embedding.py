@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.inputs import require_classes
+from score_sde.tables import require_name
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -75,8 +76,7 @@ class NoiseEmbedding(nn.Module):
             raise ValueError(f"the width of an embedding must be a positive even number, got {width}")
         if classes < 0:
             raise ValueError(f"classes must not be negative, got {classes}")
-        if kind not in ("sinusoidal", "fourier"):
-            raise ValueError(f"unknown embedding {kind!r}; choose one of sinusoidal, fourier")
+        require_name("embedding", kind, ("sinusoidal", "fourier"))
         self.features = SinusoidalEmbedding(width) if kind == "sinusoidal" else FourierEmbedding(width, scale)
         self.layers = nn.Sequential(nn.Linear(width, out), activation or nn.SiLU(), nn.Linear(out, out))
         self.classes = nn.Embedding(classes + 1, out) if classes else None

@@ -16,6 +16,7 @@ from score_sde.networks.attention import SelfAttention
 from score_sde.networks.dropout import Dropout
 from score_sde.networks.embedding import NoiseEmbedding
 from score_sde.networks.recompute import Recomputed, recompute_blocks
+from score_sde.tables import require_name
 
 
 class UNet(nn.Module):
@@ -71,8 +72,7 @@ class UNet(nn.Module):
             raise ValueError(f"{len(multipliers)} levels are too many for an event of shape {tuple(shape)}")
         if not set(attention) <= set(range(len(multipliers))):
             raise ValueError(f"attention names levels {tuple(attention)}, but there are {len(multipliers)}, from 0")
-        if resample not in ("conv", "block"):
-            raise ValueError(f"unknown resample {resample!r}; choose one of conv, block")
+        require_name("resample", resample, ("conv", "block"))
         self.learned_variance, self.classes = learned_variance, classes
         conv = nn.Conv1d if len(sides) == 1 else nn.Conv2d
         features, groups = 4 * width, math.gcd(width, 32)

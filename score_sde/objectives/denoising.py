@@ -18,6 +18,7 @@ from score_sde.model import ScoreModel
 from score_sde.objectives.base import Objective, State, Terms
 from score_sde.objectives.weightings import WEIGHTINGS, sigma2
 from score_sde.sdes import SDE
+from score_sde.tables import build, require_name
 from score_sde.tensors import expand, mean_event
 from score_sde.time_sampling import TIMES
 
@@ -39,8 +40,7 @@ class DenoisingScoreMatching(Objective):
 
     def __post_init__(self):
         for name, table in (("weighting", WEIGHTINGS), ("times", TIMES)):
-            if getattr(self, name) not in table:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(table)}")
+            require_name(name, getattr(self, name), table)
 
     def __call__(self, model: ScoreModel, batch: Batch, draws: Draws, state: State) -> tuple[Terms, State]:
         t, weight = self.sample_times(model.sde, draws)
@@ -50,7 +50,7 @@ class DenoisingScoreMatching(Objective):
         return Terms(weight * loss), state
 
     def sample_times(self, sde: SDE, draws: Draws) -> tuple[Tensor, Tensor]:
-        return draws.times(TIMES[self.times], sde)
+        return draws.times(build(TIMES, self.times, kind="times"), sde)
 
 
 def denoising_score_matching(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from score_sde.sdes.vp import BetaSDE, VariancePreserving
+from score_sde.tables import require_name
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,7 @@ def ddpm_schedule(
     Raises:
         ValueError: the schedule is unknown, or a beta is not between 0 and 1.
     """
-    if schedule not in ("linear", "cosine"):
-        raise ValueError(f"unknown schedule {schedule!r}; choose one of linear, cosine")
+    require_name("schedule", schedule, ("linear", "cosine"))
     if not betas and schedule == "linear":
         betas = np.linspace(beta_start, beta_end, steps).tolist()
     elif not betas:

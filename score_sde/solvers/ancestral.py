@@ -34,6 +34,7 @@ from torch import Tensor
 from score_sde.score import BoundScore
 from score_sde.solvers.fixed_steps import TransitionSolver
 from score_sde.solvers.reverse_diffusion import forward_transition
+from score_sde.tables import require_name
 
 VARIANCES = ("beta_tilde", "beta", "learned")
 
@@ -57,8 +58,7 @@ class Ancestral(TransitionSolver):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.variance not in VARIANCES:
-            raise ValueError(f"unknown variance {self.variance!r}; choose one of {', '.join(VARIANCES)}")
+        require_name("variance", self.variance, VARIANCES)
 
     def transition(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         sde = score.sde

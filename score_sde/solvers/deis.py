@@ -20,6 +20,7 @@ from score_sde.sdes.memory import remembered
 from score_sde.solvers.interpolation import lagrange_weights
 from score_sde.solvers.multistep import Level, Multistep, MultistepHistory
 from score_sde.solvers.time_grids import TimeGrid
+from score_sde.tables import require_name
 
 VARIABLES = ("t", "rho")
 
@@ -41,8 +42,7 @@ class DEIS(Multistep):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.variable not in VARIABLES:
-            raise ValueError(f"unknown variable {self.variable!r}; choose one of {', '.join(VARIABLES)}")
+        require_name("variable", self.variable, VARIABLES)
 
     def weights(
         self, levels: Sequence[Level], start: Level, end: Level, sde: SDE, history: MultistepHistory

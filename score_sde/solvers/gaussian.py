@@ -40,6 +40,7 @@ from score_sde.score import BoundScore, Score, innermost
 from score_sde.sdes import SDE
 from score_sde.solvers.interpolation import lagrange_rule
 from score_sde.solvers.multistep import Level, Multistep, MultistepHistory, Node, combine
+from score_sde.tables import require_name
 
 REFERENCES = ("data", "isotropic", "unit")
 
@@ -139,8 +140,8 @@ class GaussianReference(Multistep):
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.reference, str) and self.reference not in REFERENCES:
-            raise ValueError(f"unknown reference {self.reference!r}; choose one of {', '.join(REFERENCES)}")
+        if isinstance(self.reference, str):
+            require_name("reference", self.reference, REFERENCES)
 
     @property
     def corrected(self) -> bool:

@@ -45,7 +45,7 @@ from score_sde.solvers.heun import EDM, Heun
 from score_sde.solvers.reverse_diffusion import ReverseDiffusion
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.solvers.unipc import UniPC
-from score_sde.tables import build
+from score_sde.tables import require_name
 from score_sde.tensors import SampleNoise, expand, sum_event
 
 
@@ -77,8 +77,7 @@ class Langevin:
     def __post_init__(self):
         if not 0 < self.snr < 1:
             raise ValueError(f"snr must lie between 0 and 1, got {self.snr}")
-        if self.rule not in STEP_RULES:
-            raise ValueError(f"unknown step rule {self.rule!r}; choose one of {', '.join(STEP_RULES)}")
+        require_name("step rule", self.rule, STEP_RULES)
         if not self.cap > 0:
             raise ValueError(f"cap must be positive, got {self.cap}")
 
@@ -171,6 +170,7 @@ def predictor_corrector(
     cap: float = 2.0,
 ) -> PredictorCorrector:
     """A ``PredictorCorrector`` from flat arguments, as configs give them."""
-    stepping = build(PREDICTORS, {"name": predictor, predictor: {"steps": steps, "grid": grid}}, kind="predictor")
-    moving = build(CORRECTORS, {"name": corrector, corrector: {"snr": snr, "rule": rule, "cap": cap}}, kind="corrector")
-    return PredictorCorrector(stepping, moving, corrections, first)
+    for kind, name, table in (("predictor", predictor, PREDICTORS), ("corrector", corrector, CORRECTORS)):
+        require_name(kind, name, table)
+    stepping = PREDICTORS[predictor](steps=steps, grid=grid)
+    return PredictorCorrector(stepping, CORRECTORS[corrector](snr=snr, rule=rule, cap=cap), corrections, first)

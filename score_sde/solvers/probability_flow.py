@@ -28,6 +28,7 @@ from score_sde.solvers.guard import FiniteGuard, non_finite
 from score_sde.solvers.runge_kutta import dormand_prince
 from score_sde.solvers.time_grids import ExplicitGrid, TimeGrid, as_grid, check_grid, time_grid
 from score_sde.solvers.transport import Flow, Transported, along_ode
+from score_sde.tables import require_name
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 # method: (order, evaluations per step); the Adams methods of torchdiffeq raise their order as they go, so have none to declare
@@ -65,8 +66,7 @@ class ProbabilityFlow(Solver):
     grid: str | TimeGrid = "uniform"
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        require_name("method", self.method, METHODS)
         require_finite({"rtol": self.rtol, "atol": self.atol})
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")

@@ -137,12 +137,17 @@ class ExplicitGrid(TimeGrid):
         return torch.tensor([t_from, *(inner if t_from > t_to else reversed(inner)), t_to], dtype=torch.float64, device="cpu")
 
 
-TIME_GRIDS: dict[str, TimeGrid] = {
-    "uniform": PowerGrid(1.0),
-    "quadratic": PowerGrid(2.0),
-    "log_snr": LogSNRGrid(),
-    "edm": EDMGrid(),
-    "cosine": CosineGrid(),
+def quadratic_grid() -> PowerGrid:
+    """Equal steps in sqrt(t)."""
+    return PowerGrid(2.0)
+
+
+TIME_GRIDS: dict[str, Callable[[], TimeGrid]] = {
+    "uniform": PowerGrid,
+    "quadratic": quadratic_grid,
+    "log_snr": LogSNRGrid,
+    "edm": EDMGrid,
+    "cosine": CosineGrid,
 }
 """Name -> grid."""
 
@@ -156,7 +161,7 @@ def as_grid(grid: str | TimeGrid) -> TimeGrid:
     if isinstance(grid, TimeGrid):
         return grid
     if grid in TIME_GRIDS:
-        return TIME_GRIDS[grid]
+        return TIME_GRIDS[grid]()
     if "," in grid:
         try:
             return ExplicitGrid(tuple(float(part) for part in grid.split(",")))

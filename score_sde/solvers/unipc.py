@@ -25,6 +25,7 @@ import numpy as np
 
 from score_sde.sdes import SDE
 from score_sde.solvers.multistep import Level, Multistep, MultistepHistory
+from score_sde.tables import require_name
 
 VARIANTS = ("bh1", "bh2")
 
@@ -44,8 +45,7 @@ class UniPC(Multistep):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.variant not in VARIANTS:
-            raise ValueError(f"unknown variant {self.variant!r}; choose one of {', '.join(VARIANTS)}")
+        require_name("variant", self.variant, VARIANTS)
 
     def weights(
         self, levels: Sequence[Level], start: Level, end: Level, sde: SDE, history: MultistepHistory

@@ -118,14 +118,17 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
         (["likelihood", "--n=0"], "argument --count/--n: a positive integer is needed, got '0'"),
         (
             ["likelihood", "--config.likelihood.solver.name=ode", "--config.likelihood.solver.ode.method=dopri6"],
-            "unknown method 'dopri6'; choose one of dopri5",
+            "unknown method 'dopri6', did you mean dopri8?; choose one of dopri5",
         ),
         (
             ["likelihood", "--config.likelihood.solver.name=od"],
             "unknown likelihood.solver 'od', did you mean ode?; choose one of dual_weighted, ode",
         ),
         (["likelihood", "--config.likelihood.target_error=0"], "target_error must be positive"),
-        (["likelihood", "--config.likelihood.divergence=exakt"], "unknown divergence 'exakt'; choose one of exact"),
+        (
+            ["likelihood", "--config.likelihood.divergence=exakt"],
+            "unknown divergence 'exakt', did you mean exact?; choose one of exact",
+        ),
         (["likelihood", "--config.likelihood.batch_size=0"], "batch_size must be at least 1, got 0"),
         (
             ["likelihood", "--config.likelihood.solver.name=ode", "--config.likelihood.solver.ode.rtol=-1"],
