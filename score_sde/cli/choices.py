@@ -9,12 +9,11 @@ from shlex import quote
 import torch
 from ml_collections import ConfigDict
 
-from score_sde.cli.data import class_index, class_option
+from score_sde.cli.data import class_index
 from score_sde.cli.effect import key_of, refuse_sections
 from score_sde.config import ConfigError, from_saved, override
 from score_sde.files import remove_leftovers
-from score_sde.model import ClassNeeded, score_for_class
-from score_sde.run import Run, RunError, build_solver, load, load_tuned
+from score_sde.run import Run, build_solver, load, load_tuned
 from score_sde.solvers import SOLVERS, Solver
 from score_sde.tables import require_name
 
@@ -34,7 +33,7 @@ def loaded_run(options: argparse.Namespace, overrides: list[str], sections: Sequ
 
 
 def chosen_solver(
-    config: ConfigDict, name: str | None, run: Run, class_: int | None = None, clip: Sequence | None = None
+    config: ConfigDict, name: str | None, run: Run, class_: int | None = None, clip: tuple | None = None
 ) -> Solver:
     """The solver of that name, or the config's; ``tuned`` are those that were chosen for the run, the class and the clip."""
     if (name or config.solver.name) == "tuned":
@@ -59,12 +58,9 @@ def evaluations(text: str) -> list[int]:
         raise ConfigError(f"--nfe takes numbers of evaluations separated by commas, got {text!r}") from None
 
 
-def require_class(run: Run, class_: int | None) -> None:
-    """Raise a ``RunError`` where the model must be told a class, or knows no such one."""
-    try:
-        score_for_class(run.model, class_)
-    except ClassNeeded as error:
-        raise RunError(f"{error}:{class_option(run.known_data, 0)}, or another") from error
+def chosen_clip(options: argparse.Namespace) -> bool | tuple[float, float]:
+    """How ``--clip`` says that x0 is clipped."""
+    return False if options.clip is None else (options.clip or True)
 
 
 def chosen_device(name: str | None) -> torch.device:

@@ -7,6 +7,7 @@ from shlex import quote
 from score_sde.cli.data import class_option, clip_option
 from score_sde.data import DataError, DataWarning
 from score_sde.experiments.sampling import UnknownRange
+from score_sde.model import ClassNeeded
 from score_sde.run import (
     EditedConfig,
     NotARun,
@@ -26,9 +27,12 @@ def hint(error: Exception, options: argparse.Namespace) -> str:
     train, tune = (f"score-sde {name} --workdir={quote(str(folder))}" for name in ("train", "tune"))
     if isinstance(class_ := getattr(options, "class_", None), int) and (folder / "config.json").is_file():
         tune += class_option(load_known_data(folder, accept_edited_config=True), class_)
-    if (ends := getattr(options, "clip", None)) is not None:
-        tune += clip_option(ends)
+    tune += clip_option(getattr(options, "clip", None))
     match error:
+        case UnknownRange():
+            return ", --clip=LOW,HIGH"
+        case ClassNeeded():
+            return f":{class_option(load_known_data(folder, accept_edited_config=True), 0)}, or another"
         case NotARun():
             return f"; train one with {train}"
         case NoWeights():
@@ -45,8 +49,6 @@ def hint(error: Exception, options: argparse.Namespace) -> str:
             return f": {tune} --nfe={error.nfe} adds them"
         case TunedOtherwise():
             return f": {tune} --nfe={','.join(map(str, error.budgets))}"
-        case UnknownRange():
-            return ", --clip=LOW,HIGH"
         case DataError(remedy=(option, value)) | DataWarning(remedy=(option, value)):
             of_likelihood = option == "file.key" and getattr(options, "data", None)
             return f" (--{'key' if of_likelihood else f'config.data.{option}'}={quote(value)})"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from score_sde.cli.choices import loaded_run, require_class
+from score_sde.cli.choices import loaded_run
 from score_sde.cli.data import class_title, file_data, run_data
 from score_sde.cli.effect import key_of, refuse_without_effect
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
@@ -19,6 +19,7 @@ from score_sde.data import DataError, DataSource, TensorSource, read
 from score_sde.experiments.likelihood import learned_dequantizer, measure_bounds, measure_likelihood, require_integers
 from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS, BitsPerDim, VariationalDequantizer
 from score_sde.likelihood.evaluation import ranks_of_this_run
+from score_sde.model import score_for_class
 from score_sde.run import Run, RunError
 from score_sde.tables import build, require_name
 
@@ -53,7 +54,7 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     of = options.data or name
     name += f"_first{options.n}" if options.n and options.n < len(source) else ""
     values = read(source, slice(options.n)).values
-    require_class(run, options.class_)
+    score_for_class(run.model, options.class_)  # refused before anything is computed
     about = {"run": str(run.folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": of}
     about |= {"class": options.class_} if run.model.classes else {}
     first, progress = ranks_of_this_run()[0] == 0, not options.quiet

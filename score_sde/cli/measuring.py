@@ -11,12 +11,12 @@ from shlex import quote
 import numpy as np
 
 from score_sde.cli.choices import (
+    chosen_clip,
     chosen_solver,
     evaluations,
     likelihood_of_a_file,
     loaded_run,
     refuse_options_of_tuned,
-    require_class,
 )
 from score_sde.cli.data import class_title, run_data
 from score_sde.cli.effect import idle_under_budget, key_of, refuse_without_effect
@@ -24,9 +24,10 @@ from score_sde.cli.outputs import output_files, output_folder, protocol_digest, 
 from score_sde.config import ConfigError
 from score_sde.data import Dataset
 from score_sde.experiments.comparison import stand_in
-from score_sde.experiments.sampling import clip_range, clipped_data, compare_solvers, draw_samples
+from score_sde.experiments.sampling import clip_limits, clipped_data, compare_solvers, draw_samples
 from score_sde.files import write_npz
 from score_sde.images import picture, save_png
+from score_sde.model import score_for_class
 from score_sde.report import quality_curve, sample_matrix, write_comparison_page
 from score_sde.run import Run, has_tuned
 from score_sde.solvers import Solver, Tuned
@@ -39,11 +40,11 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     run, config = loaded_run(options, overrides, ("solver",))
     if options.solver and options.solver != config.solver.name and any(key_of(o) == "solver.name" for o in overrides):
         raise ConfigError(f"--solver={options.solver} and --config.solver.name={config.solver.name} choose two: give one")
-    require_class(run, options.class_)
+    score_for_class(run.model, options.class_)  # refused before anything is computed
     spec, name = run.model.data, options.solver or config.solver.name
-    clip = False if options.clip is None else (options.clip or True)
-    limited = clipped_data(spec, clip) if clip else None
-    solver = chosen_solver(config, options.solver, run, options.class_, clip=limited and clip_range(limited))
+    clip = chosen_clip(options)
+    limits = clip_limits(clipped_data(spec, clip))
+    solver = chosen_solver(config, options.solver, run, options.class_, limits)
     idle: dict[str, str] = {}
     if isinstance(solver, Tuned):
         refuse_options_of_tuned(overrides)
@@ -56,9 +57,9 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
     refuse_without_effect(overrides, config, idle=idle)
     protocol = {"solver": repr(solver), "seed": options.seed, "n": options.n, "denoised": options.denoise}
     protocol["batch_size"] = min(options.batch_size, options.n)  # adaptive solvers may share their steps among a batch
-    protocol |= {"class": options.class_, "clip": limited and clip_range(limited)}
+    protocol |= {"class": options.class_, "clip": limits}
     digest = protocol_digest(run, protocol)
-    marks = [f"seed{options.seed}", "denoise" if options.denoise else "", "clip" if limited else ""]
+    marks = [f"seed{options.seed}", "denoise" if options.denoise else "", "clip" if limits else ""]
     marks += ["" if options.class_ is None else f"class{options.class_}", digest]
 
     def files(used: str) -> list[Path]:
@@ -109,7 +110,7 @@ def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
                 substitute = stand_in(solver, solver.with_budget(budget))
                 idle |= idle_under_budget(name, config.solver.get(name, {}), substitute)
     refuse_without_effect(overrides, config, chosen={"solver": names}, idle=idle)
-    require_class(run, options.class_)
+    score_for_class(run.model, options.class_)  # refused before anything is computed
     how = {"samples": options.n, "seed": options.seed}
     data = run_data(run, config)
     folder, digest = comparison_folder(run, data, solvers, budgets, options.output, class_=options.class_, **how)

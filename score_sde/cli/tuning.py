@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from shlex import quote
 
-from score_sde.cli.choices import evaluations, loaded_run, require_class
+from score_sde.cli.choices import chosen_clip, evaluations, loaded_run
 from score_sde.cli.data import class_option, clip_option
 from score_sde.cli.outputs import require_writable
 from score_sde.config import ConfigError
@@ -17,13 +17,12 @@ def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     run, _ = loaded_run(options, overrides, ())
     folder = Path(options.output) if options.output else run.folder
     require_writable(folder)
-    require_class(run, options.class_)
     tuned = tune_solvers(
         run,
         evaluations(options.nfe),
         folder=folder,
         class_=options.class_,
-        clip=False if options.clip is None else (options.clip or True),
+        clip=chosen_clip(options),
         pilot=options.pilot,
         trials=options.trials,
         seed=options.seed,

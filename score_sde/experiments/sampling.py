@@ -18,7 +18,7 @@ from score_sde.experiments.comparison import Comparison, compare
 from score_sde.experiments.tuning import tune
 from score_sde.inputs import whole
 from score_sde.model import score_for_class
-from score_sde.run import Run, TunedOtherwise, build_solver, has_tuned, load_tuned, save_choice
+from score_sde.run import NoTuned, Run, UnusableTuned, build_solver, load_tuned, save_choice
 from score_sde.score import ClippedScore
 from score_sde.solvers import Sample, Solver, Tuned
 from score_sde.solvers.tuned import Choice
@@ -57,34 +57,37 @@ def draw_samples(
         SolverError: the state stopped being finite.
     """
     solver = build_solver(run.config) if solver is None else solver
-    score, spec = score_for_class(run.model, class_), clipped_data(run.model.data, clip)
-    limits = None if clip is False else spec.model_limits(run.model.device, run.model.dtype)
+    score, clipped = score_for_class(run.model, class_), clipped_data(run.model.data, clip)
+    limits = clipped and clipped.model_limits(run.model.device, run.model.dtype)
     parts = []
     for first in range(0, whole("count", count, 1), whole("batch_size", batch_size, 1)):
-        shape = (min(batch_size, count - first), *spec.shape)
+        shape = (min(batch_size, count - first), *run.model.data.shape)
         part = solver.sample(score, shape, seed=seed, first=first, denoise=denoise, clip=limits, progress=progress)
         parts.append(part)
     nfe, seconds = max(part.nfe for part in parts), sum(part.seconds for part in parts)
     return Sample(torch.cat([part.x for part in parts]), nfe, denoise, seconds)
 
 
-def clipped_data(spec: DataSpec, clip: bool | tuple[float, float]) -> DataSpec:
-    """The data with the range to which ``clip`` clips: its own, or the one that is given in its units.
+def clipped_data(spec: DataSpec, clip: bool | tuple[float, float]) -> DataSpec | None:
+    """The data with the range to which ``clip`` clips: its own, or the one that is given in its units; None for no clipping.
 
     Raises:
-        ValueError: the range of the data is not known, or integers are given another range than their own.
+        UnknownRange: the range of the data is not known.
+        ValueError: integers are given another range than their own.
     """
-    given = () if isinstance(clip, bool) else clip
+    if clip is False:
+        return None
+    given = () if clip is True else clip
     if spec.levels is not None and given:
         raise ValueError(f"the data is integer, from 0 to {spec.levels - 1}: it is clipped to no other range")
-    if clip is True and spec.levels is None and not spec.limits:
+    if not given and spec.levels is None and not spec.limits:
         raise UnknownRange("the run does not know the range of its data: give it in the data's units")
     return dataclasses.replace(spec, limits=(given,)) if given else spec
 
 
-def clip_range(spec: DataSpec) -> tuple:
-    """The range to which ``clipped_data`` clips: of integers in model coordinates, else as ``limits`` has it."""
-    return spec.limits or spec.model_range
+def clip_limits(clipped: DataSpec | None) -> tuple | None:
+    """What tells one clipping from another, and from none."""
+    return clipped and (clipped.limits or clipped.model_range)
 
 
 class UnknownRange(ValueError):
@@ -139,6 +142,7 @@ def tune_solvers(
     folder: Path | str | None = None,
     class_: int | None = None,
     clip: bool | tuple[float, float] = False,
+    t_end: float | None = None,
     pilot: int = 128,
     trials: int = 60,
     seed: int = 0,
@@ -149,37 +153,49 @@ def tune_solvers(
     Args:
         run: the run.
         budgets: numbers of evaluations, each at least 2.
-        folder: of the ``tuned.json``; by default the run's. What it holds for the same use takes part in the check.
+        folder: of the ``tuned.json``; by default the run's. What it holds for the same class, clipping and end takes part in
+            the check.
         class_: for samples of this class alone.
-        clip: for samples that are clipped, as for ``draw_samples``.
-        pilot, trials, seed, progress: as for ``tune``.
+        clip: for samples that are clipped, as by ``draw_samples``.
+        t_end, pilot, trials, seed, progress: as for ``tune``.
 
     Raises:
         ValueError: as ``tune`` raises it, or there is no such class.
         SolverError: no known solver gives finite samples within a budget.
     """
-    folder = run.folder if folder is None else Path(folder)
-    score, spec = score_for_class(run.model, class_), clipped_data(run.model.data, clip)
+    folder, clipped = run.folder if folder is None else Path(folder), clipped_data(run.model.data, clip)
+    score, limits = score_for_class(run.model, class_), clip_limits(clipped)
+    if clipped:
+        score = ClippedScore(score, *clipped.model_limits(run.model.device, run.model.dtype))
     about = {"pilot": pilot, "trials": trials, "seed": seed, "class": class_, "step": run.step}
-    if clip is not False:
-        score = ClippedScore(score, *spec.model_limits(run.model.device, run.model.dtype))
-        about |= {"clip": clip_range(spec)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TunedOtherwise)  # whatever was chosen before is checked
-        earlier = load_tuned(folder, class_=class_, clip=about.get("clip")) if has_tuned(folder, class_) else None
-    about |= {"run": run.identity} if run.identity else {}
+    others = {"clip": limits, "t_end": t_end, "run": run.identity}
+    about |= {name: value for name, value in others.items() if value is not None}
+    earlier = _chosen_before(folder, class_, limits, t_end)
 
     def keep(choice: Choice) -> None:
         save_choice(folder, choice, about)
 
     return tune(
         score,
-        spec.shape,
+        run.model.data.shape,
         budgets,
         pilot=pilot,
         trials=trials,
         seed=seed,
+        t_end=t_end,
         earlier=earlier,
         keep=keep,
         progress=progress,
     )
+
+
+def _chosen_before(folder: Path, class_: int | None, limits: tuple | None, t_end: float | None) -> Tuned | None:
+    """What was tuned for the same samples, or for simpler ones, which the check may find good too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return load_tuned(folder, class_=class_, clip=limits, t_end=t_end)
+    except UnusableTuned:
+        raise
+    except NoTuned:
+        return None

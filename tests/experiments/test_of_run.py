@@ -1,5 +1,7 @@
 """What the commands do for a run, from Python."""
 
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from score_sde.cli import main
 from score_sde.data import DATASETS
 from score_sde.likelihood import DEQUANTIZATIONS, VARIANCES
 from score_sde.model import ClassNeeded, score_for_class
-from score_sde.run import load_tuned
+from score_sde.run import NoTuned, load_tuned
 from score_sde.score import ClassScore
 from score_sde.solvers.probability_flow import ProbabilityFlow
 
@@ -124,6 +126,29 @@ def test_choices_are_kept_in_the_run(moons, tmp_path):
     kept = load_tuned(tmp_path)
     assert kept.choices[0].solver == tuned.choices[0].solver
     assert not (tmp_path / "moons" / "tuned.json").samefile(tmp_path / "tuned.json")
+
+
+def test_choices_for_clipped_samples_are_kept_apart(moons, tmp_path):
+    shutil.copy(moons.folder / "config.json", tmp_path / "config.json")
+    ends = (-0.5, 0.25)
+    tuned = experiments.tune_solvers(moons, [3], folder=tmp_path, pilot=8, trials=10, clip=ends)
+    with pytest.raises(NoTuned, match="clip"):
+        load_tuned(tmp_path)
+    experiments.tune_solvers(moons, [3], folder=tmp_path, pilot=8, trials=10, t_end=0.01)
+    limits = experiments.sampling.clip_limits(experiments.sampling.clipped_data(moons.model.data, ends))
+    assert load_tuned(tmp_path, clip=limits).choices[0].solver == tuned.choices[0].solver
+    assert load_tuned(tmp_path, t_end=0.01).choices
+
+
+def test_the_command_finds_what_was_tuned_for_its_clipping(moons, capsys):
+    (moons.folder / "tuned.json").unlink()
+    how = [f"--workdir={moons.folder}", "--clip=-0.5,0.25", "--quiet"]
+    assert main(["tune", *how, "--nfe=3", "--pilot=8", "--trials=10"]) == 0
+    (use,) = re.findall(r"^next: +score-sde (.*)$", capsys.readouterr().out, flags=re.MULTILINE)
+    assert main([*shlex.split(use), "--count=2", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["sample", how[0], "--solver=tuned", "--count=2", "--quiet"]) == 2
+    assert "only for clip" in capsys.readouterr().err
 
 
 def test_a_class_is_one_that_the_model_knows(digits, moons):
