@@ -3,7 +3,7 @@ r"""Which times a training batch is drawn at.
 Every rule estimates the same objective, the average of a per-sample loss over t uniform in [t_min, T]: it returns times
 with the weight (uniform density) / (own density) that keeps the estimate unbiased.
 
-The log-SNR rule draws lambda uniformly and takes t = ``inverse_log_snr(lambda)``. Since -lambda' = g^2/sigma^2 for every
+The log-SNR rule draws log_snr uniformly and takes t = ``inverse_log_snr(log_snr)``. Since -log_snr' = g^2/sigma^2 for every
 linear SDE, its density in t is proportional to g^2/sigma^2, the likelihood weighting itself: that loss then has the same
 weight at all times (Song et al. 2021b, Section 5.1; Kingma et al. 2021, Section 5.1).
 

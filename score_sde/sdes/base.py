@@ -10,9 +10,9 @@ The mean and the variance of a linear SDE obey (Särkkä and Solin 2019, Eq. 5.5
 
 so either pair gives the other: a subclass writes ``alpha`` and ``sigma`` (and f and g follow by autograd, unless it
 also writes them in closed form), or ``drift`` and ``diffusion`` (and alpha and sigma follow by quadrature). The log
-signal-to-noise ratio lambda = 2 log(alpha / sigma) then falls at the rate
+signal-to-noise ratio log_snr = 2 log(alpha / sigma) then falls at the rate
 
-    -lambda' = g^2 / sigma^2
+    -log_snr' = g^2 / sigma^2
 
 whatever the SDE. The reverse-time SDE and the probability-flow ODE are (Song et al. 2021, Eq. 6 and 13)
 
@@ -71,6 +71,10 @@ class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes
     def sigma(self, t: Tensor | float) -> Tensor:
         """Standard deviation of the noise in x_t."""
         return linear_marginal(self, as_time(t))[1].sqrt()
+
+    def noise_level(self, t: Tensor | float) -> Tensor:
+        """sigma / alpha: the standard deviation of the noise beside data of unit scale."""
+        return self.sigma(t) / self.alpha(t)
 
     def log_alpha(self, t: Tensor | float) -> Tensor:
         """log alpha(t)."""

@@ -2,7 +2,7 @@ r"""alpha and sigma of an SDE that is given by f(t) and g(t).
 
 With L(t) the integral of f from 0 to t, the marginal's moment equations are solved by
 
-    log alpha(t) = L(t),    sigma(t)^2 = sigma_0^2 e^{2 L(t)} + \int_0^t g(s)^2 e^{2 (L(t) - L(s))} ds.
+    log alpha(t) = L(t),    sigma(t)^2 = sigma_0^2 e^{2 L(t)} + \int_0^t g(u)^2 e^{2 (L(t) - L(u))} du.
 
 [0, T] is cut into equal panels, the first of them further and geometrically, since g is often steep at 0. Each integral
 is a Gauss-Legendre rule on the panels before t, tabulated once in float64, plus one rule from the start of t's own panel

@@ -3,7 +3,7 @@ r"""The sub-VP SDE (Song et al. 2021, Eq. 12 and Appendix B).
     dx = -beta(t)/2 x dt + sqrt(beta(t) (1 - exp(-2 B(t)))) dw
     alpha = exp(-B/2),   sigma = 1 - exp(-B) = 1 - alpha^2
 
-Its variance never exceeds the VP SDE's. With r = alpha/sigma = exp(lambda/2) one has r alpha^2 + alpha - r = 0, so
+Its variance never exceeds the VP SDE's. With r = alpha/sigma = exp(log_snr/2) one has r alpha^2 + alpha - r = 0, so
 1/alpha = (1 + sqrt(1 + 4 r^2)) / (2 r), from which B = 2 log(1/alpha) is taken without cancellation.
 """
 

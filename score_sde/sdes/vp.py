@@ -1,10 +1,10 @@
 r"""Variance-preserving SDEs, the continuous limit of DDPM (Song et al. 2021, Eq. 11).
 
     dx = -beta(t)/2 x dt + sqrt(beta(t)) dw
-    alpha(t) = exp(-B(t)/2),   sigma(t)^2 = 1 - exp(-B(t)),   B(t) = \int_0^t beta(s) ds
+    alpha(t) = exp(-B(t)/2),   sigma(t)^2 = 1 - exp(-B(t)),   B(t) = \int_0^t beta(u) du
 
-Everything that cancels is written with expm1 and softplus: with lambda the log-SNR, alpha^2 = sigmoid(lambda), hence
-B = softplus(-lambda).
+Everything that cancels is written with expm1 and softplus: alpha^2 = sigmoid(log_snr), hence
+B = softplus(-log_snr).
 """
 
 from abc import abstractmethod

@@ -14,8 +14,8 @@ sigma. The step of the first paper is 2 h, that of the second h:
     2019    snr = sqrt(epsilon) / (2 sigma_L)      0.22 for epsilon = 2e-5, sigma_L = 0.01
     2020    snr = sqrt(epsilon / 2) / sigma_L      0.18 for epsilon = 6.2e-6, sigma_L = 0.01
 
-Which snr suits depends on how far apart the levels are. Where all data is one point, and gamma = (sigma_t / alpha_t) /
-(sigma_s / alpha_s) is the ratio of two levels, the variance of the state beside that of its level, v, becomes after T steps
+Which snr suits depends on how far apart the levels are. Where all data is one point, let gamma be the ratio of the noise levels
+sigma / alpha at t and at s. The variance of the state beside that of its level, v, becomes after T steps
 
     q gamma^2 v + (1 - q) / (1 - snr^2),   q = (1 - 2 snr^2)^(2 T)
 

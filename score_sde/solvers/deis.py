@@ -1,6 +1,7 @@
 r"""DEIS (Zhang and Chen 2023): the noise interpolated by a polynomial, the exponential integrated exactly.
 
-With rho = sigma / alpha, the noise epsilon implied by the score at this and earlier times t_i, and Lagrange's polynomials l_i,
+With the noise level rho = sigma / alpha, the noise epsilon that the score implies at this and earlier times t_i, and Lagrange's
+polynomials l_i,
 
     x_s = alpha_s / alpha_t x_t + alpha_s sum_i epsilon_i \int l_i drho       from rho_t to rho_s        (Eq. 15 and 16).
 
@@ -18,7 +19,8 @@ import torch
 from score_sde.sdes import SDE
 from score_sde.sdes.memory import remembered
 from score_sde.solvers.interpolation import lagrange_weights
-from score_sde.solvers.multistep import Level, Multistep, MultistepHistory
+from score_sde.solvers.level import Level
+from score_sde.solvers.multistep import Multistep, MultistepHistory
 from score_sde.solvers.time_grids import TimeGrid
 from score_sde.tables import require_name
 
@@ -55,7 +57,7 @@ def _weights(sde: SDE, levels: tuple[Level, ...], start: Level, end: Level, vari
     kernel = lambda u: -end.alpha * math.e**-u
     ends = start.half_log_snr, end.half_log_snr
     if variable == "rho":
-        nodes, of = [level.sigma / level.alpha for level in levels], lambda u: math.e**-u
+        nodes, of = [level.noise_level for level in levels], lambda u: math.e**-u
     else:
         nodes = [float(level.t) for level in levels]
         of = lambda u: sde.inverse_log_snr(torch.from_numpy(2 * u)).numpy()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from score_sde.score import BoundScore
 from score_sde.solvers.fixed_steps import OneStepSolver
-from score_sde.solvers.multistep import Level
+from score_sde.solvers.level import Level
 from score_sde.solvers.time_grids import TimeGrid
 from score_sde.tensors import SampleNoise
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from score_sde.score import BoundScore
 from score_sde.sdes import SDE
 from score_sde.solvers.interpolation import lagrange_weights
-from score_sde.solvers.multistep import Level, Multistep, MultistepHistory
+from score_sde.solvers.level import Level
+from score_sde.solvers.multistep import Multistep, MultistepHistory
 from score_sde.tensors import SampleNoise
 
 

@@ -2,24 +2,24 @@ r"""The Gaussian reference: the flow of N(m, C) in closed form, the rest interpo
 
 If the data were N(m, C), C = U diag(l) U^T, the probability-flow ODE of any linear SDE would have the solution
 
-    y / sqrt(l + s^2) = constant,      y = U^T (x / alpha - m),   s = sigma / alpha,
+    y / sqrt(l + rho^2) = constant,      y = U^T (x / alpha - m),   rho = sigma / alpha,
 
 coordinate by coordinate. For other data, with R what the denoiser D = E[x0 | x] has beyond that Gaussian's own,
 
-    d/dlambda [ y / sqrt(l + s^2) ] = R / sqrt(l + s^2),      R = U^T (D - m) - l / (l + s^2) y,      lambda = -log s.
+    d/dlambda [ y / sqrt(l + rho^2) ] = R / sqrt(l + rho^2),   R = U^T (D - m) - l / (l + rho^2) y,   lambda = -log rho.
 
-(Insert the ODE dy/dlambda = U^T (D - m) - y, and ds/dlambda = -s.) In units of what is uncertain there, R is
+(Insert the ODE dy/dlambda = U^T (D - m) - y, and drho/dlambda = -rho.) In units of what is uncertain there, R is
 
-    F = R sqrt(l + s^2) / (s sqrt(l)),
+    F = R sqrt(l + rho^2) / (rho sqrt(l)),
 
 which for l = sigma_data^2 is what a network with EDM's preconditioning predicts (Karras et al. 2022, Eq. 7). It stays of order
 one at every noise level and in every direction; a polynomial in lambda through its last values is put in place of R:
 
-    z_s = z_t + sum_i w_i F_i,    w_i = \int l_i(lambda) s / (l + s^2) dlambda,    z = y / sqrt(l + s^2)   (sqrt(l) taken out),
+    z_s = z_t + sum_i w_i F_i,   w_i = \int l_i(lambda) rho / (l + rho^2) dlambda,   z = y / sqrt(l + rho^2)   (no sqrt(l)),
 
 with weights of its own in each direction, that is by quadrature. Where l = 0 this interpolates x0, as DPM-Solver++ does, and
 where l is infinite the noise, as DEIS: each direction of the data goes from the one to the other where its own noise level is
-s = sqrt(l).
+rho = sqrt(l).
 
 It is worth its while where the score is close to that of the data, whose covariance then tells most of it. A network that is
 far from its data's Gaussian at high noise, after little training, gains nothing by it.
@@ -39,7 +39,8 @@ from score_sde.inputs import require_states
 from score_sde.score import BoundScore, Score, innermost
 from score_sde.sdes import SDE
 from score_sde.solvers.interpolation import lagrange_rule
-from score_sde.solvers.multistep import Level, Multistep, MultistepHistory, Node, combine
+from score_sde.solvers.level import Level
+from score_sde.solvers.multistep import Multistep, MultistepHistory, Node, combine
 from score_sde.tables import require_name
 
 REFERENCES = ("data", "isotropic", "unit")
@@ -95,11 +96,11 @@ def _of_moments(moments: Moments, dtype: torch.dtype, device: torch.device) -> R
 def _rule(
     nodes: tuple[float, ...], start: float, end: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Noise levels s ``(Q, 1)`` from ``start`` to ``end`` and the rule ``(n, Q)`` of ``lagrange_rule``, placed once."""
+    """Noise levels rho ``(Q, 1)`` from ``start`` to ``end`` and the rule ``(n, Q)`` of ``lagrange_rule``, placed once."""
     u, rule = lagrange_rule(nodes, start, end)
     with torch.inference_mode(False):
-        s, rule = (torch.from_numpy(value).to(device, dtype, non_blocking=True) for value in (np.exp(-u)[:, None], rule))
-    return s, rule
+        rho, rule = (torch.from_numpy(value).to(device, dtype, non_blocking=True) for value in (np.exp(-u)[:, None], rule))
+    return rho, rule
 
 
 def match_moments(samples: Tensor) -> Moments:
@@ -163,21 +164,21 @@ class GaussianReference(Multistep):
 
     def read(self, score: BoundScore, x: Tensor, level: Level, history: GaussianHistory) -> tuple[Tensor, Tensor]:
         reference = history.reference
-        s = level.sigma / level.alpha
+        rho = level.noise_level
         gradient = reference.coefficients(score(x, level.t))
         y = reference.coefficients(x / level.alpha - reference.mean)
-        root = (reference.variances + s**2).sqrt()
-        return y / root, s / root * y + s * level.alpha * root * gradient
+        root = (reference.variances + rho**2).sqrt()
+        return y / root, rho / root * y + rho * level.alpha * root * gradient
 
     def weights(self, levels: Sequence[Level], start: Level, end: Level, sde: SDE, history: GaussianHistory) -> Tensor:
         variances = history.reference.variances
         nodes = tuple(level.half_log_snr for level in levels)
-        s, rule = _rule(nodes, start.half_log_snr, end.half_log_snr, variances.dtype, variances.device)
-        return _product(rule, s / (variances + s**2))
+        rho, rule = _rule(nodes, start.half_log_snr, end.half_log_snr, variances.dtype, variances.device)
+        return _product(rule, rho / (variances + rho**2))
 
     def advance(
         self, z: Tensor, weights: Tensor, nodes: Sequence[Node], start: Level, end: Level, history: GaussianHistory
     ) -> Tensor:
         reference = history.reference
-        y = (z + combine(weights, nodes)) * (reference.variances + (end.sigma / end.alpha) ** 2).sqrt()
+        y = (z + combine(weights, nodes)) * (reference.variances + end.noise_level**2).sqrt()
         return end.alpha * (reference.event(y) + reference.mean)

@@ -1,9 +1,11 @@
-r"""EDM's samplers (Karras et al. 2022): Heun's method in rho = sigma / alpha, and noise added before each of its steps.
+r"""EDM's samplers (Karras et al. 2022): Heun's method in the noise level, and noise added before each of its steps.
 
-In y = x / alpha the probability-flow ODE of any linear SDE is dy / drho = epsilon, and Heun's method takes the mean of the
-noise at both ends of a step (Algorithm 1): order 2, two evaluations. The stochastic sampler (Algorithm 2) first raises the
-noise level to rho' = (1 + gamma) rho by adding sqrt(rho'^2 - rho^2) S_noise z to y, with gamma = min(S_churn / N, sqrt(2) - 1)
-for the N steps where rho lies between S_min and S_max, and then takes Heun's step from rho'. rho' goes no further than rho(T).
+With y = x / alpha and the noise level rho = sigma / alpha, the probability-flow ODE of any linear SDE is dy / drho = epsilon.
+Heun's method takes the mean of the noise at both ends of a step (Algorithm 1): order 2, two evaluations.
+
+The stochastic sampler (Algorithm 2) first raises the noise level to rho' = (1 + gamma) rho by adding
+sqrt(rho'^2 - rho^2) S_noise z to y. Here gamma = min(S_churn / N, sqrt(2) - 1) for N steps, and 0 where rho lies outside S_min
+and S_max. Then it takes Heun's step from rho', which goes no further than rho(T).
 EDM's last step is one of Euler's to rho = 0; here the last time is not 0, and ``denoise=True`` is that step.
 """
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from score_sde.inputs import require_finite
 from score_sde.score import BoundScore
 from score_sde.solvers.fixed_steps import OneStepSolver
+from score_sde.solvers.level import Level
 from score_sde.solvers.time_grids import TimeGrid
 from score_sde.tensors import SampleNoise
 
@@ -34,12 +37,12 @@ class Heun(OneStepSolver):
         return 2
 
     def move(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise) -> Tensor:
-        sde = score.sde
-        rho_t, rho_s = sde.sigma(t) / sde.alpha(t), sde.sigma(s) / sde.alpha(s)
-        first = -sde.sigma(t) * score(x, t)
-        y = x / sde.alpha(t)
-        second = -sde.sigma(s) * score(sde.alpha(s) * (y + (rho_s - rho_t) * first), s)
-        return sde.alpha(s) * (y + (rho_s - rho_t) / 2 * (first + second))
+        start, end = Level.at(score.sde, t), Level.at(score.sde, s)
+        rise = end.noise_level - start.noise_level
+        first = -start.sigma * score(x, t)
+        y = x / start.alpha
+        second = -end.sigma * score(end.alpha * (y + rise * first), s)
+        return end.alpha * (y + rise / 2 * (first + second))
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class EDM(Heun):
     Args:
         steps, grid: as in ``GridSolver``.
         s_churn: noise to be added over all steps; 0 for none.
-        s_min, s_max: values of sigma / alpha between which it is added.
+        s_min, s_max: noise levels sigma / alpha between which it is added.
         s_noise: factor of its standard deviation.
     """
 
@@ -80,11 +83,11 @@ class EDM(Heun):
 
     def move(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise) -> Tensor:
         sde = score.sde
-        rho = float(sde.sigma(t) / sde.alpha(t))
+        rho = float(sde.noise_level(t))
         z = noise.normal()  # also where none is added: the noise of a step does not depend on s_min and s_max
         if self.stochastic and self.s_min <= rho <= self.s_max:
             gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1)
             raised = sde.inverse_log_snr(-2 * math.log((1 + gamma) * rho)).clamp_max(sde.T)
-            alpha, up = sde.alpha(raised), sde.sigma(raised) / sde.alpha(raised)
+            alpha, up = sde.alpha(raised), sde.noise_level(raised)
             x, t = alpha * (x / sde.alpha(t) + self.s_noise * (up**2 - rho**2).clamp_min(0).sqrt() * z), raised
         return super().move(score, x, t, s, noise)

@@ -1,8 +1,8 @@
 r"""Exponential multistep methods, of which each solver is a choice of weights.
 
-Write lambda = log(alpha / sigma), half of the log-SNR. What the network says can be turned into the data x0 = E[x0 | x] or
-into the noise epsilon that it implies, and in either the probability-flow ODE of *any* linear SDE has its linear part solved
-exactly (Lu et al. 2022b, Proposition 4.1; Zhang and Chen 2023, Proposition 1):
+Write lambda = log(alpha / sigma), half of the log-SNR, as in all solvers. What the network says can be turned into the data
+x0 = E[x0 | x] or into the noise epsilon that it implies. In either, the linear part of the probability-flow ODE of *any* linear
+SDE is solved exactly (Lu et al. 2022b, Proposition 4.1; Zhang and Chen 2023, Proposition 1):
 
     x_s / sigma_s = x_t / sigma_t + \int e^lambda x0 dlambda,    x_s / alpha_s = x_t / alpha_t - \int e^-lambda epsilon dlambda,
 
@@ -27,44 +27,16 @@ grids of few steps have it. Either lowers the order that is declared, and is oft
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from score_sde.score import BoundScore
 from score_sde.sdes import SDE
-from score_sde.sdes.memory import remembered
 from score_sde.solvers.fixed_steps import GridSolver, History
+from score_sde.solvers.level import Level
 from score_sde.solvers.time_grids import TimeGrid
-from score_sde.tensors import SampleNoise, as_time
-
-
-class Level(NamedTuple):
-    """A time with alpha, sigma and lambda there, as numbers."""
-
-    t: Tensor
-    alpha: float
-    sigma: float
-    half_log_snr: float
-
-    @classmethod
-    def at(cls, sde: SDE, t: Tensor) -> Self:
-        """The level of ``sde`` at the 0-dimensional time ``t``: the same object for the same time, batch after batch."""
-        return _level(sde, float(t))
-
-    @classmethod
-    def between(cls, sde: SDE, start: "Level", end: "Level", fraction: float) -> Self:
-        """The level at ``fraction`` of the way from one to another in log-SNR."""
-        log_snr = 2 * (start.half_log_snr + fraction * (end.half_log_snr - start.half_log_snr))
-        return cls.at(sde, sde.inverse_log_snr(log_snr))
-
-
-@remembered(8192)
-def _level(sde: SDE, t: float) -> Level:
-    with torch.inference_mode(False):
-        time = as_time(t)
-    return Level(time, float(sde.alpha(time)), float(sde.sigma(time)), float(sde.log_snr(time)) / 2)
+from score_sde.tensors import SampleNoise
 
 
 class Node(NamedTuple):

@@ -6,9 +6,9 @@ A forward chain x_t = x_s + f(x_s) + G z is reversed by the same f and G, taken 
 
 For a linear SDE the chain need not be approximate. The transition from s to t > s is
 
-    x_t = a x_s + b z,   a = alpha_t / alpha_s,   b^2 = sigma_t^2 - a^2 sigma_s^2 = sigma_t^2 (1 - exp(lambda_t - lambda_s)),
+    x_t = a x_s + b z,  a = alpha_t / alpha_s,  b^2 = sigma_t^2 - a^2 sigma_s^2 = sigma_t^2 (1 - exp(2 (lambda_t - lambda_s))),
 
-with lambda = 2 log(alpha / sigma) the log-SNR; the last form loses no digits in a short step, and holds at sigma_s = 0. Hence
+with lambda = log(alpha / sigma). The last form loses no digits in a short step, and holds at sigma_s = 0. Hence
 f(x) = (a - 1) x, G = b and
 
     x_s = (2 - a) x_t + b^2 score(x_t, t) + b z,

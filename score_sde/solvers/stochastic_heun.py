@@ -12,10 +12,10 @@ with the same normal increment in both stages (Kloeden and Platen 1992, Section 
     y'  = y + h D(y, t) + sqrt(h) z,
     y_s = y + h ((1 - c) D(y, t) + c D(y', s)) + sqrt(h) z,
 
-where c = 1/2 is Heun's own, and c = 1/2 + O(h) leaves its order. D being nearer to linear in the log-SNR lambda = log kappa
-than in kappa, its integral over such a line is taken: with w = 1 - kappa_t / kappa_s = 1 - exp(lambda_t - lambda_s),
+where c = 1/2 is Heun's own, and c = 1/2 + O(h) leaves its order. D being nearer to linear in the log-SNR log kappa
+than in kappa, its integral over such a line is taken: with w = 1 - kappa_t / kappa_s = 1 - exp(log kappa_t - log kappa_s),
 
-    c = 1 / w - 1 / (lambda_s - lambda_t).
+    c = 1 / w - 1 / (log kappa_s - log kappa_t).
 
 Back in x,
 

@@ -1,13 +1,13 @@
 r"""Time grids: where a fixed-step solver puts its steps.
 
-Noise levels are told by s = sigma / alpha, the standard deviation of the noise beside data of unit scale, and by the log-SNR
--2 log s, in which most of the literature's grids are simple:
+The noise level n = sigma / alpha is the standard deviation of the noise beside data of unit scale. Most grids of the literature
+are simple in n, or in the log-SNR -2 log n:
 
     uniform     equal steps in t                    DDPM, Song et al. 2021
     quadratic   equal steps in sqrt(t)              DDIM (Song, Meng and Ermon 2021, Appendix D.2)
     log_snr     equal steps in log-SNR              DPM-Solver (Lu et al. 2022a, Section 3.3)
-    edm         equal steps in s^(1 / rho)          EDM (Karras et al. 2022, Eq. 5), rho = 7
-    cosine      equal steps of the angle arctan s   the cosine schedule (Nichol and Dhariwal 2021, Eq. 17), on any SDE
+    edm         equal steps in n^(1 / rho)          EDM (Karras et al. 2022, Eq. 5), rho = 7
+    cosine      equal steps of the angle arctan n   the cosine schedule (Nichol and Dhariwal 2021, Eq. 17), on any SDE
 """
 
 import math
@@ -149,7 +149,7 @@ TIME_GRIDS: dict[str, Callable[[], TimeGrid]] = {
     "edm": EDMGrid,
     "cosine": CosineGrid,
 }
-"""Name -> grid."""
+"""Name -> what builds a grid."""
 
 
 def as_grid(grid: str | TimeGrid) -> TimeGrid:

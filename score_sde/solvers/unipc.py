@@ -24,7 +24,8 @@ from typing import ClassVar
 import numpy as np
 
 from score_sde.sdes import SDE
-from score_sde.solvers.multistep import Level, Multistep, MultistepHistory
+from score_sde.solvers.level import Level
+from score_sde.solvers.multistep import Multistep, MultistepHistory
 from score_sde.tables import require_name
 
 VARIANTS = ("bh1", "bh2")

@@ -11,7 +11,7 @@ from scipy.integrate import quad, solve_ivp
 
 from score_sde import DDIM, SDE, VESDE, VPSDE, SubVPSDE, TabulatedSDE
 from score_sde.sdes import SDES, ddpm_schedule
-from score_sde.solvers.multistep import Level
+from score_sde.solvers.level import Level
 from score_sde.tensors import as_time, batch_time, expand
 from tests.oracles import SDE_CASES, CosineSDE, DoubleWellSDE, OrnsteinUhlenbeckSDE, mixture
 
@@ -264,3 +264,8 @@ def test_nonlinear_drift_says_what_it_cannot_do():
 def test_bad_values_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_noise_level_and_log_snr_say_the_same(sde):
+    t = torch.tensor([sde.t_min, 0.3 * sde.T, sde.T], dtype=torch.float64)
+    torch.testing.assert_close(-2 * sde.noise_level(t).log(), sde.log_snr(t), rtol=1e-6, atol=1e-6)

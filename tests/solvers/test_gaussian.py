@@ -10,7 +10,7 @@ import torch
 from score_sde import DDIM, DPMSolverPP, GaussianMixture, GaussianReference, ProbabilityFlow, UniPC, match_moments
 from score_sde.data import DataSpec, Moments, TensorSource, moments
 from score_sde.solvers.gaussian import GaussianHistory, Reference
-from score_sde.solvers.multistep import Level
+from score_sde.solvers.level import Level
 from tests.oracles import SDE_CASES, OwnPrecision, mixture
 
 
