@@ -11,7 +11,7 @@ from score_sde import DDIM, GaussianMixture
 from score_sde.score import BoundScore
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.tensors import SampleNoise
-from tests.oracles import PUBLISHED, SDE_CASES, affine_moments, check_moments, exact_moments, expectation, gaussian, mixture
+from tests.oracles import PUBLISHED, SDE_CASES, affine_moments, exact_moments, expectation, gaussian, mixture
 
 
 @pytest.mark.parametrize("grid", ["uniform", "log_snr"])
@@ -113,12 +113,3 @@ def test_budget_counts_both_evaluations():
     assert StochasticHeun().with_budget(21).steps == 10
     with pytest.raises(ValueError, match="takes 2 evaluations, got 1"):
         StochasticHeun().with_budget(1)
-
-
-def test_mean_and_covariance_of_samples_under_vp():
-    check_moments(StochasticHeun(steps=60), SDE_CASES["vp"])
-
-
-@pytest.mark.slow
-def test_mean_and_covariance_of_samples(sde):
-    check_moments(StochasticHeun(steps=60), sde)

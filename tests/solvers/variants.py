@@ -44,7 +44,10 @@ def variants(name):
     found = {}
     for values in itertools.product(*(VALUES[option] for option in changing)):
         chosen = dict(zip(changing, values, strict=True))
-        if name == "sde_dpm_solver_pp" and chosen["p"] > 2:
+        p = chosen.get("p", 3)
+        if (name == "sde_dpm_solver_pp" and p > 2) or (chosen.get("lower_order_first") and p < 3):
+            continue  # there is no such method, or it is that without the option
+        if chosen.get("lower_order_final") and p < 2:
             continue
         found[" ".join([name, *(f"{option}={value}" for option, value in chosen.items())])] = build(**chosen)
     return found
