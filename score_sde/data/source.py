@@ -70,8 +70,10 @@ def check_rows(rows: Tensor, count: int) -> None:
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.ndim != 1:
         given = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
         raise TypeError(f"rows must be a tensor of int64 with one dimension, got {given}")
-    if len(rows) and (rows.min() < 0 or rows.max() >= count):
-        raise IndexError(f"rows must lie between 0 and {count - 1}, got {rows.min()} to {rows.max()}")
+    if len(rows):
+        low, high = (end.item() for end in rows.aminmax())
+        if low < 0 or high >= count:
+            raise IndexError(f"rows must lie between 0 and {count - 1}, got {low} to {high}")
 
 
 @dataclass(frozen=True, eq=False)
