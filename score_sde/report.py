@@ -115,25 +115,25 @@ def quality_curve(comparison: Comparison) -> Image.Image:
     """
     found, floor = comparison.measurements, comparison.floor
     names = list(dict.fromkeys(m.solver for m in found))
-    panels = [q for q in QUANTITIES if q.panel and any(math.isfinite(q.plotted(m, floor)) for m in found)]
-    panels.sort(key=lambda quantity: quantity.cost)  # how good samples are comes first
+    ordered = sorted(QUANTITIES, key=lambda quantity: quantity.cost)  # how good samples are comes first
+    panels = [q.panel for q in ordered if q.panel and any(math.isfinite(q.panel.value(m, floor)) for m in found)]
     columns = min(len(panels), 4 if len(panels) > 6 else 3)
     rows = math.ceil(len(panels) / columns)
     legend_rows = math.ceil((len(names) + 1) / 5)
     figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.25 * legend_rows), dpi=110, layout="constrained")
     labelled = {}
-    for axes, quantity in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
-        level, interval = quantity.plotted(floor, floor), quantity.panel.interval
-        if quantity.panel.floor and math.isfinite(level):
+    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
+        level = panel.value(floor, floor)
+        if panel.floor and math.isfinite(level):
             labelled[floor.solver] = axes.axhline(level, color="grey", linestyle=":", linewidth=1.5)
         for i, name in enumerate(names):
             by_cost = sorted({m.nfe: m for m in found if m.solver == name}.items())
-            if not any(math.isfinite(quantity.plotted(m, floor)) for _, m in by_cost):
+            if not any(math.isfinite(panel.value(m, floor)) for _, m in by_cost):
                 continue
             colour = f"C{i % 10}"
             (labelled[name],) = axes.plot(
                 [nfe for nfe, _ in by_cost],
-                [quantity.plotted(m, floor) for _, m in by_cost],
+                [panel.value(m, floor) for _, m in by_cost],
                 color=colour,
                 linestyle="--" if all(math.isnan(m.error) for _, m in by_cost) else "-",
                 marker=_MARKERS[(i + i // 10) % len(_MARKERS)],
@@ -141,11 +141,11 @@ def quality_curve(comparison: Comparison) -> Image.Image:
                 markersize=4,
                 linewidth=1.1,
             )
-            if interval:
+            if panel.interval:
                 places = [nfe * 1.012 ** (i - (len(names) - 1) / 2) for nfe, _ in by_cost]  # beside each other
-                ends = ([getattr(m, key) for _, m in by_cost] for key in interval)
+                ends = ([getattr(m, key) for _, m in by_cost] for key in panel.interval)
                 axes.vlines(places, *ends, color=colour, linewidth=0.8, alpha=1.0 if len(names) < 7 else 0.4)
-        _scale(axes, quantity.panel, comparison)
+        _scale(axes, panel, comparison)
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()
     order = [name for name in (*names, floor.solver) if name in labelled]
@@ -265,9 +265,9 @@ def comparison_table(comparison: Comparison) -> str:
     shown, found, bold = comparison.quantities, comparison.measurements, set()
     cells = [[m.solver, *(quantity.cell(m) for quantity in shown)] for m in comparison.rows]
     for j, quantity in enumerate(shown, 1):
-        for budget in {m.budget for m in found} if quantity.best else ():
+        for budget in {m.budget for m in found}:
             rivals = [i for i, m in enumerate(found) if m.budget == budget and not math.isnan(quantity.value(m))]
-            if rivals:
+            if rivals and quantity.best:
                 best = cells[quantity.best(rivals, key=lambda i: quantity.value(found[i]))][j]
                 first = {(i, j) for i in rivals if cells[i][j] == best}
                 bold |= first if len(first) < len(rivals) else set()

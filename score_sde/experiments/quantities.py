@@ -120,15 +120,15 @@ class Panel:
 
     Args:
         title: above it.
+        value: what is shown of a measurement, given that of other data as well.
         scale: ``log``; ``symlog`` where values may be negative; ``linear`` for shares.
-        value: takes a measurement and that of other data; by default the quantity itself.
         floor: whether other data has a value too.
         interval: keys of the ends of an interval of the quantity.
     """
 
     title: str
+    value: Callable[[Measurement, Measurement], float]
     scale: str = "log"
-    value: Callable[[Measurement, Measurement], float] | None = None
     floor: bool = True
     interval: tuple[str, str] | None = None
 
@@ -162,10 +162,6 @@ class Quantity:
     def value(self, measurement: Measurement) -> float:
         """Its number, the first one of an interval."""
         return getattr(measurement, self.keys[0])
-
-    def plotted(self, measurement: Measurement, floor: Measurement) -> float:
-        """What its panel shows of a measurement, ``floor`` being that of other data."""
-        return self.panel.value(measurement, floor) if self.panel.value else self.value(measurement)
 
     def cell(self, measurement: Measurement) -> str:
         """What a table shows: "" for what does not apply."""
@@ -204,7 +200,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         lambda d: (d.overhead,),
         digits=3,
         cost=True,
-        panel=Panel("overhead, ms per evaluation", value=lambda m, _: 1e3 * m.overhead / max(1, m.nfe), floor=False),
+        panel=Panel("overhead, ms per evaluation", lambda m, _: 1e3 * m.overhead / max(1, m.nfe), floor=False),
     ),
     Quantity(
         ("distance",),
@@ -213,7 +209,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         "directions. It is not 0 for a perfect sampler: see <em>data against data</em>.",
         lambda d: (sliced_wasserstein(d.x, d.judge.data),),
         best=min,
-        panel=Panel("sliced Wasserstein distance"),
+        panel=Panel("sliced Wasserstein distance", lambda m, _: m.distance),
     ),
     Quantity(
         ("energy",),
@@ -222,7 +218,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         "perfect sampler, so that single values may be negative.",
         lambda d: (d.energy.value,),
         best=min,
-        panel=Panel("energy distance, 95 % interval", "symlog", interval=("energy_low", "energy_high")),
+        panel=Panel("energy distance, 95 % interval", lambda m, _: m.energy, "symlog", interval=("energy_low", "energy_high")),
     ),
     Quantity(
         ("energy_low", "energy_high"),
@@ -240,7 +236,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         lambda d: (d.coverage.precision,),
         digits=2,
         best=max,
-        panel=Panel("precision", "linear"),
+        panel=Panel("precision", lambda m, _: m.precision, "linear"),
     ),
     Quantity(
         ("recall",),
@@ -250,7 +246,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         lambda d: (d.coverage.recall,),
         digits=2,
         best=max,
-        panel=Panel("recall", "linear"),
+        panel=Panel("recall", lambda m, _: m.recall, "linear"),
     ),
     Quantity(
         ("error",),
@@ -260,7 +256,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         lambda d: (math.nan if d.solution is None else root_mean_square(d.x - d.solution),),
         powers=True,
         best=min,
-        panel=Panel("RMS error to the converged ODE", floor=False),
+        panel=Panel("RMS error to the converged ODE", lambda m, _: m.error, floor=False),
     ),
     Quantity(
         ("nll",),
@@ -269,7 +265,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         "crowd into the modes have less than data.",
         lambda d: (d.judge.nll(d.x),),
         digits=3,
-        panel=Panel("NLL/dim above that of exact draws", "symlog", lambda m, floor: m.nll - floor.nll),
+        panel=Panel("NLL/dim above that of exact draws", lambda m, floor: m.nll - floor.nll, "symlog"),
     ),
 )
 """All of them, in the order of the columns."""

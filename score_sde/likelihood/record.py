@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -144,7 +144,7 @@ class BitsPerDim:
         mean = np.mean(columns["per_sample"] or math.nan)
         if {len(column) for column in known} != {saved["samples"]} or not math.isclose(mean, saved["mean"], abs_tol=1e-9):
             raise DamagedError(f"{path.with_suffix('.npz')} does not hold the values of the samples of {path}")
-        return cls(**saved, **columns)
+        return cls(**(saved | columns))
 
 
 _COLUMNS = {"per_sample": "bits_per_dim", "per_sample_probe_stderr": "probe_stderr", "per_sample_solver_error": "solver_error"}
@@ -188,7 +188,7 @@ class VariationalBound:
     def sentence(self) -> str:
         """The result with its protocol, to be pasted into a paper."""
         if self.bound == "discrete":
-            some = "" if self.times == self.steps - 1 else f", {self.times} of them drawn for each sample"
+            some = "" if self.steps == self.times + 1 else f", {self.times} of them drawn for each sample"
             how = f"discrete chain of {self.steps} steps{some}, variance {self.variance}"
         else:
             how = f"continuous time from t_min = {self.t_min:g}, {self.times} times of uniform log-SNR for each sample"
@@ -216,11 +216,9 @@ class VariationalBound:
             ValueError: it is no record of a bound, or of a later format.
         """
         saved = _read_entries(cls, Path(path))
-        errors = saved.pop("per_sample_stderr")
-        return cls(
-            **saved | {"per_sample": tuple(saved["per_sample"])},
-            per_sample_stderr=None if errors is None else tuple(errors),
-        )
+        for name in ("per_sample", "per_sample_stderr"):
+            saved[name] = None if saved[name] is None else tuple(saved[name])
+        return cls(**saved)
 
 
 def _entries(about: Mapping[str, object] | None, sentence: str, record: Mapping[str, object]) -> dict[str, object]:
@@ -229,7 +227,7 @@ def _entries(about: Mapping[str, object] | None, sentence: str, record: Mapping[
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in entries.items()}
 
 
-def _read_entries(kind: type, path: Path, *, beside: tuple[str, ...] = ()) -> dict:
+def _read_entries(kind: type, path: Path, *, beside: tuple[str, ...] = ()) -> dict[str, Any]:
     """The fields of a record from its JSON, without those that are ``beside`` it."""
     entries = read_json(path)
     version = entries.get("format", FORMAT)

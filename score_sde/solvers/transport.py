@@ -71,19 +71,20 @@ class Transported:
         )
 
     def with_rows(self, rows: Tensor, other: Self) -> Self:
-        """With ``other`` in the place of the samples ``rows`` ``(n,)``; both tell errors and steps."""
+        """With ``other`` in the place of the samples ``rows`` ``(n,)``; errors and steps only where both tell them."""
+        fill = lambda mine, new: None if mine is None or new is None else mine.index_copy(0, rows, new.to(mine))
         return replace(
             self,
             state=self.state.index_copy(0, rows, other.state),
             changes=self.changes.index_copy(1, rows, other.changes.to(self.changes)),
-            error=self.error.index_copy(0, rows, other.error.to(self.error)),
-            steps=self.steps.index_copy(0, rows, other.steps),
+            error=fill(self.error, other.error),
+            steps=fill(self.steps, other.steps),
         )
 
     def lost(self) -> Self:
         """Nothing but NaN: what could not be solved."""
-        state, changes, error = (torch.full_like(value, math.nan) for value in (self.state, self.changes, self.error))
-        return replace(self, state=state, changes=changes, error=error)
+        state, changes = (torch.full_like(value, math.nan) for value in (self.state, self.changes))
+        return replace(self, state=state, changes=changes, error=None if self.error is None else changes[0])
 
 
 class Transport(Protocol):
