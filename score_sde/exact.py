@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -157,6 +158,8 @@ class MixtureScore:
 
     mixture: GaussianMixture
     sde: SDE
+
+    score_parts: ClassVar[tuple[str, ...]] = ()
 
     @property
     def moments(self) -> Moments:

@@ -49,6 +49,8 @@ class ScoreModel(nn.Module):
             not positive where the network takes its logarithm.
     """
 
+    score_parts = ()
+
     def __init__(
         self,
         network: nn.Module,

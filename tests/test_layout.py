@@ -19,7 +19,7 @@ ROWS = [
     ["inputs", "tensors", "lock", "files", "images", "paired", "progress", "tables"],
     ["sdes", "networks", "divergence"],
     ["parameterization", "time_sampling", "draws", "data"],
-    ["score", "model"],
+    ["composition", "score", "model"],
     ["exact", "objectives", "guidance", "solvers", "ema", "checkpoint"],
     ["likelihood", "metrics", "inverse"],
     ["run"],

@@ -13,13 +13,14 @@ import io
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from score_sde.composition import around, leaves
 from score_sde.exact import MixtureScore
 from score_sde.experiments.quantities import (
     NEIGHBOUR,
@@ -32,8 +33,7 @@ from score_sde.experiments.quantities import (
 )
 from score_sde.files import write_text
 from score_sde.progress import Progress
-from score_sde.score import Score, draw_latents, innermost, score_and_variance
-from score_sde.sdes import SDE
+from score_sde.score import Score, WrappedScore, draw_latents
 from score_sde.solvers import SOLVERS, ProbabilityFlow, Solver, SolverError
 
 CONVERGED, DATA = "converged ODE", "data against data"
@@ -96,43 +96,32 @@ class Comparison:
 
 @dataclass
 class Clock:
-    """Seconds spent in a score."""
+    """Seconds spent in a score, and when the present evaluation began."""
 
     seconds: float = 0.0
+    start: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
-class TimedScore:
+class TimedScore(WrappedScore):
     """A score whose calls are timed; on a GPU each call is waited for, which costs the overlap with what follows."""
 
-    score: Score
     clock: Clock
 
-    @property
-    def sde(self) -> SDE:
-        return self.score.sde
+    def told(self, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        _wait(x.device)
+        self.clock.start = time.perf_counter()
+        return t, cond
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self._timed(lambda: self.score(x, t, cond), x.device)
-
-    def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The score and its learned variance, timed."""
-        return self._timed(lambda: score_and_variance(self.score, x, t, cond), x.device)
-
-    def _timed(self, evaluate: Callable, device: torch.device):
-        _wait(device)
-        start = time.perf_counter()
-        value = evaluate()
-        _wait(device)
-        self.clock.seconds += time.perf_counter() - start
-        return value
+    def changed(self, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        _wait(x.device)
+        self.clock.seconds += time.perf_counter() - self.clock.start
+        return score
 
 
 def timed(score: Score, clock: Clock) -> Score:
-    """``score`` with the calls of its innermost score timed: what wraps that is the solver's or the guidance's overhead."""
-    if dataclasses.is_dataclass(score) and hasattr(score, "score"):
-        return dataclasses.replace(score, score=timed(score.score, clock))
-    return TimedScore(score, clock)
+    """``score`` with the calls of its leaves timed: what stands above them is the solver's or the guidance's overhead."""
+    return around(score, lambda leaf: TimedScore(leaf, clock))[0]
 
 
 def _wait(device: torch.device) -> None:
@@ -202,8 +191,9 @@ def compare(
     if min(budgets, default=0) < 1:
         raise ValueError(f"budgets must be positive numbers of evaluations, got {list(budgets)}")
     x_T, clock = draw_latents(score, (samples, *data.shape[1:]), seed=seed), Clock()
-    inner, timed_score = innermost(score), timed(score, clock)
-    judge = Judge(data, inner if isinstance(inner, MixtureScore) else None, seed=seed)
+    inner, timed_score = leaves(score), timed(score, clock)
+    mixture = inner[0] if len(inner) == 1 and isinstance(inner[0], MixtureScore) else None
+    judge = Judge(data, mixture, seed=seed)
     other = None if other is None else other[:samples]
 
     def drawn_by(solver: Solver, solution: Tensor | None = None, *, bar: bool = False) -> Drawn:

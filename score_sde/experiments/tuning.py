@@ -36,7 +36,7 @@ from torch import Tensor
 from score_sde.inputs import require_batch, require_time, whole
 from score_sde.paired import gain, tail, typical
 from score_sde.progress import Progress
-from score_sde.score import Score, draw_latents, innermost
+from score_sde.score import Score, draw_latents, event_of, moments_of
 from score_sde.sdes import SDE
 from score_sde.solvers import DEIS, DPMSolverPP, GaussianReference, SolverError, UniPC
 from score_sde.solvers.fixed_steps import GridSolver
@@ -116,7 +116,7 @@ def families(score: Score, shape: Sequence[int]) -> list[GridSolver]:
     first = {"lower_order_first": True}
     known: list[GridSolver] = [DPMSolverPP(p=2), DEIS(p=2)]
     known += [UniPC(p=p, variant=variant, lower_order_first=p > 2) for p in (2, 3) for variant in ("bh1", "bh2")]
-    moments = getattr(innermost(score), "moments", None)
+    moments = moments_of(score)
     fit = moments is not None and tuple(moments.mean.shape) == tuple(shape)
     references = ["data", "unit"] if fit else ["isotropic", "unit"]
     ours = [GaussianReference(reference=name, p=p, **(first if p > 2 else {})) for name in references for p in (2, 3)]
@@ -166,7 +166,7 @@ def tune(
     """
     budgets = sorted({whole("a number of evaluations", budget, 0) for budget in budgets})
     score.sde.require_ends()
-    require_batch("a pilot", (2 * whole("pilot", pilot, 1), *shape), getattr(innermost(score), "event", None))
+    require_batch("a pilot", (2 * whole("pilot", pilot, 1), *shape), event_of(score))
     whole("trials", trials, 1)
     if not budgets or budgets[0] < 2:
         raise ValueError(f"give numbers of evaluations, each at least 2, got {budgets}")

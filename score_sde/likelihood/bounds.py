@@ -21,7 +21,7 @@ from score_sde.inputs import whole
 from score_sde.likelihood.evaluation import spec_of
 from score_sde.likelihood.record import VariationalBound
 from score_sde.progress import Progress
-from score_sde.score import Counter, Score, counted, innermost
+from score_sde.score import BoundScore, Score, counting, device_of, dtype_of
 from score_sde.solvers.base import SolverError
 from score_sde.tensors import SampleNoise, batch_time, expand, sum_event
 
@@ -30,12 +30,10 @@ from score_sde.tensors import SampleNoise, batch_time, expand, sum_event
 class Batch:
     """Samples with their random numbers: integers and the centres x0 of their bins, ``(B, *D)``."""
 
-    score: Score
-    counter: Counter
+    score: BoundScore
     data: DataSpec
     integers: Tensor
     x0: Tensor
-    cond: Tensor | None
     noise: SampleNoise
     uniform: SampleNoise
 
@@ -49,19 +47,18 @@ class Batch:
         sde, epsilon = self.score.sde, self.noise.normal()
         sigma = expand(sde.sigma(t).to(self.x0), epsilon)
         x = expand(sde.alpha(t).to(self.x0), epsilon) * self.x0 + sigma * epsilon
-        time = batch_time(t, x)
         if v is None:
-            self.counter.nfe += 1
-            score, v = self.score.score_and_variance(x, time, self.cond)
+            score, v = self.score.score_and_variance(x, t)
             v = v.double()
         else:
-            score = counted(self.score, self.counter)(x, time, self.cond)
+            score = self.score(x, t)
         error = (epsilon + sigma * score).double()
         finite = sum_event(error + v).isfinite()
         if not finite.all():
+            time = batch_time(t, x)[~finite][0].item()
             raise SolverError(
-                f"the bound is not finite at t = {time[~finite][0].item():.3g}: the score returned NaN or infinite values "
-                "there; check the model at this time"
+                f"the bound is not finite at t = {time:.3g}: the score returned NaN or infinite values there; check the model "
+                "at this time"
             )
         return error, v
 
@@ -98,8 +95,7 @@ def estimate_bound(
     Args:
         terms: of a batch, called ``draws`` times, with ``times`` times for each sample.
     """
-    sde, inner = model.sde, innermost(model)
-    spec = spec_of(model, data)
+    sde, spec = model.sde, spec_of(model, data)
     if spec.levels is None:
         raise ValueError("the data is continuous, and these bounds are for integers: use bits_per_dim or log_likelihood")
     whole("batch_size", batch_size, 1)
@@ -107,12 +103,12 @@ def estimate_bound(
     spec.check(values)
     if cond is not None and len(cond) != len(values):
         raise ValueError(f"cond must hold one condition for each of {len(values)} samples, got {len(cond)}")
-    dtype = torch.promote_types(getattr(inner, "dtype", torch.get_default_dtype()), torch.float32)
-    device = getattr(inner, "device", "cpu")
-    snr, counter, nfe, parts = float(sde.log_snr(T).exp()), Counter(), 0.0, []
+    device, dtype = device_of(model), torch.promote_types(dtype_of(model), torch.float32)
+    snr, nfe, parts = float(sde.log_snr(T).exp()), 0.0, []
     conditions = [None] * math.ceil(len(values) / batch_size) if cond is None else cond.split(batch_size)
     chunks = values.split(batch_size)
-    with torch.no_grad(), Progress("bound", len(chunks), unit="batch", shown=progress) as bar:
+    shown = Progress("bound", len(chunks), unit="batch", shown=progress)
+    with torch.no_grad(), counting(model) as (counted, counter), shown as bar:
         for i, (chunk, condition) in enumerate(zip(chunks, conditions, strict=True)):
             first = i * batch_size
             noise = SampleNoise(seed, chunk.shape, first=first, purpose="bound", device=device, dtype=dtype)
@@ -120,7 +116,7 @@ def estimate_bound(
             uniform = SampleNoise(seed, shape, first=first, purpose="bound times", dtype=torch.float64)
             integers = chunk.to(device).double()
             x0 = centres(integers, spec)
-            batch = Batch(model, counter, spec, integers, x0.to(dtype), condition, noise, uniform)
+            batch = Batch(BoundScore(counted, condition), spec, integers, x0.to(dtype), noise, uniform)
             before = counter.nfe
             drawn = torch.stack([torch.stack(terms(batch)) for _ in range(draws)])
             nfe += (counter.nfe - before) * len(chunk) / len(values)

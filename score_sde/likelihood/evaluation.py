@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from score_sde.composition import modules
 from score_sde.data import DataSpec
 from score_sde.divergence import Divergence
 from score_sde.likelihood.dequantization import Dequantization, truncation
@@ -22,7 +23,7 @@ from score_sde.likelihood.identity import Unidentified, identify, raw_bytes
 from score_sde.likelihood.kept import Kept, forget
 from score_sde.likelihood.ode import log_likelihood
 from score_sde.progress import Progress
-from score_sde.score import Counter, Score, counted, innermost
+from score_sde.score import Score, counting, data_of, device_of, dtype_of
 from score_sde.solvers.base import SolverError
 from score_sde.solvers.transport import Transport
 from score_sde.tensors import SampleNoise
@@ -61,20 +62,18 @@ class Estimator:
 
     def __call__(self, values: Tensor, places: Sequence[int], cond: Tensor | None) -> Values:
         """``values`` ``(n, *D)`` at their ``places`` in the data; ``cond`` ``(n, ...)`` on the model's device."""
-        inner = innermost(self.model)
-        dtype = torch.promote_types(getattr(inner, "dtype", torch.get_default_dtype()), torch.float32)
-        device = getattr(inner, "device", "cpu")
+        device, dtype = device_of(self.model), torch.promote_types(dtype_of(self.model), torch.float32)
         noise = SampleNoise(self.seed, values.shape, first=places, purpose="dequantization", device=device, dtype=dtype)
-        counter, unit = Counter(), self.data.dim * math.log(2)
-        model = counted(self.model, counter)
+        unit = self.data.dim * math.log(2)
         found, logs = [], []
-        for _ in range(self.importance_samples):
-            x, log_q = self._points(model, values, noise, cond)
-            result = log_likelihood(
-                model, x, solver=self.solver, divergence=self.divergence, seed=self.probe_seed, first=places, cond=cond
-            )
-            found.append(result)
-            logs.append(result.log_prob.double() - log_q)
+        with counting(self.model) as (model, counter):
+            for _ in range(self.importance_samples):
+                x, log_q = self._points(model, values, noise, cond)
+                result = log_likelihood(
+                    model, x, solver=self.solver, divergence=self.divergence, seed=self.probe_seed, first=places, cond=cond
+                )
+                found.append(result)
+                logs.append(result.log_prob.double() - log_q)
         logs = torch.stack(logs)
         share = logs.softmax(0)
 
@@ -194,7 +193,7 @@ class DataSet:
     def _batch(self, estimator: Estimator, places: Tensor) -> dict[str, np.ndarray]:
         told = None
         if self.cond is not None:
-            told = self.cond[places.to(self.cond.device)].to(getattr(innermost(estimator.model), "device", "cpu"))
+            told = self.cond[places.to(self.cond.device)].to(device_of(estimator.model))
         try:
             found = estimator(self.values[places.to(self.values.device)], places.tolist(), told)
         except SolverError as error:
@@ -205,7 +204,7 @@ class DataSet:
 
 def spec_of(model: Score, data: DataSpec | None) -> DataSpec:
     """The description of the data: ``data``, or the model's own; a ``ValueError`` where there is none."""
-    spec = data or getattr(innermost(model), "data", None)
+    spec = data or data_of(model)
     if spec is None:
         raise ValueError("the score does not say what its data is: give data=DataSpec(...)")
     return spec
@@ -230,15 +229,13 @@ def ranks_of_this_run() -> tuple[int, int]:
 
 
 def weights_digest(model: Score) -> str | None:
-    """The first 16 digits of the SHA-256 of a module's parameters and buffers; None for a score that is none."""
-    inner = innermost(model)
-    if not isinstance(inner, nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, value in sorted(inner.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(raw_bytes(value))
-    return digest.hexdigest()[:16]
+    """The first 16 digits of the SHA-256 of all parameters and buffers within a score; None where it holds no module."""
+    digest, held = hashlib.sha256(), modules(model)
+    for module in held:
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(name.replace("_orig_mod.", "").encode())  # whether it was compiled or not
+            digest.update(raw_bytes(value))
+    return digest.hexdigest()[:16] if held else None
 
 
 def fingerprint(estimator: Estimator, data: DataSet, places: Tensor) -> dict[str, str]:
@@ -253,7 +250,6 @@ def fingerprint(estimator: Estimator, data: DataSet, places: Tensor) -> dict[str
             for batch in places.split(data.batch_size):
                 digest.update(raw_bytes(whole[batch.to(whole.device)]))
     digest.update(places.numpy().tobytes())
-    inner = innermost(estimator.model)
 
     def named(value: object, what: str) -> str:
         try:
@@ -270,7 +266,7 @@ def fingerprint(estimator: Estimator, data: DataSet, places: Tensor) -> dict[str
     return {
         "score": score,
         "sde": f"{estimator.model.sde!r} {named(estimator.model.sde, 'the SDE')}",
-        "place": f"{torch.device(getattr(inner, 'device', 'cpu')).type} {getattr(inner, 'dtype', None)}",
+        "place": f"{device_of(estimator.model).type} {dtype_of(estimator.model)}",
         "data": digest.hexdigest(),
         "dequantization": named(estimator.dequantization, "the dequantization"),
         "spec": named(estimator.data, "the description of the data"),

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from score_sde.divergence import Divergence, as_divergence
 from score_sde.inputs import require_time
 from score_sde.progress import TimeProgress
-from score_sde.score import BoundScore, Counter, Score, counted, require_inputs
+from score_sde.score import BoundScore, Score, counting, require_inputs
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.solvers.transport import Flow, Transport
 from score_sde.tensors import SampleNoise
@@ -90,13 +90,14 @@ def log_likelihood(
         raise TypeError(f"log p needs a ProbabilityFlow or a DualWeighted, got {type(solver).__name__}")
     divergence = as_divergence(divergence)
     require_inputs(score, x, cond)
-    sde, counter = score.sde, Counter()
+    sde = score.sde
     t_min = sde.t_min if t_min is None else t_min
     require_time("t_min", t_min, sde.t_min, sde.T, below=True)
     noise = SampleNoise(seed, x.shape, first=first, purpose="probes", device=x.device, dtype=x.dtype)
-    flow = Flow(BoundScore(counted(score, counter), cond), divergence, divergence.draw(noise), counter)
     attention = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()  # the fused one has no second derivative
-    with torch.set_grad_enabled(differentiable), attention, TimeProgress(solver, t_min, sde.T, shown=progress) as bar:
+    shown = TimeProgress(solver, t_min, sde.T, shown=progress)
+    with torch.set_grad_enabled(differentiable), attention, counting(score) as (counted, counter), shown as bar:
+        flow = Flow(BoundScore(counted, cond), divergence, divergence.draw(noise), counter)
         end = solver.transport(flow, x, t_min, sde.T, observe=lambda t, state: bar.reach(t, counter.nfe))
         log_prob = of_prior(prior or sde.prior_log_prob, end.state) + end.changes.mean(0)
     if end.error is not None and (lost := log_prob.detach().isnan()).any():

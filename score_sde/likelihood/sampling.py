@@ -17,7 +17,7 @@ from score_sde.divergence import Divergence, as_divergence
 from score_sde.inputs import require_batch
 from score_sde.likelihood.ode import of_prior
 from score_sde.progress import TimeProgress
-from score_sde.score import BoundScore, Counter, Score, counted, draw_latents, innermost, require_conditions, require_inputs
+from score_sde.score import BoundScore, Score, counting, draw_latents, event_of, require_conditions, require_inputs
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.solvers.transport import Flow
 from score_sde.tensors import SampleNoise
@@ -74,18 +74,19 @@ def sample_with_log_prob(
     if not isinstance(solver, ProbabilityFlow):
         raise TypeError(f"log p along the way needs a ProbabilityFlow, got {type(solver).__name__}")
     score.sde.require_ends()
-    require_batch("shape", shape, getattr(innermost(score), "event", None))
+    require_batch("shape", shape, event_of(score))
     require_conditions(cond, shape[0])
     if x_T is not None:
         require_inputs(score, x_T, cond, name="x_T")
         if tuple(shape) != tuple(x_T.shape):
             raise ValueError(f"shape is {tuple(shape)}, but x_T has shape {tuple(x_T.shape)}")
-    divergence, sde, counter = as_divergence(divergence), score.sde, Counter()
+    divergence, sde = as_divergence(divergence), score.sde
     if x_T is None:
         x_T = draw_latents(score, shape, seed=seed, first=first)
     noise = SampleNoise(seed, x_T.shape, first=first, purpose="probes", device=x_T.device, dtype=x_T.dtype)
-    flow = Flow(BoundScore(counted(score, counter), cond), divergence, divergence.draw(noise), counter)
-    with torch.no_grad(), TimeProgress(solver, sde.T, sde.t_min, shown=progress) as bar:
+    shown = TimeProgress(solver, sde.T, sde.t_min, shown=progress)
+    with torch.no_grad(), counting(score) as (counted, counter), shown as bar:
+        flow = Flow(BoundScore(counted, cond), divergence, divergence.draw(noise), counter)
         end = solver.transport(flow, x_T, sde.T, sde.t_min, observe=lambda t, state: bar.reach(t, counter.nfe))
         log_prob = of_prior(prior or sde.prior_log_prob, x_T) - end.changes.mean(0)
     x, variance = end.state, divergence.variance(end.changes, x_T[0].numel())

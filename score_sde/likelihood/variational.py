@@ -36,7 +36,7 @@ from score_sde.inputs import whole
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.ode import log_likelihood
 from score_sde.progress import Progress
-from score_sde.score import Score, innermost
+from score_sde.score import Score, device_of, dtype_of
 from score_sde.sdes import SDE
 from score_sde.solvers.base import SolverError
 from score_sde.solvers.transport import Transport
@@ -188,7 +188,6 @@ def fit_dequantizer(
         SolverError: the loss or its gradient is not finite any more.
     """
     model.sde.require_ends()
-    inner = innermost(model)
     spec = source.spec
     for name, number in (("steps", steps), ("batch_size", batch_size)):
         whole(name, number, 1)
@@ -198,8 +197,7 @@ def fit_dequantizer(
         torch.manual_seed(derive_seed(seed, "dequantizer"))
         flow = VariationalDequantizer(spec, couplings=couplings, width=width)
     check_source(source)
-    device = getattr(inner, "device", "cpu")
-    dtype = torch.promote_types(getattr(inner, "dtype", torch.get_default_dtype()), torch.float32)
+    device, dtype = device_of(model), torch.promote_types(dtype_of(model), torch.float32)
     flow = flow.to(device)
     optimizer = torch.optim.Adam(flow.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -22,11 +22,10 @@ from score_sde.progress import TimeProgress
 from score_sde.score import (
     BoundScore,
     ClippedScore,
-    Counter,
     Score,
-    counted,
+    counting,
     draw_latents,
-    innermost,
+    event_of,
     posterior_mean,
     require_conditions,
     require_inputs,
@@ -156,15 +155,12 @@ class Solver(ABC):
         elif shape is None:
             raise ValueError("give the shape (B, *D) of the samples, or x_T")
         else:
-            require_batch("shape", shape, getattr(innermost(score), "event", None))
+            require_batch("shape", shape, event_of(score))
             require_conditions(cond, shape[0])
-        counter = Counter()
-        score = counted(score, counter)
-        if clip is not None:
-            score = ClippedScore(score, *clip)
         states: list[Tensor] = []
         times: list[float] = []
-        with torch.no_grad(), TimeProgress(self, sde.T, t_end, shown=progress) as bar:
+        with torch.no_grad(), counting(score) as (counted, counter), TimeProgress(self, sde.T, t_end, shown=progress) as bar:
+            score = counted if clip is None else ClippedScore(counted, *clip)
 
             def observe(t: float, x: Tensor) -> None:
                 if trajectory:

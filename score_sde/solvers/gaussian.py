@@ -36,7 +36,7 @@ from torch import Tensor
 
 from score_sde.data import Moments
 from score_sde.inputs import require_states
-from score_sde.score import BoundScore, Score, innermost
+from score_sde.score import BoundScore, Score, moments_of, sigma_data_of
 from score_sde.sdes import SDE
 from score_sde.solvers.interpolation import lagrange_rule
 from score_sde.solvers.level import Level
@@ -152,13 +152,13 @@ class GaussianReference(Multistep):
         return GaussianHistory(left=steps, reference=self._reference(score.score, x))
 
     def _reference(self, score: Score, x: Tensor) -> Reference:
-        source, dtype = innermost(score), torch.promote_types(x.dtype, torch.float32)
-        moments = getattr(source, "moments", None) if self.reference == "data" else self.reference
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        moments = moments_of(score) if self.reference == "data" else self.reference
         if isinstance(moments, Moments):
             if moments.mean.shape != x.shape[1:]:
                 raise ValueError(f"the reference is of events {tuple(moments.mean.shape)}, and these are {tuple(x.shape[1:])}")
             return _of_moments(moments, dtype, x.device)
-        variance = 1.0 if self.reference == "unit" else getattr(source, "sigma_data", 0.5) ** 2
+        variance = 1.0 if self.reference == "unit" else sigma_data_of(score) ** 2
         zero = torch.zeros(x.shape[1:], dtype=dtype, device=x.device)
         return Reference(zero, torch.full((1,), variance, dtype=dtype, device=x.device))
 

@@ -50,7 +50,7 @@ from score_sde.likelihood.dequantization import uniform
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.evaluation import Estimator, Values, weights_digest
 from score_sde.run import Run, RunError, build_data
-from score_sde.score import Counter, counted
+from score_sde.score import Counter
 from score_sde.solvers.transport import Transport
 from score_sde.tensors import SampleNoise, batch_time, sum_event
 
@@ -101,10 +101,11 @@ class Published:
 
     def __call__(self, points: Points) -> Outcome:
         start, counter = time.perf_counter(), Counter()
-        score, sde, x, batch = counted(points.model, counter), points.model.sde, points.x, len(points.x)
+        score, sde, x, batch = points.model, points.model.sde, points.x, len(points.x)
 
         def drift(x: Tensor, t: float) -> Tensor:
             times = batch_time(t, x)
+            counter.samples += batch
             return sde.probability_flow(x, times, score(x, times))
 
         def divergence(x: Tensor, t: float) -> Tensor:

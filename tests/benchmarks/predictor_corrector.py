@@ -31,7 +31,7 @@ from torch import Tensor
 
 from score_sde import SDE, VESDE, VPSDE, EulerMaruyama, GaussianMixture, Langevin, PredictorCorrector, SubVPSDE
 from score_sde.metrics import sliced_wasserstein
-from score_sde.score import BoundScore, Counter, counted, posterior_mean
+from score_sde.score import BoundScore, counting, posterior_mean
 from score_sde.solvers import Solver
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script sees its own folder, not the one above tests
@@ -75,12 +75,12 @@ def budgets(dim: int, sde: SDE) -> dict[str, tuple[int, ...]]:
 
 def draw(solver: Solver, truth: GaussianMixture, sde: SDE, nfe: int, count: int, seed: int = 0) -> Tensor:
     """``count`` samples with at most ``nfe`` evaluations and a denoising step."""
-    counter = Counter()
-    score, noise = counted(truth.score(sde), counter), BatchNoise(seed, (count, *truth.event))
-    x = solver.with_budget(nfe).solve(score, sde.prior_noise(noise.normal()).float(), sde.T, sde.t_min, noise=noise)
+    noise = BatchNoise(seed, (count, *truth.event))
+    with counting(truth.score(sde)) as (score, counter):
+        x = solver.with_budget(nfe).solve(score, sde.prior_noise(noise.normal()).float(), sde.T, sde.t_min, noise=noise)
     if counter.nfe != nfe:
         raise RuntimeError(f"{solver} took {counter.nfe} evaluations, not {nfe}: the comparison would not be at equal cost")
-    return posterior_mean(BoundScore(score), x, sde.t_min)
+    return posterior_mean(BoundScore(truth.score(sde)), x, sde.t_min)
 
 
 def errors(x: Tensor, exact: Tensor, covariance: Tensor, repetitions: int) -> tuple[float, float]:

@@ -233,7 +233,7 @@ def test_another_guidance_is_another_score(tmp_path, monkeypatch):
 def test_a_lambda_needs_an_identity(tmp_path):
     score, values = score_and_values(4)
     held = Holder(lambda x, t: score(x, t))
-    held.sde = score.sde
+    held.sde, held.score_parts = score.sde, ()
     Holder.__call__ = lambda self, x, t, cond=None: self.held(x, t)
     try:
         with pytest.raises(ValueError, match=r"the score\.held is a lambda or local function"):
@@ -259,7 +259,7 @@ def kept(tmp_path, count=8):
             raise KeyboardInterrupt
         return score(x, t, cond)
 
-    stopping.sde, stopping.dtype = score.sde, score.dtype
+    stopping.sde, stopping.dtype, stopping.score_parts = score.sde, score.dtype, ()
     more = torch.cat([values, values[:1]])
     with pytest.raises(KeyboardInterrupt):
         bits_per_dim(stopping, more, **how)
@@ -269,7 +269,7 @@ def kept(tmp_path, count=8):
     def again():
         calls.clear()
         counting = lambda x, t, cond=None: calls.append(1) or score(x, t, cond)
-        counting.sde, counting.dtype = score.sde, score.dtype
+        counting.sde, counting.dtype, counting.score_parts = score.sde, score.dtype, ()
         found = bits_per_dim(counting, more, **how)
         return len(calls) // CALLS, found.per_sample
 

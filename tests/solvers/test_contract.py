@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from score_sde import AnnealedLangevin, EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFlow, SolverError
-from score_sde.score import CountedScore, Counter, counted
 from score_sde.solvers import SOLVERS
 from score_sde.solvers.probability_flow import METHODS
 from score_sde.solvers.time_grids import TIME_GRIDS, time_grid
@@ -236,8 +235,6 @@ def test_evaluations_are_counted_where_they_happen():
 
     drawn = EulerMaruyama(steps=7).sample(Twice(mixture().score(SDE_CASES["vp"])), (2, 2), dtype=torch.float64)
     assert drawn.nfe == 14
-    counter = Counter()
-    assert isinstance(counted(mixture().score(SDE_CASES["vp"]), counter), CountedScore)
 
 
 @pytest.mark.parametrize(

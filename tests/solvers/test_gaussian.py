@@ -105,6 +105,7 @@ def test_its_own_moments_beat_the_others_on_nearly_gaussian_data():
 def test_the_fallback_is_isotropic_with_the_scores_sigma_data():
     @dataclass(frozen=True, eq=False)
     class Plain:
+        score_parts = ()  # a leaf, without the moments of what it holds
         inner: object
         sigma_data: float
 
