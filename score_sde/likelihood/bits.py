@@ -28,6 +28,7 @@ from score_sde.likelihood.record import BitsPerDim
 from score_sde.score import Score
 from score_sde.sdes import SDE
 from score_sde.solvers.transport import Transport
+from score_sde.tables import require_name
 
 
 def bits_per_dim(
@@ -174,8 +175,8 @@ def _dequantization(given: str | Dequantization | None, spec: DataSpec) -> Dequa
         )
     if given is not None and not (isinstance(given, str) or callable(given)):
         raise ValueError(f"dequantization must be one of {choices}, or a function, got {given!r}")
-    if isinstance(given, str) and given not in DEQUANTIZATIONS:
-        raise ValueError(f"unknown dequantization {given!r}; choose one of {choices}")
+    if isinstance(given, str):
+        require_name("dequantization", given, DEQUANTIZATIONS)
     if spec.levels is None:
         return None
     return DEQUANTIZATIONS[given] if isinstance(given, str) else given

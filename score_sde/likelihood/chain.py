@@ -34,6 +34,7 @@ from score_sde.likelihood.bounds import Batch, centres, estimate_bound
 from score_sde.likelihood.record import VariationalBound
 from score_sde.score import Score
 from score_sde.sdes import SDE
+from score_sde.tables import require_name
 from score_sde.tensors import expand, sum_event
 
 VARIANCES = {"beta_tilde": 0.0, "beta": 1.0, "learned": None}
@@ -77,8 +78,7 @@ def discrete_bound(
         SolverError: the score returned NaN or infinite values.
         ValueError: an argument is not one of those allowed, or the data has no levels.
     """
-    if variance not in VARIANCES:
-        raise ValueError(f"unknown variance {variance!r}; choose one of {', '.join(VARIANCES)}")
+    require_name("variance", variance, VARIANCES)
     if variance == "learned" and not hasattr(model, "score_and_variance"):
         raise ValueError("the score has no score_and_variance: choose variance='beta_tilde' or 'beta'")
     model.sde.require_ends()

@@ -27,6 +27,7 @@ from score_sde.networks.dropout import Dropout
 from score_sde.networks.embedding import NoiseEmbedding
 from score_sde.networks.recompute import Recomputed, recompute_blocks
 from score_sde.networks.resample import Resample
+from score_sde.tables import require_name
 
 ACTIVATIONS = {"swish": nn.SiLU, "elu": nn.ELU, "relu": nn.ReLU, "lrelu": lambda: nn.LeakyReLU(0.2)}
 
@@ -110,8 +111,7 @@ class NCSNpp(nn.Module):
             ("combine", combine, ("sum", "cat")),
             ("activation", activation, tuple(ACTIVATIONS)),
         ):
-            if value not in allowed:
-                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
+            require_name(name, value, allowed)
         if classes and not conditional:
             raise ValueError("a network with classes must be conditional")
         self.block, self.classes = block, classes

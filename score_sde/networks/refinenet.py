@@ -23,6 +23,7 @@ from torch.nn.functional import avg_pool2d, instance_norm, interpolate, max_pool
 
 from score_sde.networks.ncsnpp import ACTIVATIONS
 from score_sde.networks.recompute import Recomputed, recompute_blocks
+from score_sde.tables import require_name
 
 
 class _Stage(NamedTuple):
@@ -105,13 +106,10 @@ class NCSNv2(nn.Module):
             )
         if width < 2:
             raise ValueError(f"width must be at least 2, got {width}")
-        for name, value, allowed in (
-            ("stages", stages, (0, *_STAGES)),
-            ("normalization", normalization, tuple(_NORMALIZATIONS)),
-            ("activation", activation, tuple(ACTIVATIONS)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(map(str, allowed))}")
+        if stages not in (0, *_STAGES):
+            raise ValueError(f"unknown stages {stages!r}; choose one of 0, {', '.join(map(str, _STAGES))}")
+        require_name("normalization", normalization, _NORMALIZATIONS)
+        require_name("activation", activation, ACTIVATIONS)
         channels, *sides = shape
         if not stages and max(sides) > 256:
             raise ValueError(

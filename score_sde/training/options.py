@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from score_sde.tables import require_name
+
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16")
 
@@ -66,8 +68,7 @@ class TrainingOptions:
         if not self.learning_rate > 0:
             raise ValueError(f"training.learning_rate must be positive, got {self.learning_rate}")
         for name, allowed in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"unknown training.{name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+            require_name(f"training.{name}", getattr(self, name), allowed)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
