@@ -61,6 +61,15 @@ def test_spectrum_holds_all_the_variance(shape):
     torch.testing.assert_close(field.spectrum.reshape(shape[0], -1).sum(1), variances)
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (2, 6), (1, 4, 5), (2, 5, 4), (1, 3, 4, 6), (1, 4, 1)])
+def test_spectrum_is_the_variance_of_every_fourier_coefficient(shape):
+    """By the transform of complex fields, for sides of even and odd length; of correlated samples without any symmetry."""
+    values = torch.randn(50, *shape, dtype=torch.float64).cumsum(-1).cumsum(1) * torch.randn(shape, dtype=torch.float64)
+    coefficients = torch.fft.fftn(values, dim=tuple(range(2, values.ndim)), norm="ortho")
+    found = moments(continuous(values), full_up_to=0).spectrum
+    torch.testing.assert_close(found, coefficients.var(0, correction=0))
+
+
 def test_spectrum_of_white_noise_is_flat():
     count = 4000
     values = torch.randn(count, 2, 8, 8, dtype=torch.float64)
