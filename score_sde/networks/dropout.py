@@ -18,9 +18,12 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` ``(B, ...)`` with features set to zero, the others divided by 1 - p."""
-        return self._drop(x) if self.training and self.p else x
+        if not self.training or not self.p:
+            return x
+        if torch.compiler.is_compiling():  # it cannot follow a generator
+            return torch.compiler.disable(self._drop)(x)
+        return self._drop(x)
 
-    @torch.compiler.disable  # the compiler cannot follow a generator
     def _drop(self, x: Tensor) -> Tensor:
         if self.uniform is None:
             return super().forward(x)

@@ -78,3 +78,20 @@ def test_recomputed_blocks_drop_the_same():
 def test_only_layers_that_drop_are_found():
     assert not dropout_layers(MLP((2,), width=8, depth=2))
     assert list(dropout_layers(MLP((2,), width=8, depth=2, dropout=0.1))) == ["blocks.0.layers.2", "blocks.1.layers.2"]
+
+
+def test_a_compiled_network_takes_the_same_masks():
+    network = nn.Sequential(nn.Linear(4, 8), Dropout(0.5), nn.Linear(8, 4))
+    layers, x = dropout_layers(network), torch.randn(3, 4)
+    compiled = torch.compile(network, backend="eager")
+
+    def masks(seed):
+        return lambda purpose, shape: torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+    for seed in (0, 1):
+        with masks_from(masks(seed), layers):
+            assert torch.equal(compiled(x), network(x))
+    torch.manual_seed(5)
+    expected = network(x)
+    torch.manual_seed(5)
+    assert torch.equal(compiled(x), expected)  # of torch's own generator again
