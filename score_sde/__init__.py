@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time, _HOMES says whe
         interpolate,
         match_moments,
     )
+    from score_sde.training import TrainingOptions, fit
 
     __version__: str
 
@@ -88,6 +89,7 @@ __all__ = [
     "SubVPSDE",
     "TabulatedSDE",
     "TensorSource",
+    "TrainingOptions",
     "Tuned",
     "UniPC",
     "VESDE",
@@ -96,6 +98,7 @@ __all__ = [
     "class_posterior",
     "decode",
     "encode",
+    "fit",
     "fit_dequantizer",
     "interpolate",
     "load",
@@ -120,6 +123,7 @@ _HOMES = {
         "Heun Langevin PredictorCorrector ProbabilityFlow ReverseDiffusion Sample SDEDPMSolverPP SolverError "
         "StochasticHeun Tuned UniPC decode encode interpolate match_moments"
     ),
+    "training": "TrainingOptions fit",
 }
 """The public names of each module."""
 

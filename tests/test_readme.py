@@ -17,7 +17,8 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_python_runs_as_written(capsys):
+def test_python_runs_as_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     scope = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), scope)
@@ -25,6 +26,8 @@ def test_python_runs_as_written(capsys):
     assert "500 500" in printed
     assert "bits/dim" in printed
     assert scope["sample"].nfe == 40
+    assert scope["run"].step == 100
+    assert scope["run"].model.sde.beta_max == 15.0
     assert (scope["result"].log_prob - scope["mixture"].log_prob(scope["c"].x)).abs().max() < 0.02
 
 

@@ -26,12 +26,14 @@ def locate(config: ConfigDict, folder: Path) -> list[Path]:
     if not isinstance(section, ConfigDict) or not section.get("path"):
         return []
     typed, here, run = Path(section.path).expanduser(), Path.cwd(), folder.absolute()
-    places = [here / typed] if typed.is_absolute() else [place / typed for place in (here, run, *run.parents)]
+    # a run may have been moved with the data that ``fit`` keeps in it
+    places = [typed, run / typed.name] if typed.is_absolute() else [place / typed for place in (here, run, *run.parents)]
     for place in places:
         if place.exists():
             section.path = str(place)
             if place != here / typed:
-                warnings.warn(f"{typed} is not in {here}; it is taken from {place}", stacklevel=2)
+                missed = f"{typed} is not there" if typed.is_absolute() else f"{typed} is not in {here}"
+                warnings.warn(f"{missed}; it is taken from {place}", stacklevel=2)
             return []
     return places
 
@@ -101,15 +103,6 @@ def _check(run: Run, values: Tensor, source: str) -> None:
         raise DataError(
             f"{source} holds integers, and {run.folder} was trained on continuous data: give what it was trained on, in its "
             "unit, as floating-point numbers"
-        )
-
-
-def refuse_other_data(folder: Path, known: KnownData, data: Dataset) -> None:
-    """Raise a ``RunError`` unless ``data`` is what the run in ``folder`` was trained on so far, as far as it is known."""
-    if known.fingerprint not in ("", fingerprint(data)):
-        raise RunError(
-            f"the data is not that which {folder} was trained on: samples, classes or what is held out have changed since; "
-            "restore it to continue, or train on the new data in another --workdir"
         )
 
 

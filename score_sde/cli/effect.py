@@ -114,6 +114,9 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str]]:
         yield "training.class_dropout", "the network has no classes"
     if str(config.data.file.path).endswith(".npy"):
         yield "data.file.key", f"{config.data.file.path} holds one array, and keys are those of a .npz"
+    if config.data.file.test:
+        for name in ("test_fraction", "seed", "held_out_by"):
+            yield f"data.file.{name}", f"data.file.test = {config.data.file.test} says what is held out"
     for name, solver in config.solver.items():
         if name != "name":
             yield from _idle_of_solver(f"solver.{name}", solver)

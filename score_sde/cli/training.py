@@ -13,33 +13,24 @@ from ml_collections import ConfigDict
 
 from score_sde.checkpoint import latest_checkpoint
 from score_sde.cli.choices import FREE_TO_CHANGE, architecture, chosen_device, chosen_solver, loaded_run
-from score_sde.cli.data import class_list, data_of, locate, refuse_other_data, run_data
+from score_sde.cli.data import class_list, data_of, locate, run_data
 from score_sde.cli.effect import KEPT, key_of, refuse_without_effect
 from score_sde.cli.likelihood import likelihood_digest, run_likelihood
 from score_sde.cli.measuring import comparison_folder
 from score_sde.config import ConfigError, chosen_only, config_names, flat, from_saved, override, read_config
-from score_sde.data import Dataset, DataSpec, fingerprint, moments, read, root_mean_square, scaled_alike
+from score_sde.data import Dataset, DataSpec, read
 from score_sde.demo import write_demo_report
 from score_sde.experiments.sampling import compare_solvers
 from score_sde.lock import sole_writer
 from score_sde.run import (
     WEIGHTS,
-    KnownData,
     RunError,
-    build_model,
-    build_objective,
     build_solver,
-    has_moments,
     load_begun,
     load_config,
-    load_identity,
-    load_initial_weights,
     load_known_data,
-    new_identity,
-    save_config,
-    save_moments,
 )
-from score_sde.training import STANDARD_HOOKS, Trainer, TrainingOptions, resume
+from score_sde.training import prepare, write_run
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -74,37 +65,17 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     device = chosen_device(options.device)
     data = data_of(config, folder)
     refuse_without_effect(overrides, config, idle=_idle_of_continuous(config, data.spec), kept=KEPT)
-    if resumed:
-        refuse_other_data(folder, load_known_data(folder, accept_edited_config=edited), data)
-    if resumed or imported:
-        data = _as_before(data, load_config(folder, accept_edited_config=edited)[1], folder)
-    if config.model.sigma_data is None:
-        config.model.sigma_data = root_mean_square(data.train)
     plain = config.to_dict()
-    model = build_model(plain, data.spec)
-    if imported:
-        load_initial_weights(folder, model)
-    try:
-        training = TrainingOptions(**plain["training"])
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     build_solver(plain)
-    pretrained = (folder / WEIGHTS).exists()
-    identity = load_identity(folder, accept_edited_config=edited)
-    objective = build_objective(plain)
-    state = resume(folder, model, objective, training, device=device, pretrained=pretrained, identity=identity)
-    trainer = Trainer(state, data, folder, training, objective, hooks=STANDARD_HOOKS, seed=plain["seed"])
+    trainer = prepare(folder, plain, data, device=device, accept_edited_config=edited)
+    state, data, steps = trainer.state, trainer.data, trainer.options.steps
     if resumed:
         saved = from_saved(load_config(folder, accept_edited_config=edited)[0]).to_dict()
         _refuse_idle_training(folder, state.step, plain, saved)
-    state.identity = state.identity or new_identity()
-    known = KnownData(fingerprint(data), data.class_names)
-    save_config(folder, plain, data.spec, identity=state.identity, known_data=known)
-    if not resumed or not has_moments(folder, identity=state.identity):
-        save_moments(folder, moments(data.train), identity=state.identity)
-    print(_summary(config, data, model, device))
+    write_run(trainer, plain)
+    print(_summary(config, data, state.model, device))
     if state.step:
-        print(f"continuing {folder} from step {state.step} of {training.steps}")
+        print(f"continuing {folder} from step {state.step} of {steps}")
         if begun := load_begun(folder, accept_edited_config=edited):
             print(f"an earlier version trained it to step {begun.steps}: since then random numbers are drawn in another way")
     stopped = trainer.train(progress=not options.quiet)
@@ -167,19 +138,6 @@ def _continued(folder: Path, source: str | None, overrides: list[str], imported:
             "run is continued: leave --config away to continue it, or give another --workdir"
         )
     return config
-
-
-def _as_before(data: Dataset, known: DataSpec, folder: Path) -> Dataset:
-    """The data of a run that goes on, with the description that the run has: its scaling stays what it was."""
-    found, differing = data.spec, ""
-    for name in ("shape", "levels", "dequantize", *(() if found.spread else ("model_range",))):
-        if getattr(found, name) != getattr(known, name):
-            differing += f"{', ' if differing else ''}{name} {getattr(found, name)} for {getattr(known, name)}"
-    if not differing and found.spread and not scaled_alike(data, known):
-        differing = "its coordinates have other means or standard deviations"
-    if differing:
-        raise RunError(f"the data is not that which {folder} was trained on: {differing}")
-    return data.described(known)
 
 
 def _summary(config: ConfigDict, data: Dataset, model: torch.nn.Module, device: torch.device) -> str:

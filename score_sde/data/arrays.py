@@ -31,6 +31,8 @@ def array_file(
     seed: int = 0,
     held_out_by: str = "content",
     limits: tuple[float, ...] = (),
+    test: str = "",
+    test_classes: str = "",
 ) -> Dataset:
     """An array ``(N, *D)`` from a ``.npy`` or ``.npz`` file.
 
@@ -49,6 +51,7 @@ def array_file(
         test_fraction, seed, held_out_by: how much is held out, and by what, as ``score_sde.data.dataset.split`` explains.
         limits: smallest and largest value of continuous data, in which it is drawn and may be clipped; by default those of each
             coordinate or channel of what is trained on.
+        test, test_classes: the arrays of held-out samples and of their classes in the same ``.npz``; empty to hold out a part.
 
     Raises:
         DataError: the file cannot be used, or what it holds is not certain; the message says what to write.
@@ -68,7 +71,14 @@ def array_file(
     if loaded.dtype == np.uint8 and not levels and 0 < values.max() < 32:
         _warn_of_few_levels(path, int(values.max()))
     indices = _load_classes(path, classes, len(values)) if classes else None
-    data = split(TensorSource(values, spec, indices), test_fraction, seed, by=held_out_by)
+    source = TensorSource(values, spec, indices)
+    if test:
+        held_out = arranged(_tensor(_numbers(path, test)), path, shape=tuple(shape), layout=layout)
+        spec.check(held_out, path)
+        known = _load_classes(path, test_classes, len(held_out)) if test_classes else None
+        data = Dataset(source, TensorSource(held_out, spec, known))
+    else:
+        data = split(source, test_fraction, seed, by=held_out_by)
     if spec.levels is None:
         data = data.standardized()
     if not limits:

@@ -15,7 +15,6 @@ from score_sde.checkpoint import set_aside
 from score_sde.data import read
 from score_sde.draws import Draws
 from score_sde.files import append_metrics, read_metrics, write_text
-from score_sde.images import picture, save_png
 from score_sde.solvers import DDIM
 from score_sde.tensors import derive_seed
 from score_sde.training.trainer import Hook, Trainer
@@ -99,6 +98,8 @@ class Pictures:
         """Draw when it is due."""
         if not trainer.due(trainer.options.sample_every):
             return
+        from score_sde.images import picture, save_png  # here: it imports Pillow
+
         spec, model = trainer.data.spec, trainer.state.ema.model
         count = 1000 if spec.shape == (2,) else 36
         cond = torch.arange(count, device=trainer.device) % model.classes if model.classes else None

@@ -1,0 +1,193 @@
+"""Training from Python in one call: data in, a run directory out."""
+
+import dataclasses
+import json
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_sde.checkpoint import latest_checkpoint
+from score_sde.data import DATASETS, DataError, Dataset, DataSource, read
+from score_sde.files import read_npz, write_npz
+from score_sde.lock import sole_writer
+from score_sde.model import ScoreModel
+from score_sde.networks import NETWORKS
+from score_sde.objectives import OBJECTIVES, DenoisingScoreMatching, Objective
+from score_sde.run import Run, RunError, build_data, load, load_config
+from score_sde.sdes import SDE, SDES
+from score_sde.tables import OptionError, Table, options_of, require_name, section
+from score_sde.training.options import TrainingOptions
+from score_sde.training.prepare import prepare, write_run
+
+DATA = "data.npz"
+"""File in a run directory of the data that ``fit`` was given in memory."""
+
+
+def fit(
+    data: Tensor | np.ndarray | Path | str | Dataset | DataSource,
+    folder: Path | str,
+    *,
+    classes: Tensor | np.ndarray | None = None,
+    levels: int = 0,
+    sde: SDE | str = "vp",
+    network: str = "",
+    network_options: Mapping[str, Any] = {},
+    parameterization: str = "edm",
+    time_input: str = "edm",
+    objective: Objective = DenoisingScoreMatching(),
+    training: TrainingOptions = TrainingOptions(),
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train a model on ``data`` in ``folder``, which ``load`` and every command then read.
+
+    Where the folder holds a run of the same settings, training goes on from its newest checkpoint up to
+    ``training.steps``. What may change then is the objective and how it is trained. A run that has taken all steps is loaded.
+
+    Args:
+        data: samples ``(N, *D)``, channels first; a ``.npy`` or ``.npz`` file, or a folder of images; a source; or a data set,
+            which says itself what is held out. Of anything else a tenth is held out. Floating-point numbers are continuous,
+            8-bit integers have 256 levels. What is given in memory is kept in the folder.
+        folder: the run directory.
+        classes: class indices ``(N,)`` of samples that are given as an array.
+        levels: number of integer values ``0 ... levels - 1``, 0 to derive it.
+        sde: an SDE, or its name in ``SDES``.
+        network: a name in ``NETWORKS``; by default ``unet`` for signals and images, ``mlp`` for anything else.
+        network_options: what the network is built with, beside the shape: ``{"width": 64, "classes": 10}`` for example.
+        parameterization, time_input: as ``ScoreModel`` takes them.
+        objective: what training makes small.
+        training: how to train.
+        seed: of the initial weights, batches, times and noise.
+        device: where to train; the GPU where there is one, by default.
+        progress: whether progress is shown.
+
+    Returns:
+        The run, with the averaged weights.
+
+    Raises:
+        DataError: the data cannot be used.
+        RunError: the folder holds a run of other settings or data.
+        OptionError: a choice is unknown, or an option is refused.
+        TrainingError: the loss is not finite any more.
+        KeyboardInterrupt: Ctrl-C stopped it; the checkpoint is saved, and the same call goes on.
+
+    Example:
+        run = fit(torch.randn(1000, 2), "runs/gaussian", sde=VPSDE(), training=TrainingOptions(steps=500))
+    """
+    folder = Path(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with sole_writer(folder):
+        config: dict[str, Any] = {"seed": seed, "training": dataclasses.asdict(training)}
+        config["sde"], config["objective"] = _section_of(SDES, sde, "sde"), _section_of(OBJECTIVES, objective, "objective")
+        config["data"] = _data_section(data, folder, classes, levels)
+        found = build_data(config)
+        if isinstance(data, Dataset):
+            found = found._replace(class_names=data.class_names)
+        config["network"] = section(NETWORKS, network or _network_for(found.spec.shape), "shape")
+        _set(config["network"], network_options, "network", NETWORKS)
+        config["model"] = options_of(ScoreModel, "network", "sde", "data")
+        config["model"] |= {"parameterization": parameterization, "time_input": time_input, "sigma_data": None}
+        if latest_checkpoint(folder / "checkpoints"):
+            config = _continued(folder, config)
+        trainer = prepare(folder, config, found, device=device)
+        stopped = None
+        if trainer.state.step < training.steps:
+            write_run(trainer, config)
+            stopped = trainer.train(progress=progress)
+    if stopped == signal.SIGINT:
+        raise KeyboardInterrupt(f"stopped at step {trainer.state.step}; the same call goes on from there")
+    if stopped:
+        raise SystemExit(128 + stopped)
+    return load(folder, device=device)
+
+
+def _network_for(shape: tuple[int, ...]) -> str:
+    return "unet" if len(shape) in (2, 3) else "mlp"
+
+
+def _data_section(data: object, folder: Path, classes: Tensor | np.ndarray | None, levels: int) -> dict[str, Any]:
+    """The config's section of the data, which is written into the folder where it is in memory."""
+    if isinstance(data, Path | str):
+        path = Path(data).expanduser().absolute()
+        chosen = section(DATASETS, "folder" if path.is_dir() else "file")
+        if classes is not None:
+            raise DataError("classes are those of an array: name their array in the file, or use folders of images")
+        chosen[chosen["name"]]["path"] = str(path)
+        if levels:
+            _set(chosen, {"levels": levels}, "data", DATASETS)
+        return chosen
+    arrays, chosen = {}, section(DATASETS, "file")
+    sources = {"train": data.train, "test": data.test} if isinstance(data, Dataset) else {"train": data}
+    for side, source in sources.items():
+        values, told = source, classes
+        if not isinstance(source, Tensor | np.ndarray):
+            (values, told), levels = read(source, slice(None)), source.spec.levels or 0
+            chosen["file"] |= {"dequantize": source.spec.dequantize, "model_range": source.spec.model_range}
+        arrays[side] = np.asarray(torch.as_tensor(values).detach().cpu())
+        if told is not None:
+            arrays[f"{side}_classes"] = np.asarray(torch.as_tensor(told).cpu())
+    keys = {"key": "train", "classes": "train_classes", "test": "test", "test_classes": "test_classes"}
+    chosen["file"] |= {option: name for option, name in keys.items() if name in arrays}
+    chosen["file"] |= {"path": str((folder / DATA).absolute()), "layout": "channels_first", "levels": levels}
+    _keep(folder, arrays)
+    return chosen
+
+
+def _keep(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the data of the run, or check that it is what the run was trained on."""
+    path = folder / DATA
+    if latest_checkpoint(folder / "checkpoints") and path.is_file():
+        kept = read_npz(path)
+        if kept.keys() != arrays.keys() or not all(np.array_equal(kept[name], arrays[name]) for name in kept):
+            raise RunError(f"the data is not that which {folder} was trained on: give another directory")
+    else:
+        write_npz(path, arrays)
+
+
+def _section_of(table: Table, thing: object, kind: str) -> dict[str, Any]:
+    """The section of a config that builds ``thing``, an instance of a class of ``table`` or a name in it."""
+    if isinstance(thing, str):
+        require_name(kind, thing, table)
+        return section(table, thing)
+    name = next((name for name, builder in table.items() if builder is type(thing)), None)
+    if name is None:
+        raise OptionError(
+            f"{kind} {thing} cannot be written to config.json: give one of {', '.join(table)}, or add its class to the table"
+        )
+    chosen = section(table, name)
+    chosen[name] |= {key: getattr(thing, key) for key in chosen[name]}
+    return chosen
+
+
+def _set(chosen: dict[str, Any], options: Mapping[str, Any], kind: str, table: Table) -> None:
+    """Set options of what is chosen in a section."""
+    name = chosen["name"]
+    require_name(kind, name, table)
+    for key in options:
+        if key not in chosen[name]:
+            raise OptionError(f"{kind}.{name} has no option {key}; it has {', '.join(chosen[name])}")
+    chosen[name] |= options
+
+
+def _continued(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config with which a run goes on; sections that ``fit`` does not set stay as they are saved."""
+    saved = load_config(folder)[0]
+    config["model"]["sigma_data"] = saved["model"].get("sigma_data")
+
+    def plain(config: Mapping[str, Any], key: str) -> str:
+        value = config[key]
+        if isinstance(value, Mapping) and "name" in value:
+            value = {"name": value["name"], **value[value["name"]]}
+            value.pop("path", None)
+        return json.dumps(value, sort_keys=True)
+
+    differing = [key for key in ("seed", "data", "sde", "network", "model") if plain(saved, key) != plain(config, key)]
+    if differing:
+        raise RunError(f"{folder} was trained with another {', '.join(differing)}: give another directory")
+    return {**saved, **config}

@@ -1,0 +1,95 @@
+"""A run directory made ready for training, for the command and for ``fit`` alike."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from score_sde.checkpoint import latest_checkpoint
+from score_sde.data import Dataset, DataSpec, fingerprint, moments, root_mean_square, scaled_alike
+from score_sde.run import (
+    WEIGHTS,
+    KnownData,
+    RunError,
+    build_model,
+    build_objective,
+    has_moments,
+    load_config,
+    load_identity,
+    load_initial_weights,
+    load_known_data,
+    new_identity,
+    save_config,
+    save_moments,
+)
+from score_sde.training.hooks import STANDARD_HOOKS
+from score_sde.training.options import TrainingOptions
+from score_sde.training.state import resume
+from score_sde.training.trainer import Trainer
+
+
+def prepare(
+    folder: Path, config: dict[str, Any], data: Dataset, *, device: torch.device | str, accept_edited_config: bool = False
+) -> Trainer:
+    """The training of the run in ``folder``: from its newest checkpoint, its imported weights, or the beginning.
+
+    Nothing is written yet.
+
+    Args:
+        folder: the run's; it may hold nothing.
+        config: plain values; ``model.sigma_data`` is measured and set where it is None.
+        data: what the config names.
+        device: where to train.
+        accept_edited_config: whether ``config.json`` may have been edited by hand.
+
+    Raises:
+        RunError: the data is not that which the run was trained on.
+        CheckpointError: the checkpoints are not those of this run.
+        ValueError: an option is refused.
+    """
+    resumed, pretrained = latest_checkpoint(folder / "checkpoints") is not None, (folder / WEIGHTS).exists()
+    if resumed:
+        _refuse_other_data(folder, load_known_data(folder, accept_edited_config=accept_edited_config), data)
+    if resumed or pretrained:
+        data = _as_before(data, load_config(folder, accept_edited_config=accept_edited_config)[1], folder)
+    if config["model"]["sigma_data"] is None:
+        config["model"]["sigma_data"] = root_mean_square(data.train)
+    model, objective = build_model(config, data.spec), build_objective(config)
+    if pretrained and not resumed:
+        load_initial_weights(folder, model)
+    options = TrainingOptions(**config["training"])
+    identity = load_identity(folder, accept_edited_config=accept_edited_config)
+    state = resume(folder, model, objective, options, device=device, pretrained=pretrained, identity=identity)
+    return Trainer(state, data, folder, options, objective, hooks=STANDARD_HOOKS, seed=config["seed"])
+
+
+def write_run(trainer: Trainer, config: dict[str, Any]) -> None:
+    """Write ``config.json`` and the moments of the data, and give the run its identity."""
+    folder, state, data = trainer.folder, trainer.state, trainer.data
+    state.identity = state.identity or new_identity()
+    known = KnownData(fingerprint(data), data.class_names)
+    save_config(folder, config, data.spec, identity=state.identity, known_data=known)
+    if not state.checkpoint or not has_moments(folder, identity=state.identity):
+        save_moments(folder, moments(data.train), identity=state.identity)
+
+
+def _refuse_other_data(folder: Path, known: KnownData, data: Dataset) -> None:
+    """Raise a ``RunError`` unless ``data`` is what the run in ``folder`` was trained on so far, as far as it is known."""
+    if known.fingerprint not in ("", fingerprint(data)):
+        raise RunError(
+            f"the data is not that which {folder} was trained on: samples, classes or what is held out have changed since; "
+            "restore it to continue, or train on the new data in another directory"
+        )
+
+
+def _as_before(data: Dataset, known: DataSpec, folder: Path) -> Dataset:
+    """The data of a run that goes on, with the description that the run has: its scaling stays what it was."""
+    found, differing = data.spec, ""
+    for name in ("shape", "levels", "dequantize", *(() if found.spread else ("model_range",))):
+        if getattr(found, name) != getattr(known, name):
+            differing += f"{', ' if differing else ''}{name} {getattr(found, name)} for {getattr(known, name)}"
+    if not differing and found.spread and not scaled_alike(data, known):
+        differing = "its coordinates have other means or standard deviations"
+    if differing:
+        raise RunError(f"the data is not that which {folder} was trained on: {differing}")
+    return data.described(known)

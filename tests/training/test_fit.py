@@ -1,0 +1,180 @@
+"""Training from Python in one call leaves a run like that of the command."""
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from score_sde import VESDE, VPSDE, TrainingOptions, fit, load
+from score_sde.cli import main
+from score_sde.data import DataSpec, TensorSource, read, two_moons
+from score_sde.networks import MLP, UNet
+from score_sde.objectives import DenoisingScoreMatching
+from score_sde.training import TrainStep
+from tests.oracles.sdes import CosineSDE
+
+SHORT = TrainingOptions(steps=4, batch_size=8, log_every=2, sample_every=0)
+LONGER = TrainingOptions(steps=6, batch_size=8, log_every=2, sample_every=0)
+SMALL = {"width": 8}
+
+
+def points(count=60, shape=(2,), seed=0):
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def trained(data, folder, **how):
+    how = {"training": SHORT, "network_options": SMALL, "progress": False, **how}
+    return fit(data, folder, **how)
+
+
+def held_out(folder):
+    return json.loads((folder / "config.json").read_text())["config"]["data"]
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "levels", "network"),
+    [
+        (points(), (2,), None, MLP),
+        (points().double().numpy(), (2,), None, MLP),
+        (points(shape=(2, 6)), (2, 6), None, UNet),
+        (torch.randint(256, (60, 1, 4, 4), dtype=torch.uint8), (1, 4, 4), 256, UNet),
+        (points(shape=(2, 2, 2, 2)), (2, 2, 2, 2), None, MLP),
+        (TensorSource(points(), DataSpec((2,))), (2,), None, MLP),
+        (TensorSource(torch.randint(5, (60, 3)), DataSpec((3,), levels=5, dequantize=False)), (3,), 5, MLP),
+    ],
+    ids=["tensor", "array", "signals", "images", "volumes", "source", "integers"],
+)
+def test_data_of_any_kind_becomes_a_run(tmp_path, data, shape, levels, network):
+    run = trained(data, tmp_path / "run")
+    again = load(tmp_path / "run")
+    assert run.step == again.step == 4
+    assert run.model.data == again.model.data
+    assert (run.model.data.shape, run.model.data.levels) == (shape, levels)
+    assert type(run.model.network) is network
+    assert again.model.moments is not None
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+
+
+def test_every_command_takes_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trained(points(), "run")
+    shutil.move("run", "moved")  # its data moves with it
+    workdir = "--workdir=moved"
+    assert main(["sample", workdir, "--n=4", "--solver=ddim", "--nfe=5", "--quiet"]) == 0
+    assert main(["likelihood", workdir, "--split=test", "--n=2", "--quiet"]) == 0
+    assert main(["compare", workdir, "--solvers=ddim", "--nfe=5", "--n=6", "--quiet"]) == 0
+    assert main(["train", workdir, "--config.training.steps=6", "--quiet"]) == 0
+    assert "continuing moved from step 4 of 6" in capsys.readouterr().out
+
+
+def test_the_same_call_goes_on_and_ends_as_an_uninterrupted_one(tmp_path):
+    whole = trained(points(), tmp_path / "whole", training=LONGER)
+    trained(points(), tmp_path / "parts")
+    assert main(["train", f"--workdir={tmp_path / 'parts'}", "--config.training.steps=5", "--quiet"]) == 0
+    parts = trained(points(), tmp_path / "parts", training=LONGER)
+    assert parts.step == 6
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_that_has_taken_all_steps_is_loaded(tmp_path):
+    trained(points(), tmp_path, training=LONGER)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for training in (LONGER, SHORT):
+        assert trained(points(), tmp_path, training=training).step == 6
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sde": "ve"}, "another sde"),
+        ({"sde": VPSDE(beta_max=3.0)}, "another sde"),
+        ({"network_options": {"width": 16}}, "another network"),
+        ({"seed": 1}, "another seed"),
+        ({"parameterization": "v"}, "another model"),
+        ({"data": points(seed=1)}, "the data is not that which"),
+    ],
+)
+def test_a_run_of_other_settings_is_left_alone(tmp_path, change, message):
+    trained(points(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        trained(**{"data": points(), "folder": tmp_path, **change})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_settings_are_those_of_the_call(tmp_path):
+    objective = DenoisingScoreMatching(weighting="edm", times="uniform")
+    classes = torch.arange(60) % 3
+    run = trained(
+        points(), tmp_path, sde=VESDE(sigma_max=7.0), objective=objective, classes=classes, network_options={"classes": 3}
+    )
+    assert run.model.sde == VESDE(sigma_max=7.0)
+    assert run.config["objective"]["denoising"] == {"weighting": "edm", "times": "uniform"}
+    assert run.config["training"]["steps"] == 4
+    assert run.model.classes == 3
+
+
+def test_a_data_set_keeps_what_it_holds_out(tmp_path):
+    data = two_moons(samples=50)
+    run = trained(data, tmp_path, network_options={"width": 8, "classes": 2})
+    with np.load(tmp_path / "data.npz") as kept:
+        assert torch.equal(torch.from_numpy(kept["test"]), read(data.test, slice(None)).values)
+        assert torch.equal(torch.from_numpy(kept["train_classes"]), data.train.classes)
+    assert run.model.data == data.spec
+    assert main(["likelihood", f"--workdir={tmp_path}", "--split=test", "--class=1", "--n=2", "--quiet"]) == 0
+
+
+def test_a_file_is_left_where_it_is(tmp_path):
+    np.save(tmp_path / "mine.npy", points().numpy())
+    trained(str(tmp_path / "mine.npy"), tmp_path / "run")
+    assert not (tmp_path / "run" / "data.npz").exists()
+    assert held_out(tmp_path / "run")["file"]["path"] == str(tmp_path / "mine.npy")
+
+
+def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path, monkeypatch):
+    take = TrainStep.__call__
+
+    def interrupted(step, state, batch):
+        take(step, state, batch)
+        if state.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="stopped at step 2"):
+            trained(points(), tmp_path)
+    assert load(tmp_path).step == 2
+    assert trained(points(), tmp_path).step == 4
+
+
+@dataclass(frozen=True)
+class Unnamed(DenoisingScoreMatching):
+    """An objective that no table has."""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sde": "vpp"}, "unknown sde 'vpp', did you mean vp"),
+        ({"sde": CosineSDE(t_min=1e-3)}, "sde CosineSDE.* cannot be written to config.json: give one of vp"),
+        ({"objective": Unnamed()}, "objective Unnamed.* cannot be written"),
+        ({"network": "unett"}, "unknown network 'unett'"),
+        ({"network_options": {"widht": 8}}, "network.mlp has no option widht"),
+        ({"parameterization": "noise"}, "unknown parameterization 'noise'"),
+        ({"data": torch.randint(5, (60, 3))}, "say how many levels"),
+        ({"data": points() * torch.nan}, "NaN"),
+        ({"data": "nowhere.npy"}, "not found"),
+    ],
+)
+def test_mistakes_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        trained(**{"data": points(), "folder": tmp_path / "run", **change})
+    assert not (tmp_path / "run" / "config.json").exists()
