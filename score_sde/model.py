@@ -13,27 +13,23 @@ from torch import Tensor, nn
 
 from score_sde.data import DataSpec, Moments
 from score_sde.inputs import require_classes, require_finite, require_float, whole
+from score_sde.networks.contract import Network, state
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS, Coefficients
 from score_sde.score import ClassScore, NoLearnedVariance, Score
 from score_sde.sdes import SDE
 from score_sde.tables import require_name
 from score_sde.tensors import as_time, expand
 
-CONTRACT: dict[str, object] = {"classes": 0, "learned_variance": False, "knows_no_class": True, "takes_logarithm": False}
-"""What a network may say of itself, and what holds where it says nothing: the number of its classes; whether it returns twice
-the channels; whether it may be told no class; whether it takes the logarithm of the time that it is given."""
-
 WORST_ROUNDING = 0.01
 """Error of a score by rounding, as a share of its size, from which on a model warns."""
 
 
-class ScoreModel(nn.Module):
+class ScoreModel(Network):
     """A network with the SDE and the conventions that turn its output into a score.
 
     Args:
         network: a module called as ``network(x, c_noise)``, or ``network(x, c_noise, cond)`` where it is conditional,
-            returning the shape of ``x``. Where its attribute ``learned_variance`` is set it returns twice the channels; its
-            attribute ``classes`` is their number where the condition is a class.
+            returning the shape of ``x``. What it says of itself is as ``networks.Network`` has it; the model says the same.
         sde: the forward SDE.
         data: shape, levels and scaling of the data.
         parameterization: what the network predicts, a key of ``PARAMETERIZATIONS``.
@@ -74,7 +70,8 @@ class ScoreModel(nn.Module):
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive, got {sigma_data}")
         whole("labels", labels, 2)
-        if getattr(network, "takes_logarithm", False):
+        state(self, network)
+        if self.takes_logarithm:
             ends = torch.tensor([sde.t_min, sde.T], dtype=torch.float64, device="cpu")
             lowest = TIME_INPUTS[time_input](sde, ends, labels).min().item()
             if not lowest > 0:
@@ -86,8 +83,6 @@ class ScoreModel(nn.Module):
         self.moments: Moments | None = None
         self.parameterization, self.time_input, self.sigma_data = parameterization, time_input, sigma_data
         self.labels, self.scale_input = labels, scale_input
-        for name in ("learned_variance", "classes"):
-            setattr(self, name, getattr(network, name, CONTRACT[name]))
 
     @property
     def device(self) -> torch.device:
@@ -174,8 +169,9 @@ class ScoreModel(nn.Module):
         """The score, and the second half of the network's output where there is one."""
         require_float("x", x)
         if self.classes and cond is not None:
-            no_class = getattr(self.network, "knows_no_class", True)
-            require_classes(cond, len(x), self.classes, no_class=no_class)
+            require_classes(cond, len(x), self.classes, no_class=self.knows_no_class)
+        elif self.cond_shape is not None and cond is not None and cond.shape != (len(x), *self.cond_shape):
+            raise ValueError(f"cond must have the shape {(len(x), *self.cond_shape)}, got {tuple(cond.shape)}")
         precise = torch.promote_types(x.dtype, torch.float32)
         state, t = x.to(precise), t.to(precise)
         a, b, c_in = self.coefficients(t)
@@ -207,7 +203,7 @@ def score_for_class(model: ScoreModel, class_: int | None) -> Score:
     if class_ is not None and class_ >= model.classes:
         which = f"has classes 0 to {model.classes - 1}" if model.classes else "was trained without classes"
         raise ValueError(f"there is no class {class_}: the model {which}")
-    if class_ is None and model.classes and not getattr(model.network, "knows_no_class", True):
+    if class_ is None and model.classes and not model.knows_no_class:
         raise ClassNeeded(f"the model must be told one of its {model.classes} classes")
     return model if class_ is None else ClassScore(model, class_)
 

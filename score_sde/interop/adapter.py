@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.data import DataSpec
-from score_sde.model import CONTRACT, ScoreModel
+from score_sde.model import ScoreModel
+from score_sde.networks.contract import Network, state
 from score_sde.sdes import SDE
 
 Call = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
@@ -49,7 +50,8 @@ def adapt(
         ValueError: a name is unknown, a number is out of its range, or the module takes the logarithm of a time that is not
             positive.
     """
-    if callable(time) and call is None and getattr(module, "takes_logarithm", False):
+    adapted = _Adapted(module, call, None if isinstance(time, str) else time)
+    if callable(time) and adapted.takes_logarithm:
         lowest = time(torch.tensor([sde.t_min, sde.T])).min().item()
         if not lowest > 0:
             raise ValueError(f"the network takes the logarithm of its time, which this function lets fall to {lowest:.3g}")
@@ -58,7 +60,7 @@ def adapt(
     else:
         data = DataSpec(tuple(shape), levels=levels, model_range=data_range)
     return ScoreModel(
-        _Adapted(module, call, None if isinstance(time, str) else time),
+        adapted,
         sde,
         data,
         parameterization=predicts,
@@ -69,12 +71,11 @@ def adapt(
     ).eval()
 
 
-class _Adapted(nn.Module):
+class _Adapted(Network):
     def __init__(self, module: nn.Module, call: Call | None, time: Callable[[Tensor], Tensor] | None):
         super().__init__()
         self.module, self.call, self.time = module, call, time
-        for name, default in CONTRACT.items():
-            setattr(self, name, getattr(module, name, default))
+        state(self, module)
         if call is not None:  # what the module is given is known to the call alone
             self.takes_logarithm = False
 

@@ -1,10 +1,11 @@
 """Networks. ``NETWORKS`` maps the names that configs use to classes or factories called as ``build(shape, **options)``.
 
 A network is called as ``network(x, noise, cond=None)`` with ``x`` ``(B, *D)``, the noise level ``(B,)`` and, where it has
-classes, their indices ``(B,)``. It returns the shape of ``x``, or twice the channels where its attribute ``learned_variance``
-is set. It knows nothing of SDEs.
+classes, their indices ``(B,)``. It returns the shape of ``x``, or twice the channels where it has learned the variance. It
+knows nothing of SDEs. What it says of itself is named by ``Network``.
 """
 
+from score_sde.networks.contract import Network
 from score_sde.networks.diffusers_unet import DiffusersUNet
 from score_sde.networks.dit import DiT
 from score_sde.networks.mlp import MLP
@@ -23,4 +24,4 @@ NETWORKS = {
     "diffusers": DiffusersUNet,
 }
 
-__all__ = ["DiT", "DiffusersUNet", "MLP", "NCSNpp", "NCSNv2", "NETWORKS", "UNet", "adm", "ddpm"]
+__all__ = ["DiT", "DiffusersUNet", "MLP", "NCSNpp", "NCSNv2", "NETWORKS", "Network", "UNet", "adm", "ddpm"]

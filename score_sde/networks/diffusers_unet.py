@@ -7,11 +7,13 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from score_sde.networks.contract import Network
+
 AVERAGE = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 """What diffusers' moving average writes of itself into the config of the network that it saves; diffusers ignores it."""
 
 
-class DiffusersUNet(nn.Module):
+class DiffusersUNet(Network):
     """A diffusers ``UNet2DModel`` over images ``(C, H, W)``, kept in ``unet``.
 
     Args:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention, silu
 
+from score_sde.networks.contract import Network
 from score_sde.networks.dropout import Dropout
 from score_sde.networks.embedding import NoiseEmbedding
 from score_sde.networks.recompute import Recomputed, recompute_blocks
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """A diffusion transformer over events ``(C, L)`` or ``(C, H, W)``; the defaults are those of DiT-S/2.
 
     The paper's other sizes, as (width, depth, heads): B (768, 12, 12), L (1024, 24, 16), XL (1152, 28, 16).

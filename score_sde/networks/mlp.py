@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from score_sde.networks.contract import Network
 from score_sde.networks.dropout import Dropout
 from score_sde.networks.embedding import NoiseEmbedding
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """Residual blocks of width ``width``, each modulated by the noise level.
 
     Args:

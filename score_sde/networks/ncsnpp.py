@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.networks.attention import SelfAttention
+from score_sde.networks.contract import Network
 from score_sde.networks.dropout import Dropout
 from score_sde.networks.embedding import NoiseEmbedding
 from score_sde.networks.recompute import Recomputed, recompute_blocks
@@ -32,7 +33,7 @@ from score_sde.tables import require_name
 ACTIVATIONS = {"swish": nn.SiLU, "elu": nn.ELU, "relu": nn.ReLU, "lrelu": lambda: nn.LeakyReLU(0.2)}
 
 
-class NCSNpp(nn.Module):
+class NCSNpp(Network):
     """NCSN++ over images ``(C, H, W)``; the defaults are those of the continuous VE model of CIFAR-10.
 
     Args:

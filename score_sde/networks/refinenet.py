@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, instance_norm, interpolate, max_pool2d
 
+from score_sde.networks.contract import Network
 from score_sde.networks.ncsnpp import ACTIVATIONS
 from score_sde.networks.recompute import Recomputed, recompute_blocks
 from score_sde.tables import require_name
@@ -61,7 +62,7 @@ _STAGES = {
 }
 
 
-class NCSNv2(nn.Module):
+class NCSNv2(Network):
     """The RefineNet of NCSNv2 over images ``(C, H, W)``.
 
     The noise level is accepted and ignored: the published network differs between levels by the factor 1/sigma alone, and that

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, avg_pool2d, interpolate, silu
 
 from score_sde.networks.attention import SelfAttention
+from score_sde.networks.contract import Network
 from score_sde.networks.dropout import Dropout
 from score_sde.networks.embedding import NoiseEmbedding
 from score_sde.networks.recompute import Recomputed, recompute_blocks
 from score_sde.tables import require_name
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """A U-Net over events ``(C, L)`` or ``(C, H, W)``.
 
     Args:

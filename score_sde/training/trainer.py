@@ -144,5 +144,5 @@ def _check_classes(model: ScoreModel, source: DataSource, options: TrainingOptio
     if source.classes.max() >= known:
         found = int(source.classes.max()) + 1
         raise ValueError(f"the network has {known} classes, the data has {found}: set its option classes")
-    if options.class_dropout and not getattr(model.network, "knows_no_class", True):
+    if options.class_dropout and not model.knows_no_class:
         raise ValueError("the network must be told the class of every sample: set training.class_dropout to 0")

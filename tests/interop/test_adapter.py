@@ -8,8 +8,8 @@ from torch import nn
 
 from score_sde import DDIM, VESDE, VPSDE, GaussianMixture, bits_per_dim
 from score_sde.interop import adapt
-from score_sde.model import CONTRACT
 from score_sde.networks import UNet
+from score_sde.networks.contract import STATED, Network
 from score_sde.networks.ncsnpp import NCSNpp
 from score_sde.parameterization import PARAMETERIZATIONS
 from score_sde.score import ClassScore
@@ -116,10 +116,29 @@ def test_a_network_that_takes_a_logarithm_is_not_given_zero():
 
 def test_all_that_a_network_says_of_itself_is_handed_on():
     network = nn.Identity()
-    said = {"classes": 3, "learned_variance": True, "knows_no_class": False, "takes_logarithm": True}
-    assert said.keys() == CONTRACT.keys()
+    said = {"classes": 3, "learned_variance": True, "knows_no_class": False, "takes_logarithm": True, "cond_shape": ()}
+    assert tuple(said) == STATED
     for name, value in said.items():
         setattr(network, name, value)
     model = adapt(network, (2, 4, 4), VESDE(), time="sigma")
-    assert {name: getattr(model.network, name) for name in CONTRACT} == said
-    assert (model.classes, model.learned_variance) == (3, True)
+    for stating in (model.network, model):
+        assert {name: getattr(stating, name) for name in STATED} == said
+
+
+def test_a_network_that_says_nothing_of_itself_is_one_of_ours_that_says_nothing():
+    model, ours = adapt(nn.Identity(), (2, 4, 4), VESDE()), Network()
+    for name in STATED:
+        assert getattr(model, name) == getattr(ours, name)
+
+
+def test_a_condition_must_have_the_shape_that_the_network_states():
+    network = UNet((1, 8, 8), width=8, multipliers=(1,), blocks=1, attention=())
+    network.cond_shape = (3, 2)
+    model, x, t = (
+        adapt(network, (1, 8, 8), VPSDE(), call=lambda module, x, t, cond: module(x, t)),
+        torch.randn(2, 1, 8, 8),
+        torch.full((2,), 0.5),
+    )
+    assert model(x, t, torch.zeros(2, 3, 2)).shape == model(x, t).shape
+    with pytest.raises(ValueError, match=r"cond must have the shape \(2, 3, 2\), got \(2, 3\)"):
+        model(x, t, torch.zeros(2, 3))
