@@ -56,7 +56,9 @@ class DPMSolver(OneStepSolver):
             latest, reached = -level.sigma * score(state, level.t), fraction
         return self._advance(x, start, end, first, latest, reached, 1.0)
 
-    def _advance(self, x, start: Level, end: Level, first, latest, reached: float, fraction: float):
+    def _advance(
+        self, x: Tensor, start: Level, end: Level, first: Tensor, latest: Tensor, reached: float, fraction: float
+    ) -> Tensor:
         h = end.half_log_snr - start.half_log_snr  # r h of the formula
         whole = math.expm1(h)
         state = end.alpha / start.alpha * x - end.sigma * whole * first

@@ -13,7 +13,6 @@ independent check, not a way to sample.
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,14 +20,15 @@ import torch
 from torch import Tensor
 
 from score_sde.inputs import require_finite
-from score_sde.score import BoundScore, require_path
+from score_sde.score import BoundScore, Score, require_path
 from score_sde.sdes import SDE
 from score_sde.solvers.base import Observer, Solver, SolverError
 from score_sde.solvers.guard import FiniteGuard, non_finite
-from score_sde.solvers.runge_kutta import dormand_prince
+from score_sde.solvers.runge_kutta import Velocity, dormand_prince
 from score_sde.solvers.time_grids import ExplicitGrid, TimeGrid, as_grid, check_grid, time_grid
 from score_sde.solvers.transport import Flow, Transported, along_ode
 from score_sde.tables import require_name
+from score_sde.tensors import SampleNoise
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 # method: (order, evaluations per step); the Adams methods of torchdiffeq raise their order as they go, so have none to declare
@@ -102,7 +102,17 @@ class ProbabilityFlow(Solver):
             return f"{self.method}, {self.steps} steps ({self.grid})"
         return f"{name.get(self.method, self.method)}, rtol = {self.rtol:g}, atol = {self.atol:g}"
 
-    def solve(self, score, x, t_from, t_to, *, cond=None, noise=None, observe=None):
+    def solve(
+        self,
+        score: Score,
+        x: Tensor,
+        t_from: float,
+        t_to: float,
+        *,
+        cond: Tensor | None = None,
+        noise: SampleNoise | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
         require_path(score, x, t_from, t_to)
         bound = BoundScore(score, cond)
 
@@ -122,7 +132,7 @@ class ProbabilityFlow(Solver):
 
     def integrate(
         self,
-        velocity: Callable[[Tensor, Tensor], Tensor],
+        velocity: Velocity,
         y: Tensor,
         t_from: float,
         t_to: float,
@@ -140,8 +150,17 @@ class ProbabilityFlow(Solver):
             SolverError: the state stopped being finite, or the tolerance asks for steps below the precision.
         """
         if self.method == "rk45":
-            options = {"rtol": self.rtol, "atol": self.atol, "max_steps": MAX_STEPS, "partial": partial, "observe": observe}
-            return dormand_prince(velocity, y, t_from, t_to, **options)
+            return dormand_prince(
+                velocity,
+                y,
+                t_from,
+                t_to,
+                rtol=self.rtol,
+                atol=self.atol,
+                max_steps=MAX_STEPS,
+                partial=partial,
+                observe=observe,
+            )
         from torchdiffeq import odeint  # here: it takes long to import
 
         watched = _Watched(velocity, t_from, t_to, f"ode ({self.method})", observe)
@@ -177,7 +196,7 @@ def _largest_rms(error: Tensor) -> Tensor:
 class _Watched:
     """A velocity that keeps inside its interval of time, counts, and notes where it stopped being finite."""
 
-    def __init__(self, velocity, t_from: float, t_to: float, name: str, observe: Observer | None):
+    def __init__(self, velocity: Velocity, t_from: float, t_to: float, name: str, observe: Observer | None):
         self.velocity, self.observe, self.seen = velocity, observe, t_from
         self.low, self.high = min(t_from, t_to), max(t_from, t_to)
         self.guard, self.name, self.calls, self.last = FiniteGuard(name, unit="evaluation"), name, 0, t_from

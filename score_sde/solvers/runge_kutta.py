@@ -16,6 +16,9 @@ from torch import Tensor
 from score_sde.solvers.base import Observer
 from score_sde.solvers.controller import Controller
 
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""dy/dt as a function of t and y."""
+
 _TIMES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
 _STAGES = (
     (),
@@ -30,7 +33,7 @@ _ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 /
 
 
 def dormand_prince(
-    velocity: Callable[[Tensor, Tensor], Tensor],
+    velocity: Velocity,
     y: Tensor,
     t_from: float,
     t_to: float,
@@ -95,7 +98,15 @@ def _combined(weights: Sequence[float], stages: Sequence[tuple[Tensor, Tensor]])
     return sum(weight * slope for weight, (_, slope) in zip(weights, stages, strict=True) if weight)
 
 
-def _first_step(at, slope: Tensor, y: Tensor, done: Tensor, span: float, size, scaled) -> Tensor:
+def _first_step(
+    at: Velocity,
+    slope: Tensor,
+    y: Tensor,
+    done: Tensor,
+    span: float,
+    size: Callable[..., Tensor],
+    scaled: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
     """Hairer et al. 1993, Section II.4: a first guess from |y| / |y'|, then from the change of the slope along it."""
     height, rise = size(y, y), size(slope, y)
     guess = torch.where((height < 1e-5) | (rise < 1e-5), 1e-6 * span, 0.01 * height / rise).clamp_max(span)

@@ -62,7 +62,7 @@ class PowerGrid(TimeGrid):
     def __post_init__(self):
         _positive("power", self.power)
 
-    def times(self, sde, t_from, t_to, steps):
+    def times(self, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
         return _line(t_from ** (1 / self.power), t_to ** (1 / self.power), steps) ** self.power
 
 
@@ -70,7 +70,7 @@ class PowerGrid(TimeGrid):
 class LogSNRGrid(TimeGrid):
     """Equal steps in log-SNR."""
 
-    def times(self, sde, t_from, t_to, steps):
+    def times(self, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
         return _in_terms_of(lambda log_snr: log_snr, lambda value: value, sde, t_from, t_to, steps)
 
 
@@ -83,7 +83,7 @@ class EDMGrid(TimeGrid):
     def __post_init__(self):
         _positive("rho", self.rho)
 
-    def times(self, sde, t_from, t_to, steps):
+    def times(self, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
         root = lambda log_snr: (-log_snr / (2 * self.rho)).exp()
         return _in_terms_of(root, lambda value: -2 * self.rho * value.log(), sde, t_from, t_to, steps)
 
@@ -92,7 +92,7 @@ class EDMGrid(TimeGrid):
 class CosineGrid(TimeGrid):
     """Equal steps in arctan(sigma / alpha)."""
 
-    def times(self, sde, t_from, t_to, steps):
+    def times(self, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
         angle = lambda log_snr: torch.atan((-log_snr / 2).exp())
         return _in_terms_of(angle, lambda value: -2 * value.tan().log(), sde, t_from, t_to, steps)
 
@@ -125,7 +125,7 @@ class ExplicitGrid(TimeGrid):
         middle = [(t + s) / 2 for t, s in pairwise(self.nodes)]
         return ExplicitGrid(tuple(sorted((*self.nodes, *middle), reverse=True)))
 
-    def times(self, sde, t_from, t_to, steps):
+    def times(self, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
         low, high = min(t_from, t_to), max(t_from, t_to)
         margin = 1e-9 * (high - low)
         if high > self.nodes[0] + margin or low < self.nodes[-1] - margin:

@@ -5,9 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from score_sde.solvers.base import Solver
+from torch import Tensor
+
+from score_sde.score import Score
+from score_sde.solvers.base import Observer, Solver
 from score_sde.solvers.fixed_steps import GridSolver
 from score_sde.solvers.time_grids import ExplicitGrid
+from score_sde.tensors import SampleNoise
 
 QUANTILES = (0.1, 0.5, 0.9)
 """Quantiles of the errors of samples that are kept with a choice."""
@@ -89,7 +93,17 @@ class Tuned(Solver):
         within = dataclasses.replace(self, nfe=nfe)
         return dataclasses.replace(self, nfe=within.choice.nfe)
 
-    def solve(self, score, x, t_from, t_to, *, cond=None, noise=None, observe=None):
+    def solve(
+        self,
+        score: Score,
+        x: Tensor,
+        t_from: float,
+        t_to: float,
+        *,
+        cond: Tensor | None = None,
+        noise: SampleNoise | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
         return self.choice.solver.solve(score, x, t_from, t_to, cond=cond, noise=noise, observe=observe)
 
     def __str__(self) -> str:
