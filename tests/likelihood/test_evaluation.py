@@ -71,7 +71,8 @@ OTHERS = {
 @pytest.mark.parametrize("changed", OTHERS)
 def test_what_was_kept_of_another_protocol_is_not_used(tmp_path, changed):
     score, values = score_and_values(8)
-    keep, how = tmp_path / "kept", {**HOW, "audit": 0, "divergence": "exact"}
+    keep = tmp_path / "kept"
+    how = {**HOW, "audit": 0, "divergence": "exact", "identity": "the mixture"}  # Interrupted has a count that changes
     with pytest.raises(KeyboardInterrupt):
         bits_per_dim(Interrupted(score, stop=CALLS + 1), values, keep=keep, **how)
     how |= OTHERS[changed]
@@ -105,7 +106,7 @@ def test_what_was_kept_of_other_weights_is_not_used(tmp_path):
 
 def test_a_damaged_protocol_starts_over(tmp_path):
     score, values = score_and_values(8)
-    keep, how = tmp_path / "kept", {**HOW, "audit": 0}
+    keep, how = tmp_path / "kept", {**HOW, "audit": 0, "identity": "the mixture"}
     with pytest.raises(KeyboardInterrupt):
         bits_per_dim(Interrupted(score, stop=CALLS + 1), values, keep=keep, **how)
     (keep / "protocol.json").write_text("{ broken")
