@@ -12,7 +12,7 @@ import pytest
 
 import score_sde
 
-HEAVY = {"torch", "sympy", "numpy", "scipy", "torchdiffeq", "matplotlib", "sklearn", "PIL", "ml_collections", "absl", "safetensors"}
+HEAVY = {"torch", "numpy", "scipy", "sympy", "torchdiffeq", "matplotlib", "sklearn", "PIL", "ml_collections", "safetensors"}
 EVERY_NAME = "import score_sde; [getattr(score_sde, name) for name in score_sde.__all__]"
 NOTHING_TO_DO = (["--help"], ["--version"], ["smaple"], ["sample", "--help"], ["sample", "--sovler=ddim"], [])
 

@@ -17,7 +17,6 @@ what does not.
 
 import math
 import warnings
-from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -232,5 +231,7 @@ def _finest_scale(distinct: Tensor, among: int) -> float:
         return distinct.diff().min().item() if among > 10 * len(distinct) else float("inf")
     count = max(20, len(distinct) // 10)
     close = _shortest(distinct, count)
+    from statistics import NormalDist  # here: with decimals and fractions it takes long to import
+
     gaussian = 2 * NormalDist().inv_cdf((1 + (count - 1) / len(distinct)) / 2)
     return (close[-1] - close[0]).item() / gaussian

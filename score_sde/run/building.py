@@ -8,7 +8,6 @@ import torch
 
 from score_sde.data import DATASETS, IMAGES, Dataset, DataSpec, image_spec
 from score_sde.model import ScoreModel
-from score_sde.networks import NETWORKS
 from score_sde.objectives import OBJECTIVES, Objective
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS, Solver
@@ -44,6 +43,8 @@ def build_objective(config: Config) -> Objective:
 
 def build_model(config: Config, spec: DataSpec) -> ScoreModel:
     """The model that ``config`` describes, with initial weights drawn from ``config["seed"]``."""
+    from score_sde.networks import NETWORKS  # here: no other name of the package needs them
+
     check_like(config["seed"], 0, "seed")
     if config["seed"] < 0:
         raise OptionError(f"seed must not be negative, got {config['seed']}")
