@@ -19,7 +19,7 @@ ROWS = [
     ["inputs", "tensors", "lock", "files", "images", "paired", "progress", "tables"],
     ["sdes", "networks", "divergence"],
     ["parameterization", "time_sampling", "draws", "data"],
-    ["composition", "score", "model"],
+    ["composition", "score", "model", "transitions"],
     ["exact", "objectives", "guidance", "solvers", "ema", "checkpoint"],
     ["likelihood", "metrics", "inverse"],
     ["run"],

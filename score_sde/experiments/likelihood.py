@@ -18,7 +18,6 @@ from score_sde.data import DataSource, View
 from score_sde.divergence import Divergence
 from score_sde.files import DamagedError, read_metadata, write_safetensors
 from score_sde.likelihood import (
-    VARIANCES,
     BitsPerDim,
     VariationalBound,
     VariationalDequantizer,
@@ -32,6 +31,7 @@ from score_sde.likelihood.evaluation import ranks_of_this_run, weights_digest
 from score_sde.model import score_for_class
 from score_sde.run import Run, read_weights
 from score_sde.solvers.transport import Transport
+from score_sde.transitions import VARIANCES
 
 DEQUANTIZER = "dequantizer.safetensors"
 """File of the learned dequantization in a run."""

@@ -2,7 +2,7 @@
 
 from score_sde.likelihood.bayes import class_posterior
 from score_sde.likelihood.bits import bits_per_dim, prior_mismatch
-from score_sde.likelihood.chain import VARIANCES, discrete_bound
+from score_sde.likelihood.chain import discrete_bound
 from score_sde.likelihood.continuous import continuous_bound
 from score_sde.likelihood.dequantization import DEQUANTIZATIONS
 from score_sde.likelihood.dual_weighted import DualWeighted
@@ -22,7 +22,6 @@ __all__ = [
     "LIKELIHOOD_SOLVERS",
     "LogLikelihood",
     "ScoredSample",
-    "VARIANCES",
     "VariationalBound",
     "VariationalDequantizer",
     "bits_per_dim",

@@ -5,22 +5,10 @@ above by (Ho et al. 2020, Eq. 5; Kingma et al. 2021, Eq. 11)
 
     KL(q(x_N | x0) || prior) + sum_{k > 1} KL(q(x_{k-1} | x_k, x0) || p(x_{k-1} | x_k)) - log p(x0 | x_1),
 
-each term in expectation over q. With s < t two neighbours and lambda = log(alpha^2 / sigma^2) falling in t, any linear SDE has
-(Kingma et al. 2021, Appendix A; Ho et al. 2020, Eq. 6 and 7, where alpha^2 + sigma^2 = 1)
+each term in expectation over q. ``transitions`` derives the steps of both, and their divergence.
 
-    q(x_t | x_s)     = N(alpha_ts x_s, beta I),   alpha_ts = alpha_t / alpha_s,   beta = sigma_t^2 - alpha_ts^2 sigma_s^2
-    q(x_s | x_t, x0) = N(mu(x0), beta_tilde I),   mu(x0) = (alpha_ts sigma_s^2 x_t + alpha_s beta x0) / sigma_t^2,
-                                                  beta_tilde = beta sigma_s^2 / sigma_t^2.
-
-The model's step is N(mu(x0_hat), Sigma) with x0_hat = (x_t + sigma_t^2 score) / alpha_t and log Sigma = v log beta +
-(1 - v) log beta_tilde: v is 0 or 1 for a fixed variance, else learned (Nichol and Dhariwal 2021, Eq. 15). Since
-x0 - x0_hat = -(sigma_t / alpha_t) e with e = epsilon + sigma_t score, nothing cancels in the divergence of the two Gaussians,
-
-    KL = sum [ r + expm1(-r) + expm1(lambda_s - lambda_t) exp(-r) e^2 ] / 2,   r = v log(sigma_t^2 / sigma_s^2),
-
-whose last part alone is left where v = 0 (Kingma et al. 2021, Eq. 14). For p(x0 | x_1) the Gaussian N(x0_hat, Sigma_1) is
-integrated over the bin, the outermost bins reaching to infinity (Ho et al. 2020, Eq. 13). There beta is sigma_1^2, and
-beta_tilde, which is 0 for a step down to the data, is that of the step above.
+For p(x0 | x_1) the Gaussian N(x0_hat, Sigma_1) is integrated over the bin, the outermost bins reaching to infinity (Ho et al.
+2020, Eq. 13). There beta is sigma_1^2, and beta_tilde, which is 0 for a step down to the data, is that of the step above.
 """
 
 import math
@@ -36,9 +24,7 @@ from score_sde.score import Score
 from score_sde.sdes import SDE
 from score_sde.tables import require_name
 from score_sde.tensors import expand, sum_event
-
-VARIANCES = {"beta_tilde": 0.0, "beta": 1.0, "learned": None}
-"""Name -> v in log Sigma = v log beta + (1 - v) log beta_tilde; None where the model gives it."""
+from score_sde.transitions import VARIANCES, step_divergence
 
 
 def discrete_bound(
@@ -157,8 +143,7 @@ class Chain:
         """KL of the step from node ``step + 1`` to node ``step``, in nats, ``(B,)``; ``step`` is ``()`` or ``(B,)``."""
         error, v = batch.error(self.nodes[step + 1], v)
         gain, log_ratio = (expand(values[step].to(error), error) for values in (self.gain, self.log_ratio))
-        r = v * log_ratio
-        return sum_event(r + torch.expm1(-r) + gain * (-r).exp() * error**2) / 2
+        return sum_event(step_divergence(error, gain, log_ratio, v))
 
     def reconstruction(self, batch: Batch, v: float | None) -> Tensor:
         """-log p(x0 | x_1) in nats, ``(B,)``."""

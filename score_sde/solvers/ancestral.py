@@ -33,10 +33,8 @@ from torch import Tensor
 
 from score_sde.score import BoundScore
 from score_sde.solvers.fixed_steps import TransitionSolver
-from score_sde.solvers.reverse_diffusion import forward_transition
 from score_sde.tables import require_name
-
-VARIANCES = ("beta_tilde", "beta", "learned")
+from score_sde.transitions import VARIANCES, forward_transition
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,10 @@ class Ancestral(TransitionSolver):
     def transition(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         sde = score.sde
         a, beta = forward_transition(sde, s, t)
-        gradient, v = score.score_and_variance(x, t) if self.variance == "learned" else (score(x, t), None)
+        v = VARIANCES[self.variance]
+        gradient, v = score.score_and_variance(x, t) if v is None else (score(x, t), v)
         mean = (x + beta * gradient) / a
         shrinkage = sde.sigma(s) / sde.sigma(t)
         if shrinkage == 0:
             return mean, torch.zeros_like(beta)
-        exponent = {"beta": 0.0, "beta_tilde": 1.0}[self.variance] if v is None else 1 - v
-        return mean, beta.sqrt() * shrinkage**exponent
+        return mean, beta.sqrt() * shrinkage ** (1 - v)

@@ -24,17 +24,11 @@ integrals over the step, not rates at its beginning.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from score_sde.score import BoundScore
-from score_sde.sdes import SDE
 from score_sde.solvers.fixed_steps import TransitionSolver
-
-
-def forward_transition(sde: SDE, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """a and b^2 of the forward transition x_t = a x_s + b z from ``s`` to ``t`` >= ``s``, in the shape of the times."""
-    return sde.alpha(t) / sde.alpha(s), -(sde.sigma(t) ** 2) * torch.expm1(sde.log_snr(t) - sde.log_snr(s))
+from score_sde.transitions import forward_transition
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ import torch
 from score_sde import DDIM, UniPC, bits_per_dim, experiments, load
 from score_sde.cli import main
 from score_sde.data import DATASETS
-from score_sde.likelihood import DEQUANTIZATIONS, VARIANCES
+from score_sde.likelihood import DEQUANTIZATIONS
 from score_sde.model import ClassNeeded, score_for_class
 from score_sde.run import NoTuned, load_tuned
 from score_sde.score import ClassScore
 from score_sde.solvers.probability_flow import ProbabilityFlow
+from score_sde.transitions import VARIANCES
 
 RUNS = Path(__file__).parent.parent / "data" / "runs"
 FAST = {"solver": ProbabilityFlow(method="midpoint", steps=2), "audit": 0}

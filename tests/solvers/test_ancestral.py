@@ -12,10 +12,10 @@ from score_sde import DDIM, VESDE, VPSDE, DataSpec, ScoreModel
 from score_sde.networks import UNet
 from score_sde.score import BoundScore, ClassScore, posterior_mean
 from score_sde.sdes import ddpm_schedule
-from score_sde.solvers.ancestral import VARIANCES, Ancestral
-from score_sde.solvers.reverse_diffusion import forward_transition
+from score_sde.solvers.ancestral import Ancestral
 from score_sde.solvers.time_grids import ExplicitGrid
 from score_sde.tensors import SampleNoise, expand
+from score_sde.transitions import VARIANCES, forward_transition
 from tests.oracles import SDE_CASES, affine_moments, gaussian, mixture
 
 

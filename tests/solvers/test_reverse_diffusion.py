@@ -11,8 +11,9 @@ from scipy.integrate import solve_ivp
 from score_sde import VESDE
 from score_sde.score import BoundScore
 from score_sde.sdes import ddpm_schedule
-from score_sde.solvers.reverse_diffusion import ReverseDiffusion, forward_transition
+from score_sde.solvers.reverse_diffusion import ReverseDiffusion
 from score_sde.tensors import SampleNoise
+from score_sde.transitions import forward_transition
 from tests.oracles import PUBLISHED, SDE_CASES, affine_moments, exact_moments, gaussian, mixture
 
 
