@@ -132,11 +132,24 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = _version()
     elif home := next((module for module, names in _HOMES.items() if name in names.split()), ""):
-        value = getattr(import_module(f"score_sde.{home}"), name)
+        value = getattr(_imported(f"score_sde.{home}"), name)
     else:
         value = _submodule(name)
     globals()[name] = value
     return value
+
+
+def _imported(module: str) -> Any:
+    """A module, imported without collecting garbage: the collector would walk through all of torch, and find none."""
+    import gc
+
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return import_module(module)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def __dir__() -> list[str]:
@@ -148,7 +161,7 @@ def _submodule(name: str) -> Any:
     try:
         if name.startswith("_"):
             raise ModuleNotFoundError(name=f"score_sde.{name}")
-        return import_module(f"score_sde.{name}")
+        return _imported(f"score_sde.{name}")
     except ModuleNotFoundError as error:
         if error.name != f"score_sde.{name}":
             raise

@@ -1,6 +1,7 @@
 """The house keeps its order: who imports whom, what the wheel holds, what every public name says of itself."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -112,6 +113,14 @@ def test_no_modules_import_one_another_in_a_circle():
 def test_only_config_and_cli_know_ml_collections(path):
     if part(path) not in ("config", "cli"):
         assert "ml_collections" not in {name.split(".")[0] for name in imports(path.read_text(), path)}
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if RANK.get(part(path), (9, 0))[0] < 8], ids=module_name)
+def test_only_the_command_knows_what_is_typed(path):
+    """A message of the library says what is wrong; which command or option mends it is added by ``cli/hints.py``."""
+    words = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+    typed = re.compile(r"score-sde\b|(?<![\w-])--[a-z]\w")
+    assert not [word for word in words if isinstance(word, str) and typed.search(word)]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)

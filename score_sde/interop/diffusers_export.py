@@ -20,7 +20,7 @@ from score_sde.networks.ncsnpp import NCSNpp
 from score_sde.networks.unet import UNet
 from score_sde.run import RunError
 
-REMEDY = "; train one with --config.model.parameterization=epsilon --config.model.time_input=label"
+REMEDY = "; train one with the parameterization epsilon and the time_input label"
 
 
 def to_diffusers(model: ScoreModel, folder: Path | str) -> None:

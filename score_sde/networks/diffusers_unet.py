@@ -93,8 +93,8 @@ def _build(shape: Sequence[int], settings: str) -> nn.Module:
         given = json.loads(settings)
     except ValueError as error:
         raise ValueError(
-            f"settings must be the JSON text of a UNet2DModel's config, got {settings[:40]!r}; score-sde import "
-            "--format=diffusers writes it"
+            f"settings must be the JSON text of a UNet2DModel's config, got {settings[:40]!r}; "
+            "import_diffusers takes it from a folder"
         ) from error
     if not isinstance(given, dict):
         raise ValueError(f"settings must be a JSON object, got a {type(given).__name__}")
