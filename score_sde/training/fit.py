@@ -75,7 +75,7 @@ def fit(
         RunError: the folder holds a run of other settings or data.
         OptionError: a choice is unknown, or an option is refused.
         TrainingError: the loss is not finite any more.
-        KeyboardInterrupt: Ctrl-C stopped it; the checkpoint is saved, and the same call goes on.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM stopped it; the checkpoint is saved, and the same call goes on.
 
     Example:
         run = fit(torch.randn(1000, 2), "runs/gaussian", sde=VPSDE(), training=TrainingOptions(steps=500))
