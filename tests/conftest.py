@@ -1,4 +1,7 @@
-"""What holds for all tests, and the fixture of every SDE."""
+"""What holds for all tests, the fixture of every SDE, and which part of a large grid is quick."""
+
+from collections import defaultdict
+from itertools import combinations
 
 import pytest
 import torch
@@ -16,3 +19,20 @@ def _reproducible():
 @pytest.fixture(params=SDE_CASES, ids=str)
 def sde(request) -> SDE:
     return SDE_CASES[request.param]
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
+def pytest_collection_modifyitems(items):
+    """Of a grid marked ``covering(n)``, tests that together have every n-tuple of values are quick; the others are slow."""
+    grids = defaultdict(list)
+    for item in items:
+        if marker := item.get_closest_marker("covering"):
+            values = sorted((name, id(value)) for name, value in item.callspec.params.items())
+            grids[item.path, item.originalname].append((item, set(combinations(values, *marker.args))))
+    for grid in grids.values():
+        missing, left = set().union(*(tuples for _, tuples in grid)), grid
+        while missing:
+            best = max(left, key=lambda one: len(one[1] & missing))
+            missing, left = missing - best[1], [one for one in left if one is not best]
+        for item, _ in left:
+            item.add_marker(pytest.mark.slow)

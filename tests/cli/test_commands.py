@@ -113,7 +113,10 @@ def test_samples_of_images_are_integers_within_their_levels(capsys, digits):
     assert about["nfe"] == 10
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    "solver",
+    [name if name in ("ode", "pc", "adaptive_sde") else pytest.param(name, marks=pytest.mark.slow) for name in SOLVERS],
+)
 def test_the_same_seed_gives_the_same_samples_whatever_the_batch(capsys, moons, solver):
     drawn = []
     for size, seed in ((64, 0), (64, 0), (7, 0), (64, 1)):

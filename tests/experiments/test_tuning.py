@@ -142,7 +142,9 @@ def test_each_sample_is_measured_under_its_condition():
         assert not np.allclose(choice.quantiles, np.quantile(others, QUANTILES), rtol=0.2)
 
 
-def test_conditions_and_another_end(sde):
+@pytest.mark.parametrize("name", ["ve", "cosine"])
+def test_conditions_and_another_end(name):
+    sde = SDE_CASES[name]
     score = mixture(components=2).score(sde)
     cond = torch.tensor([0, 1] * 8)
     t_end = 0.3 * sde.T

@@ -19,6 +19,7 @@ def found(score, x, solver, **options):
 
 @pytest.mark.parametrize("event", [(2,), (3, 2), (1, 2, 2), (2, 1, 2, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.covering(1)
 def test_log_p_of_a_mixture(sde, event, dtype):
     """Many steps: within 1e-4 nats/dim for every sample, as any other solver."""
     truth, x = mixture(event).score(sde), mixture(event).sample(8, seed=1)

@@ -25,6 +25,7 @@ def truth(score, x, latent):
 
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE(sigma_min=0.002, sigma_max=80.0)], ids=["vp", "subvp", "ve"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.covering(1)
 def test_points_between_modes(sde, dtype):
     """5, 10 and 20 sigma from a mode; the error is below 0.01 nats/dim, and at most twice what the sample itself says."""
     single = MODES.to(dtype)

@@ -30,6 +30,7 @@ def check_closed_form(sde, event, dtype, count, solver=TIGHT):
 @pytest.mark.parametrize("event", [(2,), (4, 4)], ids=str)
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("solver", [TIGHT, EACH], ids=["shared", "each"])
+@pytest.mark.covering(1)
 def test_log_p_of_a_mixture(name, event, dtype, solver):
     check_closed_form(PUBLISHED[name], event, dtype, 8, solver)
 

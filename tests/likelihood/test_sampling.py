@@ -8,6 +8,7 @@ from tests.oracles import SDE_CASES, mixture
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 2), (1, 2, 2)])
+@pytest.mark.covering(1)
 def test_density_of_a_sample_is_that_of_the_mixture(shape, sde):
     score = mixture(shape).score(sde)
     fine = ProbabilityFlow(method="rk45", rtol=1e-7, atol=1e-7)

@@ -135,7 +135,13 @@ def test_points_depend_on_the_integers_and_on_each_other(event):
 
 
 @pytest.mark.parametrize(
-    "sde", [VPSDE(beta_max=50.0), SubVPSDE(beta_max=50.0), VESDE(sigma_max=2000.0)], ids=["vp", "subvp", "ve"]
+    "sde",
+    [
+        VPSDE(beta_max=50.0),
+        pytest.param(SubVPSDE(beta_max=50.0), marks=pytest.mark.slow),
+        pytest.param(VESDE(sigma_max=2000.0), marks=pytest.mark.slow),
+    ],
+    ids=["vp", "subvp", "ve"],
 )
 def test_the_bound_and_its_gradient(sde):
     """Through the exact log-density of a mixture by autograd, without an ODE; the prior is that of the noised data nearly."""

@@ -54,12 +54,14 @@ def measured_order(solver, name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("case", FULL)
+@pytest.mark.covering(1)
 def test_measured_order_is_the_declared_one(case, name):
     assert measured_order(FULL[case], name) == pytest.approx(FULL[case].order, abs=0.2)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "vp" else pytest.mark.slow) for name in PUBLISHED])
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("case", LOWERED)
+@pytest.mark.covering(1)
 def test_measured_order_is_at_least_the_declared_one(case, name):
     """Where the ends are of lower order: at these numbers of steps, one step of lower order may not yet be seen."""
     assert measured_order(LOWERED[case], name) > LOWERED[case].order - 0.2

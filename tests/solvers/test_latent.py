@@ -13,6 +13,7 @@ from tests.oracles import SDE_CASES, mixture
 @pytest.mark.parametrize(
     "solver", [ProbabilityFlow(method="rk45", rtol=1e-7, atol=1e-7), UniPC(steps=400), GaussianReference(steps=400)]
 )
+@pytest.mark.covering(1)
 def test_decoding_takes_encoding_back(solver, sde):
     x = mixture((2, 2)).sample(4, seed=1)
     score = mixture((2, 2)).score(sde)
