@@ -124,6 +124,13 @@ def test_only_the_command_knows_what_is_typed(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_the_words_of_the_shell_are_those_of_the_commands(path):
+    """An error of the core says what is wrong; the command adds what to type. The report of the demo shows commands."""
+    if part(path) not in ("config", "demo", "cli"):
+        assert re.findall(r"--\w[\w.]*|score-sde", path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_modules_and_public_definitions_are_documented(path):
     tree = ast.parse(path.read_text())
     if path.name != "__main__.py":
