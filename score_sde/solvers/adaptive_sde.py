@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from score_sde.inputs import require_finite
-from score_sde.score import BoundScore, Score, require_path
+from score_sde.score import BoundScore
 from score_sde.solvers.base import Observer, Solver
 from score_sde.solvers.controller import Controller
 from score_sde.solvers.stochastic_heun import StochasticHeun
@@ -78,23 +78,9 @@ class AdaptiveSDE(Solver):
         """A method with a tolerance has no budget: ``StochasticHeun`` stands in for it, which averages two stages as well."""
         return StochasticHeun().with_budget(nfe)
 
-    def solve(
-        self,
-        score: Score,
-        x: Tensor,
-        t_from: float,
-        t_to: float,
-        *,
-        cond: Tensor | None = None,
-        noise: SampleNoise | None = None,
-        observe: Observer | None = None,
+    def follow(
+        self, score: BoundScore, x: Tensor, t_from: float, t_to: float, noise: SampleNoise, observe: Observer | None
     ) -> Tensor:
-        require_path(score, x, t_from, t_to)
-        if t_to > t_from:
-            raise ValueError(f"{type(self).__name__} goes from noise to data only: got t from {t_from} to {t_to}")
-        if noise is None:
-            noise = SampleNoise(0, x.shape, purpose="steps", device=x.device, dtype=x.dtype)
-        bound = BoundScore(score, cond)
         control = Controller(
             type(self).__name__,
             x,
@@ -111,7 +97,7 @@ class AdaptiveSDE(Solver):
             start, (_, end) = control.done, control.propose()
             end, increment = known.next(start, end, noise.normal())
             length = end - start
-            low, high = self._stages(bound, x, control.time(start), control.time(end), length, increment)
+            low, high = self._stages(score, x, control.time(start), control.time(end), length, increment)
             control.spent += 2
             tolerance = (self.rtol * torch.maximum(low.abs(), previous.abs())).clamp_min(self.atol)
             error = ((high - low) / tolerance).flatten(1).square().mean(1).sqrt().double()

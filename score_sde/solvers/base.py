@@ -29,6 +29,7 @@ from score_sde.score import (
     posterior_mean,
     require_conditions,
     require_inputs,
+    require_path,
 )
 from score_sde.tensors import SampleNoise
 
@@ -72,7 +73,6 @@ class Solver(ABC):
     def with_budget(self, nfe: int) -> Self:
         """The same solver with at most ``nfe`` evaluations, as near to it as its steps allow."""
 
-    @abstractmethod
     def solve(
         self,
         score: Score,
@@ -97,7 +97,20 @@ class Solver(ABC):
 
         Raises:
             SolverError: the state stopped being finite.
+            ValueError: the state or a time is none that the score takes, or a stochastic solver is to go from data to noise.
         """
+        require_path(score, x, t_from, t_to)
+        if self.stochastic and t_to > t_from:
+            raise ValueError(f"{type(self).__name__} goes from noise to data only: got t from {t_from} to {t_to}")
+        if noise is None:
+            noise = SampleNoise(0, x.shape, purpose="steps", device=x.device, dtype=x.dtype)
+        return self.follow(BoundScore(score, cond), x, t_from, t_to, noise, observe)
+
+    @abstractmethod
+    def follow(
+        self, score: BoundScore, x: Tensor, t_from: float, t_to: float, noise: SampleNoise, observe: Observer | None
+    ) -> Tensor:
+        """What ``solve`` does when its arguments are checked: the state at ``t_to``, ``(B, *D)``."""
 
     def sample(
         self,

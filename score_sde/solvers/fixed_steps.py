@@ -26,7 +26,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from score_sde.inputs import whole
-from score_sde.score import BoundScore, Score, require_path
+from score_sde.score import BoundScore
 from score_sde.sdes import SDE
 from score_sde.solvers.base import Observer, Solver
 from score_sde.solvers.guard import FiniteGuard
@@ -71,27 +71,13 @@ class StepSolver(Solver):
             The state ``(B, *D)`` at ``s``, and the history for the next step.
         """
 
-    def solve(
-        self,
-        score: Score,
-        x: Tensor,
-        t_from: float,
-        t_to: float,
-        *,
-        cond: Tensor | None = None,
-        noise: SampleNoise | None = None,
-        observe: Observer | None = None,
+    def follow(
+        self, score: BoundScore, x: Tensor, t_from: float, t_to: float, noise: SampleNoise, observe: Observer | None
     ) -> Tensor:
-        require_path(score, x, t_from, t_to)
-        if self.stochastic and t_to > t_from:
-            raise ValueError(f"{type(self).__name__} goes from noise to data only: got t from {t_from} to {t_to}")
-        if noise is None:
-            noise = SampleNoise(0, x.shape, purpose="steps", device=x.device, dtype=x.dtype)
-        bound, guard = BoundScore(score, cond), FiniteGuard(type(self).__name__)
-        grid = self.times(score.sde, t_from, t_to)
-        history = self.begin(bound, x, len(grid) - 1)
+        guard, grid = FiniteGuard(type(self).__name__), self.times(score.sde, t_from, t_to)
+        history = self.begin(score, x, len(grid) - 1)
         for t, s in itertools.pairwise(grid):
-            x, history = self.step(bound, x, t, s, noise, history)
+            x, history = self.step(score, x, t, s, noise, history)
             guard.watch(float(s), x)
             if observe:
                 observe(float(s), x)

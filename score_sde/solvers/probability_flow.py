@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from score_sde.inputs import require_finite
-from score_sde.score import BoundScore, Score, require_path
+from score_sde.score import BoundScore
 from score_sde.sdes import SDE
 from score_sde.solvers.base import Observer, Solver, SolverError
 from score_sde.solvers.guard import FiniteGuard, non_finite
@@ -102,23 +102,13 @@ class ProbabilityFlow(Solver):
             return f"{self.method}, {self.steps} steps ({self.grid})"
         return f"{name.get(self.method, self.method)}, rtol = {self.rtol:g}, atol = {self.atol:g}"
 
-    def solve(
-        self,
-        score: Score,
-        x: Tensor,
-        t_from: float,
-        t_to: float,
-        *,
-        cond: Tensor | None = None,
-        noise: SampleNoise | None = None,
-        observe: Observer | None = None,
+    def follow(
+        self, score: BoundScore, x: Tensor, t_from: float, t_to: float, noise: SampleNoise, observe: Observer | None
     ) -> Tensor:
-        require_path(score, x, t_from, t_to)
-        bound = BoundScore(score, cond)
 
         def velocity(t: Tensor, y: Tensor) -> Tensor:
             state = y.reshape(x.shape)
-            return score.sde.probability_flow(state, t, bound(state, t)).reshape(y.shape)
+            return score.sde.probability_flow(state, t, score(state, t)).reshape(y.shape)
 
         watch = (lambda t, y: observe(t, y.reshape(x.shape))) if observe else None
         return self.integrate(velocity, x.flatten(1), t_from, t_to, score.sde, observe=watch).reshape(x.shape)

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from score_sde.score import Score
+from score_sde.score import BoundScore
 from score_sde.solvers.base import Observer, Solver
 from score_sde.solvers.fixed_steps import GridSolver
 from score_sde.solvers.time_grids import ExplicitGrid
@@ -93,18 +93,10 @@ class Tuned(Solver):
         within = dataclasses.replace(self, nfe=nfe)
         return dataclasses.replace(self, nfe=within.choice.nfe)
 
-    def solve(
-        self,
-        score: Score,
-        x: Tensor,
-        t_from: float,
-        t_to: float,
-        *,
-        cond: Tensor | None = None,
-        noise: SampleNoise | None = None,
-        observe: Observer | None = None,
+    def follow(
+        self, score: BoundScore, x: Tensor, t_from: float, t_to: float, noise: SampleNoise, observe: Observer | None
     ) -> Tensor:
-        return self.choice.solver.solve(score, x, t_from, t_to, cond=cond, noise=noise, observe=observe)
+        return self.choice.solver.follow(score, x, t_from, t_to, noise, observe)
 
     def __str__(self) -> str:
         return f"Tuned({self.choice.nfe} evaluations: {_words(self.choice.solver)})"
