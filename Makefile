@@ -2,6 +2,7 @@
 # make test      the quick tests, two to five minutes
 # make test-all  all tests
 # make lint      style
+# make types     types of the package, by pyright
 # make lowest    everything once with the oldest packages that pyproject.toml allows; LOWEST_TORCH=2.13.0 spares the old torch
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ LOWEST_TORCH ?= 2.5.0
 # tests of small tensors: a process for each core, and each with one thread
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
-.PHONY: demo test test-all slow lint lowest clean
+.PHONY: demo test test-all slow lint types lowest clean
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -36,6 +37,9 @@ test-all: test slow
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # in an environment of its own; PyPI has the oldest torch with CUDA alone, which is 5.5 GB
 lowest:
