@@ -152,12 +152,12 @@ def test_the_command_finds_what_was_tuned_for_its_clipping(moons, capsys):
     assert "only for clip" in capsys.readouterr().err
 
 
-def test_a_class_is_one_that_the_model_knows(digits, moons):
+def test_a_class_is_one_that_the_model_knows(digits, moons, monkeypatch):
     with pytest.raises(ValueError, match="there is no class 10: the model has classes 0 to 9"):
         experiments.draw_samples(digits, 1, DDIM(steps=1), class_=10)
     with pytest.raises(ValueError, match="there is no class 0: the model was trained without classes"):
         experiments.tune_solvers(moons, [3], class_=0)
-    digits.model.network.knows_no_class = False
+    monkeypatch.setattr(digits.model, "knows_no_class", False)
     with pytest.raises(ClassNeeded, match="must be told one of its 10 classes"):
         score_for_class(digits.model, None)
 
