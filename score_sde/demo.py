@@ -5,8 +5,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
+from typing import cast
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from score_sde.data import Dataset, blocks, read
 from score_sde.experiments.comparison import Comparison
@@ -30,7 +33,7 @@ from score_sde.solvers import DDIM
 
 def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, comparison: Comparison) -> None:
     """Write the report as one HTML file: what was learned, what was drawn, how likely the test images are, at what cost."""
-    model, spec = run.model, run.model.data
+    model, spec, levels = run.model, run.model.data, _levels(data)
     largest = max(m.budget for m in comparison.measurements)
     families = [
         image(picture(spec.displayed(x[:36])), f"{_TITLES.get(name, name)}, {nfe} evaluations")
@@ -39,12 +42,12 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
     ]
     histograms = pixel_histograms(data)
     folder = html.escape(quote(str(run.folder)))
-    test_images = read(data.test, slice(36)).values / (spec.levels - 1)
+    test_images = read(data.test, slice(36)).values / (levels - 1)
     page = [
         paragraph(
             "A diffusion turns data into noise; a neural network learns the <em>score</em>, the direction in which noisy "
             "data becomes more likely; a solver then follows the diffusion backwards, from noise to new data. Here the "
-            f"data is {len(data.train)} handwritten digits of 8 x 8 pixels with {spec.levels} grey levels, the diffusion "
+            f"data is {len(data.train)} handwritten digits of 8 x 8 pixels with {levels} grey levels, the diffusion "
             f"is the {type(model.sde).__name__}, and the network was trained for {run.step} steps. {len(data.test)} "
             "further images were held out: everything measured below is measured on them."
         ),
@@ -87,7 +90,7 @@ def write_demo_report(path: Path, run: Run, data: Dataset, record: BitsPerDim, c
         table(
             ("model", "test bits/dim"),
             [
-                ("every level equally likely", f"{math.log2(spec.levels):.2f}"),
+                ("every level equally likely", f"{math.log2(levels):.2f}"),
                 ("independent histograms of each pixel", f"{histograms:.2f}"),
                 ("this model", f"{record.mean:.2f} ± {record.stderr:.2f}"),
             ],
@@ -129,20 +132,26 @@ _TITLES = {
 
 def pixel_histograms(data: Dataset) -> float:
     """bits/dim of the test set under independent histograms of each coordinate, one count added to each level."""
-    levels, coordinates = data.spec.levels, torch.arange(data.spec.dim)
+    levels, coordinates = _levels(data), torch.arange(data.spec.dim)
     counts = torch.ones(data.spec.dim, levels)
     for block in blocks(data.train, "histograms"):
         counts += torch.nn.functional.one_hot(block.values.flatten(1).long(), levels).sum(0)
     bits = -(counts / (len(data.train) + levels)).log2()
-    total = sum(bits[coordinates, block.values.flatten(1).long()].double().sum() for block in blocks(data.test, "histograms"))
-    return (total / (len(data.test) * data.spec.dim)).item()
+    found = (bits[coordinates, block.values.flatten(1).long()] for block in blocks(data.test, "histograms"))
+    return sum(part.double().sum().item() for part in found) / (len(data.test) * data.spec.dim)
 
 
-def _path_of_samples(run: Run, columns: Sequence[float] = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)):
+def _levels(data: Dataset) -> int:
+    if data.spec.levels is None:
+        raise ValueError("the demo is about images of integers, and this data is continuous")
+    return data.spec.levels
+
+
+def _path_of_samples(run: Run, columns: Sequence[float] = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)) -> Image.Image:
     model, spec = run.model, run.model.data
     drawn = DDIM(steps=60).sample(model, (6, *spec.shape), seed=3, trajectory=True)
-    frames = []
+    states, frames = cast(Tensor, drawn.trajectory), []  # asked for
     for fraction in columns:
         nearest = min(range(len(drawn.times)), key=lambda i: abs(drawn.times[i] - fraction * model.sde.T))
-        frames.append(spec.unit(drawn.trajectory[nearest]) if nearest < len(drawn.times) - 1 else spec.displayed(drawn.x))
+        frames.append(spec.unit(states[nearest]) if nearest < len(drawn.times) - 1 else spec.displayed(drawn.x))
     return image_grid(torch.stack(frames, dim=1).flatten(0, 1), columns=len(columns))

@@ -5,12 +5,15 @@ initial weights.
 """
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[Model]):
     """Keeps ``model``, a copy of the trained one whose parameters are its average.
 
     Args:
@@ -19,7 +22,7 @@ class EMA:
         warm_up: whether to raise the decay from small values first; not for weights that were trained before.
     """
 
-    def __init__(self, model: nn.Module, decay: float, *, warm_up: bool = True):
+    def __init__(self, model: Model, decay: float, *, warm_up: bool = True):
         if not 0 <= decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {decay}")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)

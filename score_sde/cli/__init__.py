@@ -4,6 +4,7 @@ A mistake of the user ends in one sentence on standard error and exit code 2. Th
 where its function is; a command's module, and torch with it, is imported when the command line is sound.
 """
 
+import io
 import os
 import sys
 import warnings
@@ -16,7 +17,7 @@ from score_sde.cli.parser import build_parser, split_overrides
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     arguments, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a letter of a path is shown its number
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter of a path is shown its number
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], overrides: list[str]) -> int:
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse(arguments)
     module, _, function = options.run.partition(":")
     command = getattr(import_module(module), function)
     from score_sde.cli.effect import refuse_repeated

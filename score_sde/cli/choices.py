@@ -7,11 +7,10 @@ from pathlib import Path
 from shlex import quote
 
 import torch
-from ml_collections import ConfigDict
 
 from score_sde.cli.data import class_index
 from score_sde.cli.effect import key_of, refuse_sections
-from score_sde.config import ConfigError, from_saved, override
+from score_sde.config import ConfigDict, ConfigError, from_saved, override
 from score_sde.files import remove_leftovers
 from score_sde.run import Run, build_solver, load, load_tuned
 from score_sde.solvers import SOLVERS, Solver

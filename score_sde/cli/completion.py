@@ -20,6 +20,6 @@ def completion(options: argparse.Namespace, overrides: list[str]) -> int:
             name = action.option_strings[0] if action.option_strings else action.dest
             action.choices = known.get(name, action.choices)
             if place := places.get(name, shtab.FILE if name == "path" else None):
-                action.complete = place  # type: ignore[attr-defined]
+                action.complete = place  # type: ignore[attr-defined]  shtab looks for it
     print(shtab.complete(parser, shell=options.shell))
     return 0

@@ -5,9 +5,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.config import ConfigDict
 from score_sde.data import DataError, Dataset, blocks, fingerprint, load_array
 from score_sde.data.layout import arranged
 from score_sde.run import KnownData, Run, RunError, build_data

@@ -5,11 +5,9 @@ one command, and its author expects that it does something there. Three things c
 section, another name is chosen beside it, or another option or flag makes it idle.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from ml_collections import ConfigDict
-
-from score_sde.config import ConfigError
+from score_sde.config import ConfigDict, ConfigError
 from score_sde.solvers.probability_flow import FIXED
 
 KEPT = ("solver", "likelihood")
@@ -34,7 +32,7 @@ def refuse_repeated(overrides: Collection[str]) -> None:
 
 
 def refuse_sections(
-    overrides: Collection[str], sections: Collection[str], command: str, reason: str = "the run is trained"
+    overrides: Collection[str], sections: Sequence[str], command: str, reason: str = "the run is trained"
 ) -> None:
     """Refuse what is not in the ``sections`` that ``command`` reads from the config of a run."""
     known = " and ".join(filter(None, [", ".join(sections[:-1]), *sections[-1:]])) or "nothing"

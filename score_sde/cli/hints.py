@@ -21,8 +21,8 @@ from score_sde.run import (
 from score_sde.solvers.tuned import NoChoice
 
 
-def hint(error: Exception, options: argparse.Namespace) -> str:
-    """What follows the message of ``error``; nothing where there is nothing to add."""
+def hint(error: Exception | str, options: argparse.Namespace) -> str:
+    """What follows the message of ``error``, or of a warning; nothing where there is nothing to add."""
     folder = Path(getattr(error, "folder", getattr(options, "workdir", None) or "."))
     train, tune = (f"score-sde {name} --workdir={quote(str(folder))}" for name in ("train", "tune"))
     if isinstance(class_ := getattr(options, "class_", None), int) and (folder / "config.json").is_file():

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 
 from score_sde.cli.choices import loaded_run
 from score_sde.cli.data import class_title, file_data, run_data
 from score_sde.cli.effect import key_of, refuse_without_effect
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
-from score_sde.config import ConfigError, chosen_only
+from score_sde.config import ConfigDict, ConfigError, chosen_only
 from score_sde.data import DataError, DataSource, TensorSource, read
 from score_sde.experiments.likelihood import learned_dequantizer, measure_bounds, measure_likelihood, require_integers
 from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS, BitsPerDim, VariationalDequantizer

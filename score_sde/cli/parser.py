@@ -8,7 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from score_sde.tables import did_you_mean
 
@@ -75,7 +75,13 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 class _Version(argparse.Action):
     """Print the version: it is looked up when it is asked for."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> NoReturn:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> NoReturn:
         import score_sde
 
         print(f"score_sde {score_sde.__version__}")
@@ -93,9 +99,12 @@ class _Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}; {self.prog} --help shows what it takes", file=sys.stderr)
         raise SystemExit(2)
 
-    def parse_args(self, args=None, namespace=None):
-        # sub-parsers hand what they do not know back to this one, whose options are others: report it as theirs
-        parsed, unknown = self.parse_known_args(args, namespace)
+    def parse(self, args: Sequence[str]) -> argparse.Namespace:
+        """The options of a command line.
+
+        Sub-parsers hand what they do not know back to this one, whose options are others: it is reported as theirs.
+        """
+        parsed, unknown = self.parse_known_args(args)
         command = self.commands()[parsed.command]
         command.refuse_repeated(args)
         if unknown:

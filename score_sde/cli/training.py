@@ -9,7 +9,6 @@ from shlex import quote
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 
 from score_sde.checkpoint import latest_checkpoint
 from score_sde.cli.choices import FREE_TO_CHANGE, architecture, chosen_device, chosen_solver, loaded_run
@@ -17,7 +16,7 @@ from score_sde.cli.data import class_list, data_of, locate, run_data
 from score_sde.cli.effect import KEPT, key_of, refuse_without_effect
 from score_sde.cli.likelihood import likelihood_digest, run_likelihood
 from score_sde.cli.measuring import comparison_folder
-from score_sde.config import ConfigError, chosen_only, config_names, flat, from_saved, override, read_config
+from score_sde.config import ConfigDict, ConfigError, chosen_only, config_names, flat, from_saved, override, read_config
 from score_sde.data import Dataset, DataSpec, read
 from score_sde.demo import write_demo_report
 from score_sde.experiments.sampling import compare_solvers

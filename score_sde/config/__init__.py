@@ -9,11 +9,12 @@ default is written once, where it is used:
 A config file is a Python file with a function ``get_config()`` that starts from ``default_config()``.
 """
 
-from score_sde.config.defaults import ConfigError, chosen_only, default_config, flat
+from score_sde.config.defaults import ConfigDict, ConfigError, chosen_only, default_config, flat
 from score_sde.config.overrides import in_full, override
 from score_sde.config.reading import config_folder, config_names, from_saved, read_config
 
 __all__ = [
+    "ConfigDict",
     "ConfigError",
     "chosen_only",
     "config_folder",

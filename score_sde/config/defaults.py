@@ -1,9 +1,9 @@
 """The config in which nothing was chosen yet: every option of everything, from the signatures."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import config_dict
 
 from score_sde.data import DATASETS
 from score_sde.experiments.likelihood import learned_dequantizer, measure_likelihood
@@ -15,6 +15,14 @@ from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS
 from score_sde.tables import options_of, section
 from score_sde.training import TrainingOptions
+
+if TYPE_CHECKING:
+
+    class ConfigDict(Any):
+        """A config to type checkers: an option is of any type. In the stubs it is of all types at once, and has no use."""
+
+else:
+    from ml_collections import ConfigDict
 
 
 class ConfigError(ValueError):

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from score_sde.config.defaults import ConfigError, flat
+from score_sde.config.defaults import ConfigDict, ConfigError, flat
 from score_sde.tables import nearest
 
 
@@ -22,7 +22,7 @@ def in_full(arguments: Sequence[str], config: ConfigDict) -> list[str]:
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
-    """``config`` with ``--config.key=value`` arguments applied to it.
+    """``config`` itself, with ``--config.key=value`` arguments applied to it.
 
     Raises:
         ConfigError: a key does not exist (the nearest that does is named), or a value is not of its type.
@@ -42,7 +42,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         values(argv)
     except (flags.Error, ValueError, TypeError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    return values["config"].value
+    return config
 
 
 def _unknown(key: str, keys: Mapping[str, Any]) -> str:

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from score_sde.config.defaults import ConfigError, default_config
+from score_sde.config.defaults import ConfigDict, ConfigError, default_config
 from score_sde.run.migrations import migrated
 from score_sde.tables import OptionError, check_like, did_you_mean
 

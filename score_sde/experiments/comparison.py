@@ -149,8 +149,8 @@ def stand_in(solver: Solver, used: Solver) -> str | None:
     """The name of the method that took the place of ``solver``'s to keep to a budget; None where none did."""
     if type(used) is not type(solver):
         return next((name for name, builder in SOLVERS.items() if builder is type(used)), type(used).__name__)
-    methods = (getattr(one, "method", None) for one in (solver, used))
-    return None if len(set(methods)) == 1 else used.method
+    method = getattr(used, "method", None)
+    return None if method == getattr(solver, "method", None) else method
 
 
 def compare(

@@ -40,6 +40,7 @@ from score_sde.score import Score, draw_latents, event_of, moments_of
 from score_sde.sdes import SDE
 from score_sde.solvers import DEIS, DPMSolverPP, GaussianReference, SolverError, UniPC
 from score_sde.solvers.fixed_steps import GridSolver
+from score_sde.solvers.multistep import Multistep
 from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, TimeGrid
 from score_sde.solvers.tuned import QUANTILES, Choice, Tuned
 from score_sde.tensors import expand
@@ -104,22 +105,21 @@ class EqualizedGrid(TimeGrid):
     log_snr: tuple[float, ...]
     density: tuple[float, ...]
 
-    def times(self, sde, t_from, t_to, steps):
+    def times(self, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
         at, values = np.array(self.log_snr), np.array(self.density)
         reached = np.concatenate([[0.0], np.cumsum((values[1:] + values[:-1]) / 2 * np.diff(at))])
-        ends = np.interp([float(sde.log_snr(t)) for t in (t_from, t_to)], at, reached)
-        return sde.inverse_log_snr(torch.from_numpy(np.interp(np.linspace(*ends, steps + 1), reached, at)))
+        start, end = np.interp([float(sde.log_snr(t)) for t in (t_from, t_to)], at, reached)
+        return sde.inverse_log_snr(torch.from_numpy(np.interp(np.linspace(start, end, steps + 1), reached, at)))
 
 
-def families(score: Score, shape: Sequence[int]) -> list[GridSolver]:
+def families(score: Score, shape: Sequence[int]) -> list[Multistep]:
     """What is tried for events of ``shape``: known solvers first, then ours around the Gaussians that are known."""
-    first = {"lower_order_first": True}
-    known: list[GridSolver] = [DPMSolverPP(p=2), DEIS(p=2)]
+    known: list[Multistep] = [DPMSolverPP(p=2), DEIS(p=2)]
     known += [UniPC(p=p, variant=variant, lower_order_first=p > 2) for p in (2, 3) for variant in ("bh1", "bh2")]
     moments = moments_of(score)
     fit = moments is not None and tuple(moments.mean.shape) == tuple(shape)
     references = ["data", "unit"] if fit else ["isotropic", "unit"]
-    ours = [GaussianReference(reference=name, p=p, **(first if p > 2 else {})) for name in references for p in (2, 3)]
+    ours = [GaussianReference(reference=name, p=p, lower_order_first=p > 2) for name in references for p in (2, 3)]
     return [dataclasses.replace(family, lower_order_final=final) for family in (*known, *ours) for final in (False, True)]
 
 
@@ -320,7 +320,7 @@ def _figures(errors: np.ndarray) -> tuple[float, tuple[float, ...]]:
 
 
 def _kind(candidate: Candidate) -> tuple:
-    return type(candidate.family), candidate.family.p, getattr(candidate.family, "reference", "")
+    return type(candidate.family), *(getattr(candidate.family, name, "") for name in ("p", "reference"))
 
 
 def _ranked(candidates: Sequence[Candidate], error: Callable[[Candidate], float]) -> list[Candidate]:

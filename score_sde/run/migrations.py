@@ -28,17 +28,17 @@ SUPPLIED: dict[str, tuple[str, dict[str, Any]]] = {
 
 def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
     """``config`` with its keys of today; one that has them already comes back equal."""
-    config = _copied(config)
+    current = _copied(config)
     for before, now in MOVED.items():
         *path, old = before.split(".")
-        section: Any = config
+        section: Any = current
         for part in path:
             section = section.get(part) if isinstance(section, dict) else None
         if isinstance(section, dict) and old in section:
             kind, choice, option = now.split(".")
-            target = config.setdefault(kind, {"name": choice})
+            target = current.setdefault(kind, {"name": choice})
             target.setdefault(choice, {}).setdefault(option, section.pop(old))
-    return config
+    return current
 
 
 def supply(section: dict[str, Any], spec: DataSpec) -> None:

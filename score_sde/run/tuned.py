@@ -14,7 +14,7 @@ from score_sde.files import read_json, write_json
 from score_sde.run.building import Config, build_solver
 from score_sde.run.errors import NoTuned, TunedOtherwise, UnusableTuned
 from score_sde.run.saved import load_known_data
-from score_sde.solvers import SOLVERS
+from score_sde.solvers import SOLVERS, Solver
 from score_sde.solvers.fixed_steps import GridSolver
 from score_sde.solvers.tuned import Choice, Tuned, as_options
 from score_sde.tables import as_tuples, check_like
@@ -144,7 +144,8 @@ def _listed(folder: Path, entries: Sequence[Config]) -> str:
     names = load_known_data(folder, accept_edited_config=True).class_names if known.is_file() else ()
     fields = sorted({_Field.of(entry["about"]) for entry in entries}, key=str)
     if all(field == (field.class_, None, None, None) for field in fields):
-        classes = [str(names[field.class_] if field.class_ < len(names) else field.class_) for field in fields]
+        numbers = [field.class_ for field in fields if field.class_ is not None]
+        classes = [names[number] if number < len(names) else str(number) for number in numbers]
         return f"class {', '.join(classes)}"
     words = [
         ", ".join(f"{name.rstrip('_')} {part}" for name, part in field._asdict().items() if part is not None)
@@ -154,9 +155,7 @@ def _listed(folder: Path, entries: Sequence[Config]) -> str:
 
 
 def _choice(entry: Config) -> Choice:
-    solver, rival = (build_solver({"solver": entry[key]}) for key in ("solver", "rival"))
-    if not isinstance(solver, GridSolver):
-        raise ValueError(f"{solver} has no steps of its own")
+    solver, rival = (_of_grid(build_solver({"solver": entry[key]})) for key in ("solver", "rival"))
     if solver.with_budget(entry["nfe"]).steps < solver.steps:
         raise ValueError(f"{solver} takes more than {entry['nfe']} evaluations")
     names = ("quantiles", "standard_quantiles")  # older files have none
@@ -166,6 +165,12 @@ def _choice(entry: Config) -> Choice:
         check_like(entry.get(key, ()), (), key)
     spread = [tuple(map(float, entry.get(name, ()))) for name in names]
     return Choice(int(entry["nfe"]), solver, float(entry["error"]), float(entry["standard"]), rival, *spread)
+
+
+def _of_grid(solver: Solver) -> GridSolver:
+    if not isinstance(solver, GridSolver):
+        raise ValueError(f"{solver} has no steps of its own")
+    return solver
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

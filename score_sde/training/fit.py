@@ -24,12 +24,15 @@ from score_sde.tables import OptionError, Table, options_of, require_name, secti
 from score_sde.training.options import TrainingOptions
 from score_sde.training.prepare import prepare, write_run
 
+Data = Tensor | np.ndarray | Path | str | Dataset | DataSource
+"""What ``fit`` trains on."""
+
 DATA = "data.npz"
 """File in a run directory of the data that ``fit`` was given in memory."""
 
 
 def fit(
-    data: Tensor | np.ndarray | Path | str | Dataset | DataSource,
+    data: Data,
     folder: Path | str,
     *,
     classes: Tensor | np.ndarray | None = None,
@@ -111,7 +114,7 @@ def _network_for(shape: tuple[int, ...]) -> str:
     return "unet" if len(shape) in (2, 3) else "mlp"
 
 
-def _data_section(data: object, folder: Path, classes: Tensor | np.ndarray | None, levels: int) -> dict[str, Any]:
+def _data_section(data: Data, folder: Path, classes: Tensor | np.ndarray | None, levels: int) -> dict[str, Any]:
     """The config's section of the data, which is written into the folder where it is in memory."""
     if isinstance(data, Path | str):
         path = Path(data).expanduser().absolute()

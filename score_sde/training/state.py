@@ -42,7 +42,7 @@ class TrainState:
     """
 
     model: ScoreModel
-    ema: EMA
+    ema: EMA[ScoreModel]
     optimizer: torch.optim.Optimizer
     objective: State
     step: int = 0

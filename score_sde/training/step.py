@@ -59,9 +59,9 @@ class TrainStep:
         _seed_torch(draws.seed_of("torch"), self.device)
         model.train()
         batch = self.encode(model, batch, draws)
-        if batch.cond is not None:
-            untold = draws.uniform("class dropout", batch.cond.shape) < options.class_dropout
-            batch = batch._replace(cond=torch.where(untold, model.classes, batch.cond))
+        if isinstance(cond := batch.cond, Tensor):
+            untold = draws.uniform("class dropout", cond.shape) < options.class_dropout
+            batch = batch._replace(cond=torch.where(untold, model.classes, cond))
         with masks_from(draws.uniform, state.dropouts):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
                 terms, state.objective = self.objective(model, batch, draws, state.objective)

@@ -26,7 +26,7 @@ def test_help_has_examples_that_are_sound_and_every_default(command, capsys):
     assert examples
     for example in examples:
         typed = [argument for argument in shlex.split(example.partition(" > ")[0])[1:] if not argument.startswith("--config.")]
-        assert build_parser().parse_args(typed).command == command
+        assert build_parser().parse(typed).command == command
         assert example in said
     for action in commands()[command]._actions:
         if action.dest != "help":
