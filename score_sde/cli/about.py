@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from score_sde.cli.choices import chosen_device
+from score_sde.cli.choices import pick_device
 from score_sde.cli.effect import refuse_without_effect
 from score_sde.config import chosen_only, config_names, from_saved, override, read_config
 from score_sde.data import DATASETS
@@ -70,7 +70,7 @@ def doctor(options: argparse.Namespace, overrides: list[str]) -> int:
             print(f"{package:<16}{version(package)}")
         except PackageNotFoundError:
             print(f"{package:<16}not installed{f' ({optional[package]})' if package in optional else ''}")
-    device = chosen_device(None)
+    device = pick_device(None)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"device          {device.type} ({name})")
     writable = os.access(Path.cwd(), os.W_OK)

@@ -1,4 +1,4 @@
-"""What the commands have in common: the run, the solver, the device and the class that the command line chooses."""
+"""The run, the solver, the device and the class that a command line chooses."""
 
 import argparse
 import os
@@ -20,9 +20,9 @@ FREE_TO_CHANGE = ("objective", "training", "solver", "likelihood")
 """Sections of the config that may change when a run is continued."""
 
 
-def loaded_run(options: argparse.Namespace, overrides: list[str], sections: Sequence[str]) -> tuple[Run, ConfigDict]:
+def load_run(options: argparse.Namespace, overrides: list[str], sections: Sequence[str]) -> tuple[Run, ConfigDict]:
     """The run, and its config with overrides of the ``sections`` that the command reads."""
-    device, edited = chosen_device(options.device), options.accept_edited_config
+    device, edited = pick_device(options.device), options.accept_edited_config
     run = load(options.workdir, device=device, accept_edited_config=edited)
     config = override(from_saved(run.config), overrides)  # first: a misspelt key is named as one
     refuse_sections(overrides, sections, options.command)
@@ -31,9 +31,7 @@ def loaded_run(options: argparse.Namespace, overrides: list[str], sections: Sequ
     return run, config
 
 
-def chosen_solver(
-    config: ConfigDict, name: str | None, run: Run, class_: int | None = None, clip: tuple | None = None
-) -> Solver:
+def pick_solver(config: ConfigDict, name: str | None, run: Run, class_: int | None = None, clip: tuple | None = None) -> Solver:
     """The solver of that name, or the config's; ``tuned`` are those that were chosen for the run, the class and the clip."""
     if (name or config.solver.name) == "tuned":
         return load_tuned(run.folder, class_=class_, clip=clip, step=run.step, identity=run.identity)
@@ -49,7 +47,7 @@ def refuse_options_of_tuned(overrides: list[str]) -> None:
             raise ConfigError(f"{argument}: solvers that were tuned have their options already; choose one by --solver=NAME")
 
 
-def evaluations(text: str) -> list[int]:
+def read_budgets(text: str) -> list[int]:
     """Numbers of evaluations from the command line, in rising order."""
     try:
         return sorted({int(nfe) for nfe in text.split(",")})
@@ -57,12 +55,12 @@ def evaluations(text: str) -> list[int]:
         raise ConfigError(f"--nfe takes numbers of evaluations separated by commas, got {text!r}") from None
 
 
-def chosen_clip(options: argparse.Namespace) -> bool | tuple[float, float]:
+def pick_clip(options: argparse.Namespace) -> bool | tuple[float, float]:
     """How ``--clip`` says that x0 is clipped."""
     return False if options.clip is None else (options.clip or True)
 
 
-def chosen_device(name: str | None) -> torch.device:
+def pick_device(name: str | None) -> torch.device:
     gpus = torch.cuda.device_count()
     own = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % gpus}" if gpus else "cpu"  # each process of torchrun its own
     try:

@@ -121,7 +121,7 @@ def class_index(known: KnownData, text: str | None) -> int | None:
 
 
 def class_title(known: KnownData, index: int) -> str:
-    """What a class is called, by which it can be given again."""
+    """The name of a class, as the command line takes it."""
     return _readable(known.class_names[index]) if index < len(known.class_names) else str(index)
 
 

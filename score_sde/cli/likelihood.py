@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from score_sde.cli.choices import loaded_run
+from score_sde.cli.choices import load_run
 from score_sde.cli.data import class_title, file_data, run_data
 from score_sde.cli.effect import key_of, refuse_without_effect
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
@@ -35,7 +35,7 @@ def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, config = loaded_run(options, overrides, ("likelihood", "data"))
+    run, config = load_run(options, overrides, ("likelihood", "data"))
     others = [a for a in overrides if not options.data or key_of(a) != "data.file.layout"]  # which says how to read --data too
     refuse_without_effect(others, config, idle=_idle(options, config, continuous=run.model.data.levels is None))
     if options.key and not str(options.data).endswith(".npz"):
@@ -59,15 +59,12 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     first, progress = ranks_of_this_run()[0] == 0, not options.quiet
     name += f"_seed{options.seed}" if options.seed else ""
     name += "" if options.class_ is None else f"_class{options.class_}"
-    asked = {"seed": options.seed, "class_": options.class_, "bounds": options.bounds}
-    about["protocol"] = likelihood_digest(run, config, values, **asked)
+    about["protocol"] = likelihood_digest(run, config, values, seed=options.seed, class_=options.class_, bounds=options.bounds)
     name += f"_{about['protocol']}"
     if options.bounds:
         folder = output_folder(options.output, run.folder / "bounds" / name, about["protocol"], marked="continuous_time.json")
         require_integers(run)
-        settings = {
-            k: v for k, v in likelihood_options(config).items() if k not in ("dequantization", "truncation", "identity")
-        }
+        settings = likelihood_options(config, "dequantization", "truncation", "identity")
         dequantizer = run_dequantizer(run, config, progress=progress)
         records = measure_bounds(
             run, values, dequantizer, class_=options.class_, seed=options.seed, progress=progress, **settings

@@ -11,11 +11,11 @@ from shlex import quote
 import numpy as np
 
 from score_sde.cli.choices import (
-    chosen_clip,
-    chosen_solver,
-    evaluations,
     likelihood_of_a_file,
-    loaded_run,
+    load_run,
+    pick_clip,
+    pick_solver,
+    read_budgets,
     refuse_options_of_tuned,
 )
 from score_sde.cli.data import class_title, run_data
@@ -37,14 +37,14 @@ COMPARED = ("euler_maruyama", "ancestral", "sde_dpm_solver_pp", "pc", "ddim", "h
 
 
 def sample(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, config = loaded_run(options, overrides, ("solver",))
+    run, config = load_run(options, overrides, ("solver",))
     if options.solver and options.solver != config.solver.name and any(key_of(o) == "solver.name" for o in overrides):
         raise ConfigError(f"--solver={options.solver} and --config.solver.name={config.solver.name} choose two: give one")
     score_for_class(run.model, options.class_)  # refused before anything is computed
     spec, name = run.model.data, options.solver or config.solver.name
-    clip = chosen_clip(options)
+    clip = pick_clip(options)
     limits = clip_limits(clipped_data(spec, clip))
-    solver = chosen_solver(config, options.solver, run, options.class_, limits)
+    solver = pick_solver(config, options.solver, run, options.class_, limits)
     idle: dict[str, str] = {}
     if isinstance(solver, Tuned):
         refuse_options_of_tuned(overrides)
@@ -93,7 +93,7 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, config = loaded_run(options, overrides, ("solver", "data"))
+    run, config = load_run(options, overrides, ("solver", "data"))
     for argument in overrides:
         if key_of(argument) == "solver.name":
             raise ConfigError(f"{argument}: compare takes several solvers, as --solvers=pc,{argument.split('=', 1)[1]}")
@@ -101,8 +101,8 @@ def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
     names = options.solvers.split(",") if options.solvers else usual
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError(f"--solvers={options.solvers} names {', '.join(twice)} more than once: a solver has one setting")
-    solvers = {name: chosen_solver(config, name, run, options.class_) for name in names}
-    budgets = evaluations(options.nfe)
+    solvers = {name: pick_solver(config, name, run, options.class_) for name in names}
+    budgets = read_budgets(options.nfe)
     idle: dict[str, str] = {}
     for name, solver in solvers.items():
         for budget in budgets:
@@ -111,10 +111,10 @@ def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
                 idle |= idle_under_budget(name, config.solver.get(name, {}), substitute)
     refuse_without_effect(overrides, config, chosen={"solver": names}, idle=idle)
     score_for_class(run.model, options.class_)  # refused before anything is computed
-    how = {"samples": options.n, "seed": options.seed}
     data = run_data(run, config)
-    folder, digest = comparison_folder(run, data, solvers, budgets, options.output, class_=options.class_, **how)
-    result = compare_solvers(run, data, solvers, budgets, class_=options.class_, progress=not options.quiet, **how)
+    samples, seed, class_ = options.n, options.seed, options.class_
+    folder, digest = comparison_folder(run, data, solvers, budgets, options.output, samples=samples, seed=seed, class_=class_)
+    result = compare_solvers(run, data, solvers, budgets, samples=samples, seed=seed, class_=class_, progress=not options.quiet)
     curves, matrix = quality_curve(result), sample_matrix(result, run.model.data.displayed)
     result.save_csv(folder / "compare.csv")
     save_png(curves, folder / "compare.png")

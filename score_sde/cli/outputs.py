@@ -32,12 +32,12 @@ def protocol_digest(run: Run, protocol: Mapping[str, Any]) -> str:
 
 
 def data_digest(values: Tensor | None) -> str:
-    """The same for data in memory."""
+    """A digest of data in memory."""
     return "" if values is None else _digest([values.detach().cpu()], len(values))
 
 
 def source_digest(source: DataSource) -> str:
-    """The same for all the data of a source."""
+    """A digest of all the data of a source."""
     return _digest((block.values for block in blocks(source, "protocol")), len(source))
 
 
@@ -52,9 +52,9 @@ def _digest(parts: Iterable[Tensor], count: int) -> str:
 
 
 def output_files(given: str | None, default: Path, digest: str, *, endings: tuple[str, ...]) -> list[Path]:
-    """The files to be written, one for each of ``endings``: of the name that was given, or of ``default``, a name without one.
+    """The files to be written, one for each of ``endings``. Their name is ``given`` or, where that is None, ``default``.
 
-    The first is the file that says by what protocol it was made.
+    The first file says by what protocol it was made.
 
     Raises:
         ConfigError: a file cannot be written there, or there is one of another protocol.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from score_sde.checkpoint import latest_checkpoint
-from score_sde.cli.choices import FREE_TO_CHANGE, architecture, chosen_device, chosen_solver, loaded_run
+from score_sde.cli.choices import FREE_TO_CHANGE, architecture, load_run, pick_device, pick_solver
 from score_sde.cli.data import class_list, data_of, locate, run_data
 from score_sde.cli.effect import KEPT, key_of, refuse_without_effect
 from score_sde.cli.likelihood import likelihood_digest, run_likelihood
@@ -61,7 +61,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     else:
         raise RunError(f"{folder} is not a run yet: give a config, --config={config_names()[0]} for example")
     refuse_without_effect(overrides, config, kept=KEPT)
-    device = chosen_device(options.device)
+    device = pick_device(options.device)
     data = data_of(config, folder)
     refuse_without_effect(overrides, config, idle=_idle_of_continuous(config, data.spec), kept=KEPT)
     plain = config.to_dict()
@@ -167,7 +167,7 @@ def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     code = train(trained, overrides)
     if code:
         return code
-    run, config = loaded_run(options, [], ())
+    run, config = load_run(options, [], ())
     print("computing the test bits/dim ...")
     data = run_data(run, config)
     test = read(data.test, slice(None)).values
@@ -176,11 +176,12 @@ def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     about = {"run": str(folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": "test", "protocol": digest}
     record.save(folder / f"likelihood_test_{digest}.json", about)
     print(record.sentence())
-    solvers = {name: chosen_solver(config, name, run) for name in ("euler_maruyama", "pc", "ddim", "unipc", "gaussian")}
+    solvers = {name: pick_solver(config, name, run) for name in ("euler_maruyama", "pc", "ddim", "unipc", "gaussian")}
     print("comparing the solvers ...")
-    budgets, how = [5, 10, 20, 50], {"samples": 128, "seed": 0}
-    result = compare_solvers(run, data, solvers, budgets, **how, progress=not options.quiet)
-    result.save_csv(comparison_folder(run, data, solvers, budgets, None, **how)[0] / "compare.csv")
+    budgets, samples, seed = [5, 10, 20, 50], 128, 0
+    result = compare_solvers(run, data, solvers, budgets, samples=samples, seed=seed, progress=not options.quiet)
+    compared, _ = comparison_folder(run, data, solvers, budgets, None, samples=samples, seed=seed)
+    result.save_csv(compared / "compare.csv")
     print(result.table())
     page = folder / "report.html"
     write_demo_report(page, run, data, record, result)

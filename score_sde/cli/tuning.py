@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from shlex import quote
 
-from score_sde.cli.choices import chosen_clip, evaluations, loaded_run
+from score_sde.cli.choices import load_run, pick_clip, read_budgets
 from score_sde.cli.data import class_option, clip_option
 from score_sde.cli.outputs import require_writable
 from score_sde.config import ConfigError
@@ -14,15 +14,15 @@ from score_sde.experiments.sampling import tune_solvers
 def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     if overrides:
         raise ConfigError(f"{overrides[0]}: tune tries solvers of its own, and takes no options of theirs")
-    run, _ = loaded_run(options, overrides, ())
+    run, _ = load_run(options, overrides, ())
     folder = Path(options.output) if options.output else run.folder
     require_writable(folder)
     tuned = tune_solvers(
         run,
-        evaluations(options.nfe),
+        read_budgets(options.nfe),
         folder=folder,
         class_=options.class_,
-        clip=chosen_clip(options),
+        clip=pick_clip(options),
         pilot=options.pilot,
         trials=options.trials,
         seed=options.seed,

@@ -73,7 +73,7 @@ def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
             try:
                 if isinstance(default, ConfigDict):
                     raise TypeError("a section is needed")
-                if value is not None or default is not None:  # None is what a measurement takes the place of
+                if value is not None or default is not None:  # None stands for what is measured
                     check_like(value, target.get_type(key)() if default is None else default, f"{path}{key}")
                 target[key] = tuple(value) if isinstance(value, list) else value
             except (OptionError, TypeError) as error:

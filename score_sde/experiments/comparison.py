@@ -66,7 +66,7 @@ class Comparison:
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
-        """What a table shows of ``rows``: quantities that apply to one of them at least."""
+        """The columns of a table: quantities that apply to at least one of ``rows``."""
         return tuple(quantity for quantity in QUANTITIES if any(map(quantity.cell, self.rows)))
 
     def table(self) -> str:

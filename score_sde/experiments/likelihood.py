@@ -1,8 +1,10 @@
 """The likelihood of a run: bits/dim of data, with each dequantization and by each bound.
 
-run = score_sde.load("runs/digits")
-record = measure_likelihood(run, values, target_error=0.01)
-print(record.sentence())
+    run = score_sde.load("runs/digits")
+    record = measure_likelihood(run, values, target_error=0.01)
+    print(record.sentence())
+
+The record says by which protocol it was measured.
 """
 
 import json
@@ -135,13 +137,21 @@ def measure_bounds(
             seed=seed,
             progress=progress,
         )
-    score, shared = score_for_class(run.model, class_), {"seed": seed, "batch_size": batch_size, "progress": progress}
+    score = score_for_class(run.model, class_)
     steps = len(getattr(run.model.sde, "betas", range(1000)))
     for variance in VARIANCES:
         if variance != "learned" or run.model.learned_variance:
-            bound = discrete_bound(score, values, steps=steps, variance=variance, sampled_steps=min(100, steps - 1), **shared)
-            records[f"chain of {steps} steps, {variance}"] = bound
-    records["continuous time"] = continuous_bound(score, values, times=100, **shared)
+            records[f"chain of {steps} steps, {variance}"] = discrete_bound(
+                score,
+                values,
+                steps=steps,
+                variance=variance,
+                sampled_steps=min(100, steps - 1),
+                seed=seed,
+                batch_size=batch_size,
+                progress=progress,
+            )
+    records["continuous time"] = continuous_bound(score, values, times=100, seed=seed, batch_size=batch_size, progress=progress)
     return records
 
 

@@ -100,7 +100,7 @@ class Drawn:
 
     @cached_property
     def coverage(self) -> PrecisionRecall:
-        """Both depend on the sizes of the sets: equal ones are taken."""
+        """Precision and recall. Both depend on the sizes of the sets, so as many samples as data points are taken."""
         count = min(len(self.x), len(self.judge.data))
         if count < FEWEST:
             return PrecisionRecall(math.nan, math.nan)

@@ -1,8 +1,10 @@
 """What draws from a run: samples, solvers compared, solvers chosen by measurement.
 
-run = score_sde.load("runs/moons")
-sample = draw_samples(run, 500, UniPC(steps=10))
-points = run.model.data.decode(sample.x)
+    run = score_sde.load("runs/moons")
+    sample = draw_samples(run, 500, UniPC(steps=10))
+    points = run.model.data.decode(sample.x)
+
+Samples are in model coordinates; ``decode`` gives them in data units.
 """
 
 import dataclasses
@@ -86,7 +88,7 @@ def clipped_data(spec: DataSpec, clip: bool | tuple[float, float]) -> DataSpec |
 
 
 def clip_limits(clipped: DataSpec | None) -> tuple | None:
-    """What tells one clipping from another, and from none."""
+    """The ends by which one clipping is told from another; None for no clipping."""
     return clipped and (clipped.limits or clipped.model_range)
 
 

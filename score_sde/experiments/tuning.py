@@ -280,7 +280,7 @@ class Roughness:
 
 def _choose(pilot: Pilot, before: list[Candidate], nfe: int, trials: int) -> Choice:
     """The choice for a budget; what was chosen ``before`` is checked too."""
-    ranked = _ranked(pilot.candidates(), lambda c: pilot.typical(c, nfe, pilot.few))
+    ranked = sorted(pilot.candidates(), key=lambda c: pilot.typical(c, nfe, pilot.few))
     standards = [c for c in ranked if is_standard(c)][:KEPT]
     kept = list(dict.fromkeys([*ranked[:KEPT], *standards]))
     found = {c: pilot.errors(c, nfe, pilot.all) for c in kept}
@@ -292,12 +292,12 @@ def _choose(pilot: Pilot, before: list[Candidate], nfe: int, trials: int) -> Cho
         errors = found[candidate] if candidate in found else pilot.errors(candidate, nfe, pilot.all)
         return typical(errors) * max(1.0, tail(errors, null) / TAIL)
 
-    ranked = _ranked(kept, badness)
+    ranked = sorted(kept, key=badness)
     best, least = ranked[0], badness(ranked[0])
     close = [c for c in ranked if _kind(c) != _kind(best) and badness(c) < 1.3 * least]
     searched = [_bend(best, badness, 2 * trials // 3 if close else trials)]
     searched += [_bend(second, badness, trials // 3) for second in close[:1]]
-    searched += _ranked([dataclasses.replace(searched[0], family=family) for family in pilot.families], badness)[:2]
+    searched += sorted((dataclasses.replace(searched[0], family=family) for family in pilot.families), key=badness)[:2]
 
     every = {c: np.concatenate([found[c], pilot.errors(c, nfe, pilot.fresh)]) for c in standards}
     known = min(standards, key=lambda c: typical(every[c]))
@@ -321,10 +321,6 @@ def _figures(errors: np.ndarray) -> tuple[float, tuple[float, ...]]:
 
 def _kind(candidate: Candidate) -> tuple:
     return type(candidate.family), *(getattr(candidate.family, name, "") for name in ("p", "reference"))
-
-
-def _ranked(candidates: Sequence[Candidate], error: Callable[[Candidate], float]) -> list[Candidate]:
-    return sorted(candidates, key=error)
 
 
 def _bend(start: Candidate, badness: Callable[[Candidate], float], trials: int) -> Candidate:

@@ -17,7 +17,7 @@ MOVED = {
     "training.weighting": "objective.denoising.weighting",
     "training.times": "objective.denoising.times",
 }
-"""Key of a config in an older format -> its key today, of an option of a choice, whose section then names that choice."""
+"""Key of a config in an older format -> its key today. The section of the new key then names the choice in it."""
 
 SUPPLIED: dict[str, tuple[str, dict[str, Any]]] = {
     "file": ("layout", {"layout": "channels_first", "held_out_by": "position"}),

@@ -24,7 +24,7 @@ class KnownData(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """That an older version began the run: the format that it wrote, and the step from which on this version trained it."""
+    """What an older version did for a run: the format that it wrote, and the number of steps that it trained."""
 
     format: int
     steps: int

@@ -121,7 +121,7 @@ class Trainer:
                 self.progress.update()
 
     def due(self, every: int) -> bool:
-        """Whether what is done every so many steps, and at the end, is to be done now; 0 is never."""
+        """Whether work of every ``every`` steps is due now. At the end it always is; with 0 it never is."""
         return every > 0 and (self.state.step % every == 0 or self.state.step == self.options.steps)
 
     def save(self) -> Path:
