@@ -31,7 +31,7 @@ from score_sde.objectives import DenoisingScoreMatching
 from score_sde.run import build_data, load_config, load_identity, load_moments, load_tuned, save_choice, save_model
 from score_sde.solvers import DDIM, UniPC
 from score_sde.solvers.tuned import Choice
-from score_sde.training import STANDARD_HOOKS, Trainer, TrainingOptions, resume
+from score_sde.training import STANDARD_HOOKS, Trainer, TrainingOptions, begin, resume
 
 TINY = (
     "--config.network.mlp.width=8",
@@ -97,7 +97,7 @@ def resumed(folder) -> Trainer:
     data = build_data(config)
     options = TrainingOptions(**{**config["training"], "steps": 8})
     model = load(folder).model.requires_grad_(True)
-    state = resume(folder, model, DenoisingScoreMatching(), options, identity=load_identity(folder))
+    state = resume(folder, begin(model, DenoisingScoreMatching(), options, identity=load_identity(folder)))
     return Trainer(state, data, folder, options, hooks=STANDARD_HOOKS)
 
 

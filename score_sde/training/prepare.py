@@ -24,7 +24,7 @@ from score_sde.run import (
 )
 from score_sde.training.hooks import STANDARD_HOOKS
 from score_sde.training.options import TrainingOptions
-from score_sde.training.state import resume
+from score_sde.training.state import begin, resume
 from score_sde.training.trainer import Trainer
 
 
@@ -59,8 +59,8 @@ def prepare(
         load_initial_weights(folder, model)
     options = TrainingOptions(**config["training"])
     identity = load_identity(folder, accept_edited_config=accept_edited_config)
-    state = resume(folder, model, objective, options, device=device, pretrained=pretrained, identity=identity)
-    return Trainer(state, data, folder, options, objective, hooks=STANDARD_HOOKS, seed=config["seed"])
+    state = begin(model, objective, options, device=device, pretrained=pretrained, identity=identity)
+    return Trainer(resume(folder, state), data, folder, options, objective, hooks=STANDARD_HOOKS, seed=config["seed"])
 
 
 def write_run(trainer: Trainer, config: dict[str, Any]) -> None:

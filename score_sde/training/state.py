@@ -128,29 +128,18 @@ def begin(
     return TrainState(model, ema, optimizer, learned, identity=identity)
 
 
-def resume(
-    folder: Path | str,
-    model: ScoreModel,
-    objective: Objective,
-    options: TrainingOptions,
-    *,
-    device: torch.device | str = "cpu",
-    pretrained: bool = False,
-    identity: str | None = None,
-) -> TrainState:
-    """The state in the newest sound checkpoint of the run in ``folder``; that of ``begin`` where there is no checkpoint.
+def resume(folder: Path | str, state: TrainState) -> TrainState:
+    """``state`` with what the newest sound checkpoint of the run in ``folder`` holds, or as it is where there is none.
 
     Args:
         folder: the run's.
-        model, objective, options, device, pretrained, identity: as ``begin`` takes them.
+        state: what ``begin`` gives; it is changed in place.
 
     Raises:
         CheckpointError: there are checkpoints, and none is sound, or the newest is not one of this run.
-        ValueError: what ``begin`` refuses.
     """
-    state = begin(model, objective, options, device=device, pretrained=pretrained, identity=identity)
     checkpoints = Path(folder) / "checkpoints"
-    found = load_newest(checkpoints, device)
+    found = load_newest(checkpoints, state.model.device)
     state.newest = latest_checkpoint(checkpoints)
     if found:
         path, saved = found

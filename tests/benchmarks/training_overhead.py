@@ -21,7 +21,7 @@ from score_sde.networks import MLP, UNet
 from score_sde.objectives import DenoisingScoreMatching, denoising_score_matching
 from score_sde.objectives.weightings import likelihood
 from score_sde.time_sampling import LogSNRTimes
-from score_sde.training import STANDARD_HOOKS, Trainer, TrainingOptions, resume
+from score_sde.training import STANDARD_HOOKS, Trainer, TrainingOptions, begin, resume
 
 CASES = {
     "digits": (digits, lambda: UNet((1, 8, 8), width=32, multipliers=(1, 1), blocks=1, attention=(1,)), 128),
@@ -71,7 +71,7 @@ def trainer_loop(name: str, folder: str):
     model, data, size = build(name)
     options = TrainingOptions(steps=10**6, batch_size=size, sample_every=0, checkpoint_every=10**6)
     objective = DenoisingScoreMatching()
-    trainer = Trainer(resume(folder, model, objective, options), data, folder, options, objective, hooks=STANDARD_HOOKS)
+    trainer = Trainer(resume(folder, begin(model, objective, options)), data, folder, options, objective, hooks=STANDARD_HOOKS)
     order = EpochOrder(len(data.train), 0)
 
     def steps(first: int, count: int) -> None:

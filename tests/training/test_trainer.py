@@ -21,7 +21,17 @@ from score_sde.ema import EMA
 from score_sde.networks import MLP, UNet
 from score_sde.objectives import DenoisingScoreMatching, Terms
 from score_sde.tensors import generator
-from score_sde.training import STANDARD_HOOKS, Log, Trainer, TrainingError, TrainingOptions, TrainStep, held_out_loss, resume
+from score_sde.training import (
+    STANDARD_HOOKS,
+    Log,
+    Trainer,
+    TrainingError,
+    TrainingOptions,
+    TrainStep,
+    begin,
+    held_out_loss,
+    resume,
+)
 
 OPTIONS = TrainingOptions(steps=12, batch_size=16, log_every=4, sample_every=6, checkpoint_every=5, warmup=2)
 
@@ -38,7 +48,7 @@ def build(folder, options=OPTIONS, *, dropout=0.2, seed=0, samples=100, width=16
 def trainer_of(model, data, folder, options, objective=DenoisingScoreMatching(), *, pretrained=False, seed=0):
     """The training that goes on in a folder, or begins there."""
     folder.mkdir(exist_ok=True)
-    state = resume(folder, model, objective, options, pretrained=pretrained)
+    state = resume(folder, begin(model, objective, options, pretrained=pretrained))
     return Trainer(state, data, folder, options, objective, hooks=STANDARD_HOOKS, seed=seed)
 
 
