@@ -10,6 +10,7 @@ The record says by which protocol it was measured.
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -113,30 +114,27 @@ def measure_bounds(
         ValueError: the data of the run is continuous.
     """
     require_integers(run)
-    records: dict[str, BitsPerDim | VariationalBound] = {}
-    ways: dict[str, tuple[str | Dequantization, bool]] = {
-        "ODE, uniform": ("uniform", False),
-        "ODE, uniform, truncation": ("uniform", True),
-        "ODE, truncated normal": ("truncated_normal", False),
-        "ODE, variational": (dequantizer, False),
+    measured = partial(
+        measure_likelihood,
+        run,
+        values,
+        class_=class_,
+        importance_samples=importance_samples,
+        divergence=divergence,
+        probes=probes,
+        target_error=target_error,
+        solver=solver,
+        batch_size=batch_size,
+        audit=audit,
+        seed=seed,
+        progress=progress,
+    )
+    records: dict[str, BitsPerDim | VariationalBound] = {
+        "ODE, uniform": measured(),
+        "ODE, uniform, truncation": measured(truncation=True),
+        "ODE, truncated normal": measured(dequantization="truncated_normal"),
+        "ODE, variational": measured(dequantization=dequantizer),
     }
-    for name, (dequantization, truncation) in ways.items():
-        records[name] = measure_likelihood(
-            run,
-            values,
-            class_=class_,
-            dequantization=dequantization,
-            importance_samples=importance_samples,
-            truncation=truncation,
-            divergence=divergence,
-            probes=probes,
-            target_error=target_error,
-            solver=solver,
-            batch_size=batch_size,
-            audit=audit,
-            seed=seed,
-            progress=progress,
-        )
     score = score_for_class(run.model, class_)
     steps = len(getattr(run.model.sde, "betas", range(1000)))
     for variance in VARIANCES:
