@@ -9,7 +9,7 @@ from score_sde.data.known import IMAGES, cifar10, digits, image_spec, mnist5k, t
 from score_sde.data.moments import Moments, moments
 from score_sde.data.order import EpochOrder
 from score_sde.data.scaling import root_mean_square, standardized, warn_of_fine_structure
-from score_sde.data.source import Batch, DataSource, TensorSource, View, blocks, check_source, read
+from score_sde.data.source import Batch, DataSource, TensorSource, View, blocks, check_source, on_device, read
 from score_sde.data.spec import DataError, DataSpec, DataWarning
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "load_array",
     "mnist5k",
     "moments",
+    "on_device",
     "read",
     "root_mean_square",
     "scaled_alike",

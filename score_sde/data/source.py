@@ -83,7 +83,7 @@ class TensorSource:
     Args:
         values: ``(N, *D)``, in data units.
         spec: what they are.
-        classes: class indices ``(N,)``, from 0 on; None for none.
+        classes: class indices ``(N,)``, from 0 on, on the device of the values; None for none.
 
     Raises:
         DataError: the three do not fit together.
@@ -107,6 +107,7 @@ class TensorSource:
 
     def batch(self, rows: Tensor) -> Batch:
         check_rows(rows, len(self))
+        rows = rows.to(self.values.device, non_blocking=True)
         return Batch(self.values[rows], None if self.classes is None else self.classes[rows])
 
 
@@ -151,6 +152,19 @@ class View:
         if self.renumbered is None or not isinstance(found.cond, Tensor):
             return found
         return found._replace(cond=self.renumbered[found.cond])
+
+
+def in_memory(source: DataSource) -> bool:
+    """Whether the samples of a source are in memory."""
+    return isinstance(source, TensorSource) or (isinstance(source, View) and in_memory(source.source))
+
+
+def on_device(source: DataSource, device: torch.device) -> DataSource:
+    """The same samples, on ``device`` where they are in memory: a batch of them is then there without a copy."""
+    if device.type == "cpu" or not in_memory(source):
+        return source
+    values, classes = read(source, slice(None)).to(device)
+    return TensorSource(values, source.spec, classes if isinstance(classes, Tensor) else None)
 
 
 def check_source(source: DataSource, name: str = "the data") -> None:

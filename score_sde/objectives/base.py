@@ -44,6 +44,9 @@ class Objective(ABC):
             state: what is known before it.
         """
 
-    @abstractmethod
-    def sample_times(self, sde: SDE, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The times of a step and their weights, both ``(B,)``."""
+    def sample_times(self, sde: SDE, draws: Draws) -> tuple[Tensor, Tensor] | None:
+        """The times of a step and their weights, both ``(B,)``; None where it draws none, as here.
+
+        A message about the step names them. They are drawn again for it, so ``draws`` alone must decide them.
+        """
+        return None

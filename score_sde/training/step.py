@@ -105,23 +105,23 @@ class TrainStep:
         """Check that every loss and gradient that is not yet logged was finite.
 
         Raises:
-            TrainingError: one was not; the message says in which step, and at which times.
+            TrainingError: one was not; the message says in which step, and at which times where the objective draws any.
         """
         if not state.pending or torch.stack(state.pending).isfinite().all():
             return
         values = torch.stack(state.pending).tolist()
         bad = next(i for i, row in enumerate(values) if not all(map(math.isfinite, row)))
         step = state.step - len(values) + bad
-        t, _ = self.objective.sample_times(state.model.sde, self.draws(step))
+        drawn = self.objective.sample_times(state.model.sde, self.draws(step))
+        times = f", with t from {drawn[0].min().item():.3g} to {drawn[0].max().item():.3g}" if drawn else ""
         kept = (
             f"the last checkpoint, {state.checkpoint.name}, is sound"
             if state.checkpoint
             else "no checkpoint was written before"
         )
         raise TrainingError(
-            f"the loss is {values[bad][0]:g} and the norm of its gradient {values[bad][1]:g} in step {step + 1}, with t from "
-            f"{t.min().item():.3g} to {t.max().item():.3g}; {kept}: lower training.learning_rate, lengthen "
-            "training.warmup, or set training.clip"
+            f"the loss is {values[bad][0]:g} and the norm of its gradient {values[bad][1]:g} in step {step + 1}{times}; {kept}"
+            ": lower training.learning_rate, lengthen training.warmup, or set training.clip"
         )
 
     @staticmethod

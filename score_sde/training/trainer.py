@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from score_sde.checkpoint import latest_checkpoint, save_checkpoint
-from score_sde.data import Dataset, DataSource, EpochOrder, warn_of_fine_structure
+from score_sde.data import Dataset, DataSource, EpochOrder, on_device, warn_of_fine_structure
 from score_sde.files import remove_leftovers, sync_file
 from score_sde.lock import sole_writer
 from score_sde.model import ScoreModel
@@ -107,13 +107,13 @@ class Trainer:
 
     def _loop(self) -> None:
         state, size, order = self.state, self.options.batch_size, EpochOrder(len(self.data.train), self.seed)
-        devices = [self.device] if self.device.type == "cuda" else []
+        devices, train = [self.device] if self.device.type == "cuda" else [], on_device(self.data.train, self.device)
         began, self.stopped_by = time.perf_counter() - state.seconds, None
         with self.progress, torch.random.fork_rng(devices), Interrupt() as interrupt:
             for hook in self.hooks:
                 hook.begin(self)
             while state.step < self.options.steps and not self.stopped_by:
-                self.take(state, self.data.train.batch(order.rows(state.step * size, size)))
+                self.take(state, train.batch(order.rows(state.step * size, size)))
                 state.seconds = time.perf_counter() - began
                 self.stopped_by = interrupt.signal  # read once: a signal that comes later waits for the next step
                 for hook in self.hooks:

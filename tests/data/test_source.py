@@ -18,6 +18,7 @@ from score_sde.data import (
     blocks,
     fingerprint,
     moments,
+    on_device,
     read,
     root_mean_square,
     scaled_alike,
@@ -130,6 +131,18 @@ def test_a_view_of_a_view():
         View(source, rows=torch.tensor([6]))
 
 
+def test_samples_in_memory_go_to_a_device_once():
+    source = TensorSource(torch.arange(6.0)[:, None], DataSpec((1,)), torch.tensor([0, 1, 2, 0, 1, 2]))
+    view = View(View(source, rows=torch.tensor([5, 3, 1, 3])), described=DataSpec((1,), data_range=(0.0, 2.0)))
+    there = on_device(view, torch.device("meta"))
+    values, classes = there.batch(torch.tensor([0, 3, 3]))
+    assert (len(there), there.spec) == (4, view.spec)
+    assert (values.device.type, values.shape) == ("meta", (3, 1))
+    assert (classes.device.type, classes.shape) == ("meta", (3,))
+    with pytest.raises(IndexError, match="between 0 and 3"):
+        there.batch(torch.tensor([4]))
+
+
 def test_a_batch_goes_to_a_device_with_all_that_is_told():
     batch = Batch(torch.zeros(2, 1), {"label": torch.zeros(2), "field": torch.zeros(2, 4)}).to("meta")
     assert {tensor.device.type for tensor in (batch.values, *batch.cond.values())} == {"meta"}
@@ -158,6 +171,13 @@ class Computed:
         if self.spec.levels is not None:
             values = (values * 3).long() % self.spec.levels
         return Batch(values.reshape(len(rows), *self.spec.shape), None if self.classes is None else self.classes[rows])
+
+
+def test_what_is_on_the_device_or_in_no_memory_stays_as_it_is():
+    here = View(TensorSource(torch.zeros(3, 1), DataSpec((1,))))
+    assert on_device(here, torch.device("cpu")) is here
+    computed = View(Computed(DataSpec((5,)), 100))
+    assert on_device(computed, torch.device("meta")) is computed
 
 
 @pytest.fixture

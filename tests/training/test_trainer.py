@@ -19,7 +19,7 @@ from score_sde.data import Batch, Dataset, TensorSource, moments, read, two_moon
 from score_sde.draws import Draws
 from score_sde.ema import EMA
 from score_sde.networks import MLP, UNet
-from score_sde.objectives import DenoisingScoreMatching, Terms
+from score_sde.objectives import DenoisingScoreMatching, Objective, Terms
 from score_sde.tensors import generator
 from score_sde.training import (
     STANDARD_HOOKS,
@@ -316,6 +316,24 @@ def test_the_t_range_named_is_that_of_the_step(tmp_path):
     take_steps(trainer)
     trainer.state.pending[-1][0] = math.nan
     with pytest.raises(TrainingError, match=f"from {times[0].min().item():.3g} to {times[0].max().item():.3g}"):
+        trainer.save()
+
+
+@dataclass(frozen=True)
+class ExactSize(Objective):
+    """An objective that draws no times."""
+
+    def __call__(self, model, batch, draws, state):
+        return Terms(sum(weight.square().sum() for weight in model.parameters()).expand(len(batch.values))), state
+
+
+def test_an_objective_without_times_names_none(tmp_path):
+    trainer = build(tmp_path)
+    trainer = trainer_of(trainer.state.model, trainer.data, tmp_path, OPTIONS, ExactSize())
+    take_steps(trainer)
+    assert trainer.save().exists()
+    trainer.state.pending[-1][0] = math.nan
+    with pytest.raises(TrainingError, match=r"in step 1; the last checkpoint, \S+, is sound: lower"):
         trainer.save()
 
 
