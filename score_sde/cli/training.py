@@ -25,11 +25,10 @@ from score_sde.run import (
     WEIGHTS,
     RunError,
     build_solver,
-    load_begun,
     load_config,
     load_known_data,
 )
-from score_sde.training import prepare, write_run
+from score_sde.training import about_earlier, prepare, write_run
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -75,8 +74,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     print(_summary(config, data, state.model, device))
     if state.step:
         print(f"continuing {folder} from step {state.step} of {steps}")
-        if begun := load_begun(folder, accept_edited_config=edited):
-            print(f"an earlier version trained it to step {begun.steps}: since then random numbers are drawn in another way")
+        if earlier := about_earlier(folder, accept_edited_config=edited):
+            print(earlier)
     stopped = trainer.train(progress=not options.quiet)
     quoted = quote(str(folder))
     if stopped:

@@ -3,7 +3,7 @@
 from score_sde.training.fit import fit
 from score_sde.training.hooks import STANDARD_HOOKS, Checkpoints, Log, Pictures, held_out_loss
 from score_sde.training.options import TrainingOptions
-from score_sde.training.prepare import prepare, write_run
+from score_sde.training.prepare import about_earlier, prepare, write_run
 from score_sde.training.state import TrainState, begin, resume
 from score_sde.training.step import TrainingError, TrainStep
 from score_sde.training.trainer import Hook, Trainer
@@ -19,6 +19,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "TrainingOptions",
+    "about_earlier",
     "begin",
     "fit",
     "held_out_loss",

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from score_sde.run import Run, RunError, build_data, load, load_config
 from score_sde.sdes import SDE, SDES
 from score_sde.tables import OptionError, Table, options_of, require_name, section
 from score_sde.training.options import TrainingOptions
-from score_sde.training.prepare import prepare, write_run
+from score_sde.training.prepare import about_earlier, prepare, write_run
 
 Data = Tensor | np.ndarray | Path | str | Dataset | DataSource
 """What ``fit`` trains on."""
@@ -88,20 +89,23 @@ def fit(
     with sole_writer(folder):
         config: dict[str, Any] = {"seed": seed, "training": dataclasses.asdict(training)}
         config["sde"], config["objective"] = _section_of(SDES, sde, "sde"), _section_of(OBJECTIVES, objective, "objective")
-        config["data"] = _data_section(data, folder, classes, levels)
-        found = build_data(config)
-        if isinstance(data, Dataset):
-            found = found._replace(class_names=data.class_names)
-        config["network"] = section(NETWORKS, network or _network_for(found.spec.shape), "shape")
-        _set(config["network"], network_options, "network", NETWORKS)
-        config["model"] = options_of(ScoreModel, "network", "sde", "data")
-        config["model"] |= {"parameterization": parameterization, "time_input": time_input, "sigma_data": None}
-        if latest_checkpoint(folder / "checkpoints"):
-            config = _continued(folder, config)
-        trainer = prepare(folder, config, found, device=device)
+        with _removed_if_refused(folder / DATA):
+            config["data"] = _data_section(data, folder, classes, levels)
+            found = build_data(config)
+            if isinstance(data, Dataset):
+                found = found._replace(class_names=data.class_names)
+            config["network"] = section(NETWORKS, network or _network_for(found.spec.shape), "shape")
+            _set(config["network"], network_options, "network", NETWORKS)
+            config["model"] = options_of(ScoreModel, "network", "sde", "data")
+            config["model"] |= {"parameterization": parameterization, "time_input": time_input, "sigma_data": None}
+            if latest_checkpoint(folder / "checkpoints"):
+                config = _continued(folder, config)
+            trainer = prepare(folder, config, found, device=device)
         stopped = None
         if trainer.state.step < training.steps:
             write_run(trainer, config)
+            if trainer.state.step and (earlier := about_earlier(folder)):
+                print(earlier)
             stopped = trainer.train(progress=progress)
     if stopped == signal.SIGINT:
         raise KeyboardInterrupt(f"stopped at step {trainer.state.step}; the same call goes on from there")
@@ -140,6 +144,18 @@ def _data_section(data: Data, folder: Path, classes: Tensor | np.ndarray | None,
     chosen["file"] |= {"path": str((folder / DATA).absolute()), "layout": "channels_first", "levels": levels}
     _keep(folder, arrays)
     return chosen
+
+
+@contextmanager
+def _removed_if_refused(path: Path) -> Iterator[None]:
+    """Remove a file that is written within, if an error follows."""
+    existed = path.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _keep(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:

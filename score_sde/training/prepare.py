@@ -14,6 +14,7 @@ from score_sde.run import (
     build_model,
     build_objective,
     has_moments,
+    load_begun,
     load_config,
     load_identity,
     load_initial_weights,
@@ -61,6 +62,14 @@ def prepare(
     identity = load_identity(folder, accept_edited_config=accept_edited_config)
     state = begin(model, objective, options, device=device, pretrained=pretrained, identity=identity)
     return Trainer(resume(folder, state), data, folder, options, objective, hooks=STANDARD_HOOKS, seed=config["seed"])
+
+
+def about_earlier(folder: Path, *, accept_edited_config: bool = False) -> str:
+    """A sentence on what an older version trained of the run in ``folder``; nothing where this version began it."""
+    begun = load_begun(folder, accept_edited_config=accept_edited_config)
+    if begun is None:
+        return ""
+    return f"an earlier version trained it to step {begun.steps}: since then random numbers are drawn in another way"
 
 
 def write_run(trainer: Trainer, config: dict[str, Any]) -> None:

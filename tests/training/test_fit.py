@@ -13,6 +13,7 @@ import torch
 from score_sde import VESDE, VPSDE, TrainingOptions, fit, load
 from score_sde.cli import main
 from score_sde.data import DataSpec, TensorSource, read, two_moons
+from score_sde.files import read_json, write_json
 from score_sde.networks import MLP, UNet
 from score_sde.objectives import DenoisingScoreMatching
 from score_sde.training import TrainStep
@@ -178,3 +179,13 @@ def test_mistakes_are_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         trained(**{"data": points(), "folder": tmp_path / "run", **change})
     assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run" / "data.npz").exists()
+
+
+def test_a_run_of_an_older_version_goes_on_and_says_so(tmp_path, capsys):
+    trained(points(), tmp_path)
+    path = tmp_path / "config.json"
+    saved = {key: value for key, value in read_json(path).items() if key != "sha256"}
+    write_json(path, {**saved, "begun": {"format": 1, "steps": 4}})
+    trained(points(), tmp_path, training=LONGER)
+    assert "an earlier version trained it to step 4:" in capsys.readouterr().out
