@@ -222,13 +222,13 @@ def principal_components(data: Tensor, *, components: int = 32) -> Features:
 
 def _covered(points: Tensor, by: Tensor, k: int) -> float:
     """The share of ``points`` that lie in a ball around one of ``by`` that reaches to its k-th nearest neighbour (Eq. 1)."""
-    exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}  # the distance of equal points is 0, which a radius may be too
+    exact = "donot_use_mm_for_euclid_dist"  # the distance of equal points is 0, which a radius may be too
     radii = by.new_empty(len(by))
     for rows in _blocks(by, by):
-        distances = torch.cdist(by[rows], by, **exact)
+        distances = torch.cdist(by[rows], by, compute_mode=exact)
         distances[torch.arange(len(rows)), rows] = torch.inf  # a point is not its own neighbour
         radii[rows] = distances.kthvalue(k, dim=1).values
-    inside = [(torch.cdist(points[rows], by, **exact) <= radii).any(1) for rows in _blocks(points, by)]
+    inside = [(torch.cdist(points[rows], by, compute_mode=exact) <= radii).any(1) for rows in _blocks(points, by)]
     return torch.cat(inside).double().mean().item()
 
 

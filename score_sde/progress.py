@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 Item = TypeVar("Item")
 
@@ -113,7 +113,9 @@ def _bar(progress: Progress, stays: bool):
         warnings.simplefilter("ignore")  # in a notebook without ipywidgets, where tqdm draws with letters
         from tqdm.auto import tqdm
 
-    share = {} if progress.unit else {"bar_format": "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"}
+    share: dict[str, Any] = {}
+    if not progress.unit:
+        share["bar_format"] = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     return tqdm(
         total=progress.total,
         initial=progress.done,

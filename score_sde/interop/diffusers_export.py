@@ -91,11 +91,11 @@ def _inexpressible(reason: str) -> RunError:
 class _Parts(NamedTuple):
     """A U-Net of ours in the order of diffusers. A stage is a list of blocks, each with the attention after it or None."""
 
-    down: list[list[tuple[nn.Module, SelfAttention | None]]]
-    steps_down: list[nn.Module]
-    middle: list[nn.Module]
-    up: list[list[tuple[nn.Module, SelfAttention | None]]]
-    steps_up: list[nn.Module]
+    down: list[list[tuple[Any, SelfAttention | None]]]
+    steps_down: list[Any]
+    middle: list[Any]
+    up: list[list[tuple[Any, SelfAttention | None]]]
+    steps_up: list[Any]
     resampled: str
     settings: dict[str, Any]
 
@@ -127,11 +127,11 @@ def _unet(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     return unet
 
 
-def _parts_of_unet(network: UNet, shape: tuple[int, ...]) -> _Parts:
+def _parts_of_unet(network: Any, shape: tuple[int, ...]) -> _Parts:
     if len(shape) != 3:
         raise _inexpressible(f"its data has shape {tuple(shape)}, where images (C, H, W) are known")
 
-    def stage(blocks: nn.ModuleList) -> list:
+    def stage(blocks: Any) -> list:
         return [(block, _attention(block.attention)) for block in blocks]
 
     count, levels = network.blocks_per_level, len(network.down)
@@ -149,7 +149,7 @@ def _parts_of_unet(network: UNet, shape: tuple[int, ...]) -> _Parts:
     )
 
 
-def _parts_of_ddpm(network: NCSNpp) -> _Parts:
+def _parts_of_ddpm(network: Any) -> _Parts:
     levels = [*network.down, *network.up]
     style = network.middle[0].style
     for wrong, reason in (
@@ -167,7 +167,7 @@ def _parts_of_ddpm(network: NCSNpp) -> _Parts:
     if any(step.conv is None for step in steps_down + steps_up):
         raise _inexpressible("its resampling has no convolution")
 
-    def stage(level: nn.Module) -> list:
+    def stage(level: Any) -> list:
         return [(block, _attention(layer)) for block, layer in level.stage.pairs()]
 
     return _Parts(
@@ -189,7 +189,7 @@ def _attention(layer: nn.Module) -> SelfAttention | None:
     return layer if isinstance(layer, SelfAttention) else None
 
 
-def _common_settings(network: UNet | NCSNpp, parts: _Parts, shape: tuple[int, ...]) -> dict[str, Any]:
+def _common_settings(network: Any, parts: _Parts, shape: tuple[int, ...]) -> dict[str, Any]:
     """The settings of the ``UNet2DModel``, but for those by which our networks differ."""
     if not isinstance(network.embedding.features, SinusoidalEmbedding) or network.embedding.features.half < 2:
         raise _inexpressible("its embedding of the noise level is not sinusoidal, of two frequencies or more")
@@ -235,7 +235,7 @@ def _common_settings(network: UNet | NCSNpp, parts: _Parts, shape: tuple[int, ..
     }
 
 
-def _pairs(network: UNet | NCSNpp, parts: _Parts, unet: nn.Module) -> Iterator[tuple[nn.Module | None, nn.Module]]:
+def _pairs(network: Any, parts: _Parts, unet: Any) -> Iterator[tuple[Any, Any]]:
     """Each of our layers with diffusers' own; None for an attention that we do not have."""
     embedding = network.embedding
     yield embedding.layers[0], unet.time_embedding.linear_1
@@ -264,13 +264,13 @@ def _pairs(network: UNet | NCSNpp, parts: _Parts, unet: nn.Module) -> Iterator[t
             yield step.conv, layer.conv
 
 
-def _block_pairs(block: nn.Module, resnet: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+def _block_pairs(block: Any, resnet: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
     for name, layer in _layers(block).items():
         if getattr(resnet, name) is not None:
             yield layer, getattr(resnet, name)
 
 
-def _layers(block: nn.Module) -> dict[str, nn.Module]:
+def _layers(block: Any) -> dict[str, Any]:
     """The layers of one of our residual blocks, by diffusers' names."""
     if hasattr(block, "before"):  # of the unet
         names = (block.before[0], block.conv, block.modulation, block.norm, block.after[2], block.shortcut)

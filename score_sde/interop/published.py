@@ -300,7 +300,7 @@ def _entries(network: NCSNpp | NCSNv2) -> Iterator[_Entry]:
                 yield entry._replace(own=f"{paths[layer]}.{entry.own}", published=published)
 
 
-def _layers(network: NCSNpp) -> Iterator[nn.Module | None]:
+def _layers(network: Any) -> Iterator[nn.Module | None]:
     """The layers as they are numbered; None for one that we do not have."""
     embedding = network.embedding
     if network.takes_logarithm:

@@ -139,7 +139,7 @@ class BitsPerDim:
         path = Path(path)
         saved = _read_entries(cls, path, beside=tuple(_COLUMNS))
         values = read_npz(path.with_suffix(".npz"))
-        columns = {name: tuple(values[of].tolist()) if of in values else None for name, of in _COLUMNS.items()}
+        columns: dict[str, Any] = {name: tuple(values[of].tolist()) if of in values else None for name, of in _COLUMNS.items()}
         known = [column for column in columns.values() if column is not None]
         mean = np.mean(columns["per_sample"] or math.nan)
         if {len(column) for column in known} != {saved["samples"]} or not math.isclose(mean, saved["mean"], abs_tol=1e-9):

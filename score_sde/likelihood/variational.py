@@ -78,6 +78,7 @@ class VariationalDequantizer(nn.Module):
         self.spec, self.max_log_scale = spec, max_log_scale
         self.conditioners = nn.ModuleList(_conditioner(spec.shape, width, depth) for _ in range(couplings))
         indices = torch.meshgrid(*map(torch.arange, spec.shape), indexing="ij")
+        self.even: Tensor
         self.register_buffer("even", sum(indices) % 2 == 0, persistent=False)
 
     def forward(self, integers: Tensor, noise: SampleNoise, spec: DataSpec, sde: SDE) -> tuple[Tensor, Tensor]:

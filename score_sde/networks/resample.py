@@ -46,6 +46,8 @@ class Resample(nn.Module):
         conv: channels before and after the 3 x 3 convolution that goes with it; None for no convolution.
     """
 
+    kernel: Tensor
+
     def __init__(self, direction: str, kernel: Sequence[float] = (), conv: tuple[int, int] | None = None):
         super().__init__()
         if kernel and len(kernel) < 2:
