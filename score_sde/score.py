@@ -218,7 +218,7 @@ def counting(score: Score) -> Iterator[tuple[Score, Counter]]:
 def device_of(score: Score) -> torch.device:
     """Where a score is evaluated: where it says, or its parts say, or where their weights are; else on the CPU."""
     stated = _agreed(score, "device", torch.device | str, lambda weight: weight.device)
-    return torch.device("cpu" if stated is None else stated)
+    return torch.device("cpu") if stated is None else stated
 
 
 def dtype_of(score: Score) -> torch.dtype:
@@ -328,7 +328,7 @@ def _answers(
     for speaker in (score, wrapped_module(score)):
         stated = getattr(speaker, name, None)
         if isinstance(stated, kind):
-            return [(speaker, stated)]
+            return [(speaker, torch.device(stated) if name == "device" else stated)]  # it may be a word
     within = parts(score, above)
     if within:
         above = above | {id(score)}

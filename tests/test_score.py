@@ -526,6 +526,9 @@ def test_leaves_that_disagree_are_refused_where_one_answer_is_needed():
         ClassScore(Product(mixture(), high), 2)
     with pytest.raises(ValueError, match="disagree about device"):
         device_of(Product(mixture(), ForeignModule(nn.Linear(2, 2, device="meta"))))
+    worded = Foreign(model().network)
+    worded.device = "cpu"
+    assert device_of(Product(worded, high)) == torch.device("cpu")  # the same in a word
 
 
 def test_moments_are_those_of_all_leaves_or_of_none():
