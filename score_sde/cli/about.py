@@ -4,8 +4,10 @@ import argparse
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +25,7 @@ from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS
 from score_sde.solvers.probability_flow import METHODS
 from score_sde.solvers.time_grids import TIME_GRIDS
+from score_sde.tables import require_name
 from score_sde.time_sampling import TIMES
 
 
@@ -58,8 +61,19 @@ def config(options: argparse.Namespace, overrides: list[str]) -> int:
     if not options.all:
         refuse_without_effect(overrides, chosen)
     plain = chosen.to_dict()
+    _require_names(plain)
     print(json.dumps(plain if options.all else chosen_only(plain), indent=2))
     return 0
+
+
+def _require_names(plain: Mapping[str, Any], kind: str = "") -> None:
+    """Refuse the name of a choice that does not exist."""
+    if "name" in plain:
+        known = [key for key in plain if key != "name"]
+        require_name(kind, plain["name"], [*known, "tuned"] if kind == "solver" else known)
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            _require_names(value, f"{kind}.{key}" if kind else key)
 
 
 def doctor(options: argparse.Namespace, overrides: list[str]) -> int:

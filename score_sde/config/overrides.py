@@ -54,6 +54,9 @@ def _unknown(key: str, keys: Mapping[str, Any]) -> str:
     beside = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}
     if meant := nearest(last, beside):
         return f"there is no config.{key}, did you mean {beside[meant]}?"
+    within = f"{section}.{keys.get(f'{section}.name')}.{last}"
+    if within in keys:  # an option of what is chosen
+        return f"there is no config.{key}, did you mean {within}?"
     if section and beside:
         return f"there is no config.{key}: config.{section} has {', '.join(beside)}"
     ends = {known.rpartition(".")[2]: known for known in keys}

@@ -25,6 +25,12 @@ from tests.cli.conftest import MOONS, less, refused, run
         (["likelihood", "--workdir=x", "--split=tset"], "invalid choice: 'tset'"),
         (["config"], "--config --workdir is required"),
         (["config", "--config=two_moons", "--workdir=x"], "not allowed with argument"),
+        (["config", "--config=two_moons", "--config.sde.name=vpp"], "unknown sde 'vpp', did you mean vp?"),
+        (
+            ["config", "--config=two_moons", "--config.likelihood.solver.name=odd"],
+            "unknown likelihood.solver 'odd', did you mean ode?",
+        ),
+        (["config", "--config=two_moons", "--config.sde.beta_max=9"], "did you mean sde.vp.beta_max?"),
         (["list", "--config.sde.name=ve"], "score-sde list takes no --config. options"),
         (["doctor", "--all"], "unknown option --all"),
     ],
