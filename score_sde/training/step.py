@@ -64,8 +64,9 @@ class TrainStep:
             batch = batch._replace(cond=torch.where(untold, model.classes, cond))
         with masks_from(draws.uniform, state.dropouts):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-                terms, state.objective = self.objective(model, batch, draws, state.objective)
+                terms, learned = self.objective(model, batch, draws, state.objective)
                 loss = terms.loss.mean()
+            state.objective = {name: value.detach() for name, value in learned.items()}
             state.optimizer.zero_grad()
             loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), options.clip or math.inf)
@@ -137,6 +138,10 @@ def _seed_torch(seed: int, device: torch.device) -> None:
 
     ``torch.manual_seed`` would do the same in 0.4 ms.
     """
-    torch.default_generator.manual_seed(seed)
+    if device.type in ("cpu", "cuda"):
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
