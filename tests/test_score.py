@@ -5,7 +5,7 @@ import functools
 import threading
 import types
 import weakref
-from collections import UserDict, namedtuple
+from collections import UserDict, deque, namedtuple
 from dataclasses import dataclass
 
 import pytest
@@ -22,6 +22,7 @@ from score_sde.score import (
     ClassScore,
     ClippedScore,
     classes_of,
+    counting,
     data_of,
     device_of,
     dtype_of,
@@ -239,6 +240,7 @@ ABOVE = {
     "tuple": lambda score: Several((score, copy.copy(score)), first_two),
     "named tuple": lambda score: Several(Pair(score, copy.copy(score)), first_two),
     "list": lambda score: Several([score, score], first_two),
+    "deque": lambda score: Several(deque([score, score]), first_two),
     "dict": lambda score: Several({0: score, 1: copy.copy(score)}, first_two),
     "dict of lists": lambda score: Several({"a": [score], "b": [score]}, lambda held: (held["a"][0], held["b"][0])),
     "mapping": lambda score: Several(types.MappingProxyType({0: score, 1: score}), first_two),
@@ -416,9 +418,22 @@ def compiled_in_place(score):
     return found
 
 
+class OfAGlobalInALoop:
+    sde = SDE
+
+    def __call__(self, x, t, cond=None):
+        return sum([GLOBAL["score"](x, t, cond) for _ in range(2)]) / 2
+
+
+def in_a_global_within_a_loop(score):
+    GLOBAL["score"] = score
+    return OfAGlobalInALoop()
+
+
 @pytest.mark.parametrize(
     ("above", "named"),
     [
+        (in_a_global_within_a_loop, "OfAGlobalInALoop reaches a score through GLOBAL"),
         (in_a_closure, "Guided reaches a score through score, which .*__call__ uses"),
         (as_a_lambda, "lambda> reaches a score through score, which .*lambda> uses"),
         (with_attributes, "found reaches a score through found, which .*found uses"),
@@ -540,6 +555,7 @@ def test_moments_are_those_of_all_leaves_or_of_none():
     assert moments_of(Product(foreign, one)) is None
     assert sigma_data_of(Product(model(), model())) == 0.7
     assert sigma_data_of(Product(model(), foreign)) == 0.5
+    assert sigma_data_of(ScoreModel(model().network, SDE, DataSpec((2,)), sigma_data=1)) == 1
     assert sigma_data_of(Product(model(), ScoreModel(model().network, SDE, DataSpec((2,)), sigma_data=1))) == 0.5
 
 
@@ -572,6 +588,9 @@ def test_the_digest_is_of_all_weights_within():
     changed = [old != weights_digest(score) for old, score in zip(before, held, strict=True)]
     assert changed == [False, True, True, False, True, True]
     assert modules(AsModule(one)) != modules(one) == (one,)
+    foreign = ForeignModule(one.network)
+    assert modules(AsClass(foreign)) == (foreign,)
+    assert weights_digest(Several(nn.DataParallel(one), None)) == known
 
 
 def test_each_leaf_is_named_once():
@@ -640,3 +659,77 @@ def test_a_score_must_have_the_shape_of_its_states():
         Heun(steps=2).sample(Flat(mixture()), (3, 2))
     corrected = PredictorCorrector(DDIM(steps=3), Langevin())
     assert corrected.sample(AsClass(mixture()), (3, 2)).nfe == 2 * corrected.sample(mixture(), (3, 2)).nfe
+
+
+def test_every_evaluation_of_a_leaf_counts_by_whatever_method_it_is_made():
+    class Learned(AsClass):
+        def __call__(self, x, t, cond=None):
+            score, variance = self.inner.score_and_variance(x, t)
+            return score + 0 * (variance + self.inner.variance(x, t)) + 0 * self.inner.forward(x, t)
+
+    torch.manual_seed(0)
+    network = NETWORKS["unet"]((1, 4, 4), width=8, multipliers=(1,), blocks=1, attention=(), learned_variance=True).double()
+    learned = ScoreModel(network, SDE, DataSpec((1, 4, 4))).eval()
+    with torch.no_grad(), counting(Learned(learned)) as (score, counter):
+        found = score(torch.zeros(3, 1, 4, 4, dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64))
+    assert (counter.nfe, counter.samples) == (3, 9)
+    assert found.isfinite().all()
+    x, t = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
+    clipped = ClippedScore(learned, -0.1, 0.1)
+    score, variance = clipped.score_and_variance(x, t)
+    assert torch.equal(score, clipped(x, t))
+    assert torch.equal(variance, learned.variance(x, t))
+    assert not torch.equal(score, learned(x, t))
+
+
+def test_the_score_of_a_class_is_told_that_class():
+    inner, x, t = mixture(), torch.randn(3, 2, dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
+    assert torch.equal(ClassScore(AsClass(inner), 1)(x, t), AsClass(inner)(x, t, torch.ones(3, dtype=torch.long)))
+    assert not torch.equal(ClassScore(inner, 1)(x, t), inner(x, t))
+
+
+def test_a_network_with_an_sde_of_another_kind_is_no_score():
+    network = model().network
+    network.sde = "vp"
+
+    class Twice(Foreign):
+        def __call__(self, x, t, cond=None):
+            return -(self.network(x, t) + self.network(x, t))
+
+    assert DDIM(steps=STEPS).sample(Twice(network), (3, 2)).nfe == STEPS
+
+
+def test_a_class_method_may_use_a_score_that_it_wraps():
+    class Made(AsClass):
+        @classmethod
+        def of_the_global(cls):
+            return cls(GLOBAL["score"])
+
+    GLOBAL["score"] = mixture()
+    assert DDIM(steps=STEPS).sample(Made.of_the_global(), (3, 2)).nfe == 2 * STEPS
+
+
+def test_states_are_drawn_in_the_dtype_of_the_weights_and_in_float32_at_least():
+    class Buffered(nn.Module):
+        sde = SDE
+
+        def __init__(self, dtype):
+            super().__init__()
+            self.register_buffer("count", torch.zeros((), dtype=torch.long))
+            self.register_buffer("scale", torch.ones((), dtype=dtype))
+
+        def forward(self, x, t, cond=None):
+            return -self.scale * x
+
+    for weights, states in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
+        assert dtype_of(Buffered(weights)) == states
+        assert DDIM(steps=STEPS).sample(AsClass(Buffered(weights)), (3, 2)).x.dtype == states
+
+
+def test_a_partial_function_keeps_what_it_states():
+    score = partially(Foreign(model(torch.float32).network))
+    score.dtype, score.event = torch.float32, (2,)
+    with counting(score) as (counted, counter):
+        assert (dtype_of(counted), event_of(counted)) == (torch.float32, (2,))
+        DDIM(steps=STEPS).solve(counted, torch.zeros(3, 2), 1.0, 0.1)
+    assert counter.nfe == 2 * STEPS

@@ -127,8 +127,20 @@ def test_all_that_a_network_says_of_itself_is_handed_on():
 
 def test_a_network_that_says_nothing_of_itself_is_one_of_ours_that_says_nothing():
     model, ours = adapt(nn.Identity(), (2, 4, 4), VESDE()), Network()
-    for name in STATED:
-        assert getattr(model, name) == getattr(ours, name)
+    defaults = dict(zip(STATED, (0, False, True, False, None), strict=True))
+    for stating in (model, model.network, ours):
+        assert {name: getattr(stating, name) for name in STATED} == defaults
+
+
+def test_no_class_is_told_to_a_network_that_knows_it_alone():
+    network = nn.Identity()
+    network.classes = 3
+    x, t, no_class = torch.randn(2, 4), torch.full((2,), 0.5), torch.tensor([3, 3])
+    told = lambda: adapt(network, (4,), VPSDE(), call=lambda module, x, time, cond: module(x))(x, t, no_class)
+    assert told().shape == x.shape
+    network.knows_no_class = False
+    with pytest.raises(ValueError, match="classes go from 0 to 2, got 3 to 3"):
+        told()
 
 
 def test_a_condition_must_have_the_shape_that_the_network_states():
