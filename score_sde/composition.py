@@ -223,6 +223,7 @@ class _Rebuilding:
     def held(self, value: Any, inside: _Inside) -> Any:
         """A copy of what holds a score, around what stands in place of that."""
         again = lambda item: self.again(item, inside)
+        new: Any
         if isinstance(value, tuple | set | frozenset):
             items = [again(item) for item in value]
             new = type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

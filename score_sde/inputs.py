@@ -8,12 +8,13 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def whole(name: str, value: object, least: int) -> int:
+def whole(name: str, value: Any, least: int) -> int:
     """``value`` as an int.
 
     Raises:

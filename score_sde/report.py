@@ -253,7 +253,7 @@ def _draw(axes: Axes, x: Tensor, limits: np.ndarray, shown: int) -> None:
         axes.hist(values.ravel(), bins=40, range=tuple(limits[:, 0]))
     else:
         axes.plot(values[:shown].reshape(-1, values.shape[-1]).T, linewidth=0.6)
-        axes.set_ylim(limits[:, 0])
+        axes.set_ylim(*limits[:, 0])
         values = values[:shown]
     outside = ((values < limits[0]) | (values > limits[1])).reshape(len(values), -1).any(1).sum()
     if outside:

@@ -26,6 +26,7 @@ class TimeRule(Protocol):
 
     def sample(self, sde: SDE, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``batch`` times and their weights, both ``(B,)`` float32, on the generator's device."""
+        ...
 
 
 def _unit_interval(batch: int, stratified: bool, generator: torch.Generator) -> Tensor:

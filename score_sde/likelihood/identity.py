@@ -14,6 +14,7 @@ import re
 import sys
 import types
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,7 +177,7 @@ class _Reader:
             self._function(function, where)
             self.above.pop()
 
-    def _function(self, function: types.FunctionType | types.BuiltinFunctionType, where: str) -> None:
+    def _function(self, function: Any, where: str) -> None:
         """A function by its name, and one of somebody's own by its code, its defaults and whatever else that code uses."""
         self.note(function.__module__, function.__qualname__)
         if _is_known(function):

@@ -28,7 +28,7 @@ class _Told:
         return hash(self.state)
 
     def __eq__(self, other: object) -> bool:
-        return self.state == other.state
+        return isinstance(other, _Told) and self.state == other.state
 
 
 @lru_cache(maxsize=64)

@@ -26,9 +26,9 @@ def lagrange_rule(
         variable: the polynomials' variable as a function of u; u itself by default.
     """
     u = (start + end) / 2 + (end - start) / 2 * _NODES
-    nodes, count = np.asarray(nodes), len(nodes)
-    apart = nodes[:, None] - nodes[None, :] + np.eye(count)
-    factors = (variable(u) - nodes[:, None]) / apart[:, :, None]  # [i, j]: (u - q_j) / (q_i - q_j)
+    q, count = np.asarray(nodes), len(nodes)
+    apart = q[:, None] - q[None, :] + np.eye(count)
+    factors = (variable(u) - q[:, None]) / apart[:, :, None]  # [i, j]: (u - q_j) / (q_i - q_j)
     factors[np.arange(count), np.arange(count)] = 1.0
     return u, factors.prod(axis=1) * (_WEIGHTS * (end - start) / 2)
 

@@ -31,8 +31,8 @@ def _line(start: float, end: float, steps: int) -> Tensor:
 
 def _in_terms_of(value: Callable, inverse: Callable, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
     """Equal steps in ``value(log_snr)``, whose inverse is ``inverse``."""
-    ends = [float(value(sde.log_snr(as_time(t)))) for t in (t_from, t_to)]
-    return sde.inverse_log_snr(inverse(_line(*ends, steps)))
+    start, end = (float(value(sde.log_snr(as_time(t)))) for t in (t_from, t_to))
+    return sde.inverse_log_snr(inverse(_line(start, end, steps)))
 
 
 def _positive(name: str, number: float) -> None:
