@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from score_sde import AnnealedLangevin, EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFlow, SolverError
+from score_sde.score import draw_latents
 from score_sde.solvers import SOLVERS
 from score_sde.solvers.probability_flow import METHODS
 from score_sde.solvers.time_grids import TIME_GRIDS, time_grid
@@ -70,6 +71,24 @@ def test_seeds(solver, sde):
     first = solver.sample(score, (3, 2), seed=0).x
     assert torch.equal(first, solver.sample(score, (3, 2), seed=0).x)
     assert not torch.allclose(first, solver.sample(score, (3, 2), seed=1).x, atol=1e-3)
+
+
+def test_the_noise_of_steps_is_not_that_of_the_latents(solver):
+    """Without a score a VE sample is its latent and noise: where noise is added, it does not go with the latent."""
+
+    @dataclass
+    class NoPull:
+        sde: object
+
+        def __call__(self, x, t, cond=None):
+            return torch.zeros_like(x)
+
+    score, count = NoPull(SDE_CASES["ve"]), 1000
+    x_T = draw_latents(score, (count, 1), seed=0, dtype=torch.float64)
+    first, other = (solver.sample(score, x_T=x_T, seed=seed, dtype=torch.float64).x for seed in (0, 1))
+    if not torch.equal(first, other):
+        together = torch.stack([x_T[:, 0], (first - x_T)[:, 0]]).corrcoef()[0, 1]
+        assert abs(together) < 4 / count**0.5
 
 
 def test_nan_is_a_named_error(solver, sde):
