@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checkpoint import latest_checkpoint
-from score_sde.data import DATASETS, DataError, Dataset, DataSource, read
+from score_sde.data import DATASETS, DataError, Dataset, DataSource, DataSpec, DataWarning, read
 from score_sde.files import read_npz, write_npz
 from score_sde.lock import sole_writer
 from score_sde.model import ScoreModel
@@ -94,6 +95,8 @@ def fit(
             found = build_data(config)
             if isinstance(data, Dataset):
                 found = found._replace(class_names=data.class_names)
+            if not isinstance(data, Tensor | np.ndarray | Path | str):
+                _warn_of_other_scaling(data.spec, found.spec)
             config["network"] = section(NETWORKS, network or _network_for(found.spec.shape), "shape")
             _set(config["network"], network_options, "network", NETWORKS)
             config["model"] = options_of(ScoreModel, "network", "sde", "data")
@@ -112,6 +115,20 @@ def fit(
     if stopped:
         raise SystemExit(128 + stopped)
     return load(folder, device=device)
+
+
+def _warn_of_other_scaling(given: DataSpec, measured: DataSpec) -> None:
+    """Warn where continuous data comes with a scaling of its own: a run measures it anew."""
+    if measured.levels is not None:
+        return
+    pairs = zip(given.location, given.spread, measured.location, measured.spread, strict=True)
+    if not given.spread or any(abs(a - c) > 0.1 * d or abs(b - d) > 0.1 * d for a, b, c, d in pairs):
+        warnings.warn(
+            "the data has a scaling of its own, which fit does not keep: the run measures location, spread and limits on its "
+            "training samples; to keep the scaling, train with Trainer, on a ScoreModel of this DataSpec",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 def _network_for(shape: tuple[int, ...]) -> str:

@@ -189,3 +189,13 @@ def test_a_run_of_an_older_version_goes_on_and_says_so(tmp_path, capsys):
     write_json(path, {**saved, "begun": {"format": 1, "steps": 4}})
     trained(points(), tmp_path, training=LONGER)
     assert "an earlier version trained it to step 4:" in capsys.readouterr().out
+
+
+def test_a_scaling_that_is_not_kept_is_said(tmp_path, recwarn):
+    fast = {"network_options": {"width": 4}, "training": TrainingOptions(steps=1, sample_every=0), "progress": False}
+    fit(two_moons(200), tmp_path / "measured", **fast)
+    assert not [warning for warning in recwarn if "a scaling of its own" in str(warning.message)]
+    values = torch.randn(200, 2)
+    for spec in (DataSpec((2,), location=(0.0, 0.0), spread=(5.0, 5.0)), DataSpec((2,), data_range=(-4.0, 4.0))):
+        with pytest.warns(UserWarning, match="a scaling of its own, which fit does not keep"):
+            fit(TensorSource(values, spec), tmp_path / f"own{spec.spread}", **fast)
