@@ -1,11 +1,21 @@
 """What an objective is: a loss for each sample of a batch, and what it learns on the way.
 
-An objective of your own is a frozen dataclass with a method ``__call__`` and, where it draws times by a rule, its own
-``sample_times``. Its random numbers come from ``draws``, each under a name for its purpose. What it learns during training is
-a dictionary of tensors: ``begin`` makes it, each call gives it back, and it is saved with the run.
+An objective of your own is a frozen dataclass with a method ``__call__``. Its random numbers come from ``draws``, each under a
+name for its purpose.
+
+An objective may learn during training, as loss-aware sampling of times does. What it knows, its state, is a dictionary of
+tensors. It is saved with the run:
+
+    state = objective.begin(model)
+    terms = objective(model, batch, draws, state)          for the samples of one process
+    state = objective.learn(state, observed)               from ``terms.observed`` of the whole batch
+
+``__call__`` changes no state: it says in ``Terms.observed`` what each of its samples showed. ``learn`` is then given that of
+all samples of the global batch. So the state is the same on one process and on many.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -13,40 +23,54 @@ from torch import Tensor
 from score_sde.data import Batch
 from score_sde.draws import Draws
 from score_sde.model import ScoreModel
-from score_sde.sdes import SDE
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The loss of each sample, ``(B,)``, and named parts of it to log, each ``(B,)``. Training minimizes the mean loss."""
+    """What an objective says of a batch. Training minimizes the mean loss.
+
+    Args:
+        loss: of each sample, ``(B,)``.
+        parts: named parts of the loss to log, each ``(B,)``.
+        times: of the samples, ``(B,)``, for messages about the step; None where it has none.
+        observed: what ``learn`` needs of each sample, by name, each ``(B, ...)``.
+    """
 
     loss: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    times: Tensor | None = None
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(ABC):
     """What training makes small."""
 
-    def begin(self) -> State:
-        """What the objective knows before the first step: nothing, by default."""
+    def begin(self, model: ScoreModel) -> State:
+        """What the objective knows before the first step: nothing, by default.
+
+        The names and shapes of its tensors stay what they are here.
+        """
         return {}
 
     @abstractmethod
-    def __call__(self, model: ScoreModel, batch: Batch, draws: Draws, state: State) -> tuple[Terms, State]:
-        """The loss of a batch, and what is known after it.
+    def __call__(self, model: ScoreModel, batch: Batch, draws: Draws, state: State) -> Terms:
+        """The loss of a batch.
 
         Args:
             model: the model, or any score with its SDE.
             batch: samples in model coordinates, ``(B, *D)``, and their condition.
             draws: the random numbers of the step.
-            state: what is known before it.
+            state: what is known before it; it is not changed.
         """
 
-    def sample_times(self, sde: SDE, draws: Draws) -> tuple[Tensor, Tensor] | None:
-        """The times of a step and their weights, both ``(B,)``; None where it draws none, as here.
+    def learn(self, state: State, observed: Mapping[str, Tensor]) -> State:
+        """What is known after a step of training; by default what was known before.
 
-        A message about the step names them. They are drawn again for it, so ``draws`` alone must decide them.
+        Args:
+            state: what was known before; it is not changed.
+            observed: ``Terms.observed`` of every sample of the global batch, in its order, without gradients. The new state
+                must be a function of ``state`` and of these alone: no random numbers, and nothing of one process.
         """
-        return None
+        return state

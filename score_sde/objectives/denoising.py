@@ -17,7 +17,6 @@ from score_sde.draws import Draws
 from score_sde.model import ScoreModel
 from score_sde.objectives.base import Objective, State, Terms
 from score_sde.objectives.weightings import WEIGHTINGS, sigma2
-from score_sde.sdes import SDE
 from score_sde.tables import build, require_name
 from score_sde.tensors import expand, mean_event
 from score_sde.time_sampling import TIMES
@@ -42,15 +41,12 @@ class DenoisingScoreMatching(Objective):
         for name, table in (("weighting", WEIGHTINGS), ("times", TIMES)):
             require_name(name, getattr(self, name), table)
 
-    def __call__(self, model: ScoreModel, batch: Batch, draws: Draws, state: State) -> tuple[Terms, State]:
-        t, weight = self.sample_times(model.sde, draws)
+    def __call__(self, model: ScoreModel, batch: Batch, draws: Draws, state: State) -> Terms:
+        t, weight = draws.times(build(TIMES, self.times, kind="times"), model.sde)
         epsilon = draws.normal("noise", batch.values.shape)
         weighting = WEIGHTINGS[self.weighting]
         loss = denoising_score_matching(model, batch.values, t, epsilon, weighting=weighting, cond=batch.cond)
-        return Terms(weight * loss), state
-
-    def sample_times(self, sde: SDE, draws: Draws) -> tuple[Tensor, Tensor]:
-        return draws.times(build(TIMES, self.times, kind="times"), sde)
+        return Terms(weight * loss, times=t)
 
 
 def denoising_score_matching(

@@ -64,7 +64,7 @@ class Log:
             line |= {name: measure(trainer) for name, measure in self.measures.items()}
         line["seconds"] = round(state.seconds, 2)
         append_metrics(_metrics(trainer), line)
-        state.pending = []
+        state.pending, state.times = [], []
         trainer.progress.note({name: line[name] for name in ("loss", *self.measures) if name in line})
 
 

@@ -35,6 +35,7 @@ class TrainState:
         objective: what the objective has learned.
         step: the number of steps taken.
         pending: loss, gradient norm and the parts of the loss, ``(2 + parts,)``, of each step that is not yet logged.
+        times: the times ``(B,)`` of the last of these steps, those since the state was read; None for a step without times.
         seconds: how long training has taken.
         identity: of the run; it is written into its checkpoints.
         checkpoint: the sound checkpoint of this state, or the last one before it.
@@ -47,6 +48,7 @@ class TrainState:
     objective: State
     step: int = 0
     pending: list[Tensor] = field(default_factory=list)
+    times: list[Tensor | None] = field(default_factory=list)
     seconds: float = 0.0
     identity: str | None = None
     checkpoint: Path | None = None
@@ -124,7 +126,7 @@ def begin(
     ema = EMA(model, options.ema_decay, warm_up=not pretrained)
     if options.compile:
         model.network.compile()
-    learned = {name: value.to(device) for name, value in objective.begin().items()}
+    learned = {name: value.to(device) for name, value in objective.begin(model).items()}
     return TrainState(model, ema, optimizer, learned, identity=identity)
 
 

@@ -64,15 +64,17 @@ class TrainStep:
             batch = batch._replace(cond=torch.where(untold, model.classes, cond))
         with masks_from(draws.uniform, state.dropouts):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-                terms, learned = self.objective(model, batch, draws, state.objective)
+                terms = self.objective(model, batch, draws, state.objective)
                 loss = terms.loss.mean()
-            state.objective = {name: value.detach() for name, value in learned.items()}
+            observed = {name: value.detach() for name, value in terms.observed.items()}
+            state.objective = self.objective.learn(state.objective, observed)
             state.optimizer.zero_grad()
             loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), options.clip or math.inf)
         state.optimizer.step()
         state.ema.update(model)
         self._note(state, [loss.detach(), norm, *(part.detach().mean() for part in terms.parts.values())])
+        state.times.append(terms.times)
         self.parts = tuple(terms.parts)
         state.step += 1
 
@@ -100,7 +102,7 @@ class TrainStep:
     @torch.no_grad()
     def measure(self, model: ScoreModel, batch: Batch, draws: Draws, learned: State) -> Terms:
         """The objective of ``model``, or of any score, on samples in data units, where it has learned ``learned``."""
-        return self.objective(model, self.encode(model, batch, draws), draws, learned)[0]
+        return self.objective(model, self.encode(model, batch, draws), draws, learned)
 
     def check_finite(self, state: TrainState) -> None:
         """Check that every loss and gradient that is not yet logged was finite.
@@ -113,8 +115,8 @@ class TrainStep:
         values = torch.stack(state.pending).tolist()
         bad = next(i for i, row in enumerate(values) if not all(map(math.isfinite, row)))
         step = state.step - len(values) + bad
-        drawn = self.objective.sample_times(state.model.sde, self.draws(step))
-        times = f", with t from {drawn[0].min().item():.3g} to {drawn[0].max().item():.3g}" if drawn else ""
+        drawn = state.times[bad - len(values)]  # what a checkpoint holds was finite
+        times = "" if drawn is None else f", with t from {drawn.min().item():.3g} to {drawn.max().item():.3g}"
         kept = (
             f"the last checkpoint, {state.checkpoint.name}, is sound"
             if state.checkpoint

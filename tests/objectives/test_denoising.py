@@ -35,27 +35,28 @@ class Shifted:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_is_a_function_of_its_draws(name, shape):
     objective, score = OBJECTIVES[name](), Shifted(mixture(shape, torch.float32).score(VPSDE()), 0.0)
-    batch, state = Batch(torch.randn(6, *shape)), OBJECTIVES[name]().begin()
-    terms, after = objective(score, batch, Draws(0, 1, 6), state)
-    again, _ = objective(score, batch, Draws(0, 1, 6), state)
+    batch, state = Batch(torch.randn(6, *shape)), objective.begin(score)
+    terms = objective(score, batch, Draws(0, 1, 6), state)
+    again = objective(score, batch, Draws(0, 1, 6), state)
     assert terms.loss.shape == (6,)
     assert terms.loss.isfinite().all()
     assert all(part.shape == (6,) for part in terms.parts.values())
     assert torch.equal(terms.loss, again.loss)
-    assert after.keys() == state.keys()
-    assert not torch.equal(terms.loss, objective(score, batch, Draws(0, 2, 6), state)[0].loss)
+    after = objective.learn(state, terms.observed)
+    assert {key: value.shape for key, value in after.items()} == {key: value.shape for key, value in state.items()}
+    assert not torch.equal(terms.loss, objective(score, batch, Draws(0, 2, 6), state).loss)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_takes_the_samples_of_a_process(name):
-    """The losses of the rows of two processes are those of one process."""
+    """The losses of the rows of two processes are those of one process, and so is what is observed and learned."""
     objective, score = OBJECTIVES[name](), Shifted(mixture((2,), torch.float32).score(VPSDE()), 0.0)
-    values, state = torch.randn(6, 2), objective.begin()
-    whole = objective(score, Batch(values), Draws(0, 1, 6), state)[0].loss
-    parts = [
-        objective(score, Batch(values[rows]), Draws(0, 1, 6, rows=rows), state)[0].loss for rows in (slice(4), slice(4, 6))
-    ]
-    torch.testing.assert_close(torch.cat(parts), whole)
+    values, state = torch.randn(6, 2), objective.begin(score)
+    whole = objective(score, Batch(values), Draws(0, 1, 6), state)
+    parts = [objective(score, Batch(values[rows]), Draws(0, 1, 6, rows=rows), state) for rows in (slice(4), slice(4, 6))]
+    torch.testing.assert_close(torch.cat([part.loss for part in parts]), whole.loss)
+    gathered = {key: torch.cat([part.observed[key] for part in parts]) for key in whole.observed}
+    torch.testing.assert_close(objective.learn(state, gathered), objective.learn(state, whole.observed))
 
 
 @pytest.mark.parametrize("times", TIMES)
@@ -65,11 +66,11 @@ def test_the_minimizer_is_the_score(weighting, times):
     objective, score = DenoisingScoreMatching(weighting, times), mixture((2,), torch.float32).score(VPSDE())
     batch = Batch(mixture((2,)).sample(20000).float())
     off = 0.3
-    losses = {by: objective(Shifted(score, by), batch, Draws(0, 0, 20000), {})[0].loss.mean().item() for by in (-off, 0.0, off)}
+    losses = {by: objective(Shifted(score, by), batch, Draws(0, 0, 20000), {}).loss.mean().item() for by in (-off, 0.0, off)}
     assert losses[0.0] < min(losses[-off], losses[off])
 
 
-def test_sample_times_are_those_of_the_loss():
+def test_the_times_that_are_told_are_those_of_the_loss():
     seen = []
 
     @dataclass(frozen=True, eq=False)
@@ -79,8 +80,8 @@ def test_sample_times_are_those_of_the_loss():
             return super().__call__(x, t, cond)
 
     objective, score = DenoisingScoreMatching(), Spy(mixture((2,), torch.float32).score(VPSDE()), 0.0)
-    objective(score, Batch(torch.randn(6, 2)), Draws(0, 1, 6), {})
-    assert torch.equal(objective.sample_times(score.sde, Draws(0, 1, 6))[0], seen[0])
+    terms = objective(score, Batch(torch.randn(6, 2)), Draws(0, 1, 6), {})
+    assert torch.equal(terms.times, seen[0])
 
 
 @pytest.mark.parametrize(("option", "known"), [("weighting", "sigma2"), ("times", "uniform")])

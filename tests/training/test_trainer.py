@@ -231,12 +231,16 @@ def test_a_hook_of_ones_own_and_a_measure(tmp_path):
 class LearnsOnTheWay(DenoisingScoreMatching):
     """Denoising score matching that counts the samples it has seen, and logs a part of its loss."""
 
-    def begin(self):
+    def begin(self, model):
         return {"seen": torch.zeros(())}
 
     def __call__(self, model, batch, draws, state):
-        terms, _ = super().__call__(model, batch, draws, state)
-        return Terms(terms.loss, {"half": terms.loss / 2}), {"seen": state["seen"] + len(batch.values)}
+        terms = super().__call__(model, batch, draws, state)
+        return replace(terms, parts={"half": terms.loss / 2}, observed={"loss": terms.loss})
+
+    def learn(self, state, observed):
+        assert not observed["loss"].requires_grad
+        return {"seen": state["seen"] + len(observed["loss"])}
 
 
 def test_what_an_objective_learns_is_saved_and_its_parts_are_logged(tmp_path):
@@ -324,7 +328,7 @@ class ExactSize(Objective):
     """An objective that draws no times."""
 
     def __call__(self, model, batch, draws, state):
-        return Terms(sum(weight.square().sum() for weight in model.parameters()).expand(len(batch.values))), state
+        return Terms(sum(weight.square().sum() for weight in model.parameters()).expand(len(batch.values)))
 
 
 def test_an_objective_without_times_names_none(tmp_path):
