@@ -406,7 +406,7 @@ def test_training_under_torchrun_is_refused(run, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["train", f"--workdir={run}", "--quiet", "--config.training.steps=8"]) == 2
-    assert "training on several processes is not supported yet" in capsys.readouterr().err
+    assert "score-sde train works in one process: start it without torchrun" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

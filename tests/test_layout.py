@@ -17,7 +17,7 @@ PACKAGE = ROOT / "score_sde"
 
 # lower rows may not import higher ones; within a row only from left to right
 ROWS = [
-    ["inputs", "tensors", "lock", "files", "images", "paired", "progress", "tables"],
+    ["inputs", "tensors", "lock", "files", "images", "paired", "progress", "tables", "distributed"],
     ["sdes", "networks", "divergence"],
     ["parameterization", "time_sampling", "draws", "data"],
     ["composition", "score", "model", "transitions"],

@@ -37,6 +37,7 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
     from score_sde.cli.effect import refuse_repeated
     from score_sde.cli.hints import hint
     from score_sde.config import ConfigError, default_config, in_full
+    from score_sde.distributed import require_one_process
     from score_sde.solvers import SolverError
     from score_sde.tensors import ran_out_of_memory
     from score_sde.training import TrainingError
@@ -46,8 +47,8 @@ def _run(arguments: list[str], overrides: list[str]) -> int:
             raise ConfigError(f"score-sde {options.command} takes no --config. options")
         overrides = in_full(overrides, default_config()) if overrides else []
         refuse_repeated(overrides)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.command in ("sample", "compare", "tune", "import", "export"):
-            raise ConfigError(f"score-sde {options.command} works in one process: start it without torchrun")
+        if options.command in ("train", "demo", "sample", "compare", "tune", "import", "export"):
+            require_one_process(f"score-sde {options.command}")
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(
                 f"warning: {message}{hint(message, options)}", file=sys.stderr

@@ -1,7 +1,6 @@
 """The run, the solver, the device and the class that a command line chooses."""
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -11,6 +10,7 @@ import torch
 from score_sde.cli.data import class_index
 from score_sde.cli.effect import key_of, refuse_sections
 from score_sde.config import ConfigDict, ConfigError, from_saved, override
+from score_sde.distributed import local_rank
 from score_sde.files import remove_leftovers
 from score_sde.run import Run, build_solver, load, load_tuned
 from score_sde.solvers import SOLVERS, Solver
@@ -62,7 +62,7 @@ def pick_clip(options: argparse.Namespace) -> bool | tuple[float, float]:
 
 def pick_device(name: str | None) -> torch.device:
     gpus = torch.cuda.device_count()
-    own = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % gpus}" if gpus else "cpu"  # each process of torchrun its own
+    own = f"cuda:{local_rank() % gpus}" if gpus else "cpu"  # each process of torchrun its own
     try:
         device = torch.device(name or own)
         torch.zeros(1, device=device).item()

@@ -2,8 +2,6 @@
 
 import argparse
 import math
-import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +13,17 @@ from score_sde.cli.effect import key_of, refuse_without_effect
 from score_sde.cli.outputs import data_digest, output_files, output_folder, protocol_digest
 from score_sde.config import ConfigDict, ConfigError, chosen_only
 from score_sde.data import DataError, DataSource, TensorSource, read
+from score_sde.distributed import is_main, joined
 from score_sde.experiments.likelihood import learned_dequantizer, measure_bounds, measure_likelihood, require_integers
 from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS, BitsPerDim, VariationalDequantizer
-from score_sde.likelihood.evaluation import ranks_of_this_run
 from score_sde.model import score_for_class
 from score_sde.run import Run, RunError
 from score_sde.tables import build, require_name
 
 
 def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
-    if processes > 1:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))  # what is exchanged are results, on the CPU
-    try:
+    with joined():
         return _likelihood(options, overrides)
-    finally:
-        if processes > 1:
-            torch.distributed.destroy_process_group()
 
 
 def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -56,7 +48,7 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     score_for_class(run.model, options.class_)  # refused before anything is computed
     about = {"run": str(run.folder), "step": run.step, "checkpoint": run.checkpoint.name, "data": of}
     about |= {"class": options.class_} if run.model.classes else {}
-    first, progress = ranks_of_this_run()[0] == 0, not options.quiet
+    first, progress = is_main(), not options.quiet
     name += f"_seed{options.seed}" if options.seed else ""
     name += "" if options.class_ is None else f"_class{options.class_}"
     about["protocol"] = likelihood_digest(run, config, values, seed=options.seed, class_=options.class_, bounds=options.bounds)

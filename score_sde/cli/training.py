@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
@@ -32,10 +31,6 @@ from score_sde.training import about_earlier, prepare, write_run
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "training on several processes is not supported yet: start it without torchrun, as score-sde train ..."
-        )
     folder = Path(options.workdir)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, and a run is a folder: give another --workdir")

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from score_sde.checkpoint import load_weights
 from score_sde.data import DataSource, View
+from score_sde.distributed import barrier, is_main
 from score_sde.divergence import Divergence
 from score_sde.files import DamagedError, read_metadata, write_safetensors
 from score_sde.likelihood import (
@@ -30,7 +30,7 @@ from score_sde.likelihood import (
     fit_dequantizer,
 )
 from score_sde.likelihood.dequantization import Dequantization
-from score_sde.likelihood.evaluation import ranks_of_this_run, weights_digest
+from score_sde.likelihood.evaluation import weights_digest
 from score_sde.model import score_for_class
 from score_sde.run import Run, read_weights
 from score_sde.solvers.transport import Transport
@@ -188,12 +188,10 @@ def learned_dequantizer(
         "learning_rate": learning_rate,
     }
     path, made = run.folder / DEQUANTIZER, {"weights": str(weights_digest(run.model)), "options": json.dumps(options)}
-    rank, ranks = ranks_of_this_run()
-    if _made(path) != made and rank == 0:  # it is not there, damaged, of another checkpoint, or trained otherwise
+    if _made(path) != made and is_main():  # it is not there, damaged, of another checkpoint, or trained otherwise
         fitted = fit_dequantizer(run.model, View(train(), described=run.model.data), progress=progress, **options)
         write_safetensors(path, fitted.state_dict(), made)
-    if ranks > 1:
-        torch.distributed.barrier()
+    barrier()
     dequantizer = VariationalDequantizer(run.model.data, couplings=couplings, width=width)
     load_weights(dequantizer, read_weights(path, "cpu")[0], path)
     return dequantizer.to(run.model.device).eval().requires_grad_(False)

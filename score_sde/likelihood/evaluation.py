@@ -17,6 +17,7 @@ from torch import Tensor
 
 from score_sde.composition import modules
 from score_sde.data import DataSpec
+from score_sde.distributed import barrier, gathered, is_main, rank, world
 from score_sde.divergence import Divergence
 from score_sde.likelihood.dequantization import Dequantization, truncation
 from score_sde.likelihood.identity import Unidentified, identify, raw_bytes
@@ -159,22 +160,20 @@ class DataSet:
 
     def forget(self) -> None:
         """Remove what was kept."""
-        if self.keep is not None and ranks_of_this_run()[0] == 0:
+        if self.keep is not None and is_main():
             forget(self.keep)
 
     def _evaluated(self, estimator: Estimator, places: Tensor, doing: str, folder: Path | None) -> Values:
-        rank, ranks = ranks_of_this_run()
         batches = places.split(self.batch_size)
         kept = None
         if folder is not None:
             kept = Kept(folder, fingerprint(estimator, self, places))
-            if rank == 0:
+            if is_main():
                 kept.prepare()
-            if ranks > 1:
-                torch.distributed.barrier()
+            barrier()
         done: dict[int, dict[str, np.ndarray]] = {}
-        with Progress(doing, len(places), unit="sample", shown=self.progress and rank == 0) as bar:
-            for i in range(rank, len(batches), ranks):
+        with Progress(doing, len(places), unit="sample", shown=self.progress and is_main()) as bar:
+            for i in range(rank(), len(batches), world()):
                 batch, first = batches[i], i * self.batch_size
                 arrays = None if kept is None else kept.read(first, len(batch))
                 if arrays is None:
@@ -182,11 +181,8 @@ class DataSet:
                     if kept is not None:
                         kept.write(first, arrays)
                 done[i] = arrays
-                bar.update(ranks * len(batch))
-        if ranks > 1:
-            gathered: list = [None] * ranks
-            torch.distributed.all_gather_object(gathered, done)
-            done = {i: arrays for part in gathered for i, arrays in part.items()}
+                bar.update(world() * len(batch))
+        done = {i: arrays for part in gathered(done) for i, arrays in part.items()}
         whole = {name: torch.from_numpy(np.concatenate([done[i][name] for i in range(len(batches))])) for name in done[0]}
         return Values(**{field.name: whole.get(field.name) for field in fields(Values)})
 
@@ -219,13 +215,6 @@ def _require_solved(found: Values, places: Tensor) -> None:
             f"{len(lost)} of {len(places)} samples have no likelihood, since no solver could take them to T: those at {named}, "
             "counted from 0; leave them out, or compute in float64"
         )
-
-
-def ranks_of_this_run() -> tuple[int, int]:
-    """This process's number among how many: (0, 1) unless torch.distributed was initialized."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def weights_digest(model: Score) -> str | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from score_sde.checkpoint import latest_checkpoint
 from score_sde.data import DATASETS, DataError, Dataset, DataSource, DataSpec, DataWarning, read
+from score_sde.distributed import require_one_process
 from score_sde.files import read_npz, write_npz
 from score_sde.lock import sole_writer
 from score_sde.model import ScoreModel
@@ -85,6 +86,7 @@ def fit(
     Example:
         run = fit(torch.randn(1000, 2), "runs/gaussian", sde=VPSDE(), training=TrainingOptions(steps=500))
     """
+    require_one_process("fit")
     folder = Path(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with sole_writer(folder):

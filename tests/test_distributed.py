@@ -1,0 +1,49 @@
+"""The processes of torchrun: alone without it, a group within ``joined``."""
+
+import os
+import socket
+
+import pytest
+import torch
+
+from score_sde import fit
+from score_sde.distributed import barrier, gathered, is_main, joined, local_rank, rank, require_one_process, started, world
+
+
+def test_a_process_without_torchrun_is_alone():
+    with joined():
+        assert (rank(), world(), started(), local_rank(), is_main()) == (0, 1, 1, 0, True)
+        barrier()
+        assert gathered("mine") == ["mine"]
+
+
+def test_what_one_process_does_is_refused_to_several(monkeypatch, tmp_path):
+    require_one_process("this")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="this works in one process: start it without torchrun"):
+        require_one_process("this")
+    with pytest.raises(ValueError, match="fit works in one process"):
+        fit(torch.randn(20, 2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def _one_of(number, count, port, folder):
+    """What torchrun sets, and what the processes then know."""
+    environment = {"WORLD_SIZE": count, "RANK": number, "LOCAL_RANK": number, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    with joined():
+        assert (rank(), world(), started(), local_rank(), is_main()) == (number, count, count, number, number == 0)
+        if is_main():
+            (folder / "written").touch()
+        barrier()
+        assert (folder / "written").exists()
+        assert gathered({number: number**2}) == [{0: 0}, {1: 1}]
+    assert world() == 1
+
+
+@pytest.mark.slow
+def test_processes_of_a_group_know_and_wait_for_each_other(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_one_of, args=(2, port, tmp_path), nprocs=2)
