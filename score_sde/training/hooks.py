@@ -21,10 +21,14 @@ from score_sde.training.trainer import Hook, Trainer
 
 
 def held_out_loss(trainer: Trainer) -> float:
-    """The averaged weights' loss on at most 512 held-out samples, always at the same times and noise."""
-    batch, state = read(trainer.data.test, slice(512)), trainer.state
-    draws = Draws(derive_seed(trainer.seed, "test"), 0, len(batch.values), device=trainer.device)
-    return trainer.take.measure(state.ema.model, batch, draws, state.objective).loss.mean().item()
+    """The averaged weights' mean loss of at most 512 held-out samples, always at the same times and noise."""
+    state, size, test = trainer.state, trainer.options.batch_size, trainer.data.test
+    count, total, seed = min(512, len(test)), 0.0, derive_seed(trainer.seed, "test")
+    for first in range(0, count, size):
+        rows = slice(first, min(first + size, count))
+        draws = Draws(seed, 0, count, rows=rows, device=trainer.device)
+        total += trainer.take.measure(state.ema.model, read(test, rows), draws, state.objective).loss.double().sum().item()
+    return total / count
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,12 @@ class Log:
         if not trainer.due(trainer.options.log_every):
             return
         state = trainer.state
-        trainer.take.check_finite(state)
-        figures = torch.stack(state.pending).mean(0).tolist()
-        line = {"step": state.step, **dict(zip(("loss", "gradient_norm", *trainer.take.parts), figures, strict=True))}
+        line = {"step": state.step, **trainer.figures}
         line["learning_rate"] = trainer.options.learning_rate_at(state.step - 1)
         if trainer.due(trainer.options.sample_every):
             line |= {name: measure(trainer) for name, measure in self.measures.items()}
         line["seconds"] = round(state.seconds, 2)
         append_metrics(_metrics(trainer), line)
-        state.pending, state.times = [], []
         trainer.progress.note({name: line[name] for name in ("loss", *self.measures) if name in line})
 
 

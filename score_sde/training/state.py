@@ -34,7 +34,7 @@ class TrainState:
         optimizer: AdamW, with what it has gathered.
         objective: what the objective has learned.
         step: the number of steps taken.
-        pending: loss, gradient norm and the parts of the loss, ``(2 + parts,)``, of each step that is not yet logged.
+        pending: loss, gradient norm and the parts of the loss, ``(2 + parts,)``, of each step since a line of the log was due.
         times: the times ``(B,)`` of the last of these steps, those since the state was read; None for a step without times.
         seconds: how long training has taken.
         identity: of the run; it is written into its checkpoints.

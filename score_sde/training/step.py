@@ -104,6 +104,17 @@ class TrainStep:
         """The objective of ``model``, or of any score, on samples in data units, where it has learned ``learned``."""
         return self.objective(model, self.encode(model, batch, draws), draws, learned)
 
+    def figures(self, state: TrainState) -> dict[str, float]:
+        """Loss, gradient norm and parts of the loss, each the mean of the steps since the last call; they are then forgotten.
+
+        Raises:
+            TrainingError: as ``check_finite``.
+        """
+        self.check_finite(state)
+        means = torch.stack(state.pending).mean(0).tolist()
+        state.pending, state.times = [], []
+        return dict(zip(("loss", "gradient_norm", *self.parts), means, strict=True))
+
     def check_finite(self, state: TrainState) -> None:
         """Check that every loss and gradient that is not yet logged was finite.
 

@@ -39,7 +39,8 @@ class Trainer:
     """Trains on ``data`` and keeps checkpoints, metrics and pictures in ``folder``.
 
     While it trains, it holds the lock of ``folder``, so that nobody else trains there. ``take`` is the ``TrainStep`` and
-    ``progress`` what is shown; ``stopped_by`` is the number of the signal that asked to stop after the current step.
+    ``progress`` what is shown. ``figures`` are loss, gradient norm and parts of the loss, each the mean of the last ``log_every``
+    steps. ``stopped_by`` is the number of the signal that asked to stop after the current step.
 
     Args:
         state: where to go on from: what ``begin`` or ``resume`` gives.
@@ -69,6 +70,7 @@ class Trainer:
         self.seed, self.device, self.hooks = seed, state.model.device, tuple(hooks)
         self.take = TrainStep(objective, options, data.spec, seed=seed, device=self.device)
         self.progress = Progress("training", options.steps, shown=False)
+        self.figures: dict[str, float] = {}
         self.stopped_by: int | None = None
         for source in (data.train, data.test):
             _check_classes(state.model, source, options)
@@ -115,6 +117,8 @@ class Trainer:
             while state.step < self.options.steps and not self.stopped_by:
                 self.take(state, train.batch(order.rows(state.step * size, size)))
                 state.seconds = time.perf_counter() - began
+                if self.due(self.options.log_every):
+                    self.figures = self.take.figures(state)
                 self.stopped_by = interrupt.signal  # read once: a signal that comes later waits for the next step
                 for hook in self.hooks:
                     hook.after_step(self)

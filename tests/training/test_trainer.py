@@ -207,6 +207,55 @@ def test_the_test_loss_is_that_of_the_averaged_weights(tmp_path):
     assert held_out_loss(trainer) != logged
 
 
+def test_the_test_loss_is_the_mean_over_samples(tmp_path):
+    """20 held-out samples are taken 16 and 4 at a time, and each counts the same."""
+    losses = []
+    for name, size in (("whole", 20), ("uneven", 16)):
+        trainer = build(tmp_path / name, replace(OPTIONS, batch_size=size))
+        assert len(trainer.data.test) == 20
+        losses.append(held_out_loss(trainer))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_without_a_log_the_figures_of_steps_do_not_pile_up(tmp_path):
+    """No more than those of ``log_every`` steps are kept, and a loss that is not finite is seen nonetheless."""
+    trainer, kept = build(tmp_path), []
+    trainer.hooks = tuple(Act(step, lambda: kept.append(len(trainer.state.pending))) for step in range(13))
+    trainer.train(progress=False)
+    assert kept == [1, 2, 3, 0] * 3
+    assert len(trainer.state.times) == 0
+    assert trainer.figures["loss"] > 0
+    trainer = build(tmp_path / "not finite")
+    trainer.hooks = ()
+    next(trainer.state.model.parameters()).data.fill_(math.nan)
+    with pytest.raises(TrainingError, match="in step 1, with t from"):
+        trainer.train(progress=False)
+    assert trainer.state.step == OPTIONS.log_every
+
+
+def test_a_network_may_be_wrapped(tmp_path):
+    """Steps evaluate ``model.network`` as a whole, so that a parallel wrapper may stand around it."""
+
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module, self.calls = module, 0
+
+        def forward(self, *given):
+            self.calls += 1
+            return self.module(*given)
+
+    plain, wrapped = build(tmp_path / "plain"), build(tmp_path / "wrapped")
+    wrapped.state.model.network = wrapper = Wrapper(wrapped.state.model.network)
+    for trainer in (plain, wrapped):
+        take_steps(trainer, 2)
+    assert wrapper.calls == 2
+    for model in ("model", "ema"):
+        first, second = (getattr(trainer.state, model) for trainer in (plain, wrapped))
+        for a, b in zip(*((m.model if model == "ema" else m).parameters() for m in (first, second)), strict=True):
+            assert torch.equal(a, b)
+
+
 def test_weight_decay_shrinks_the_weights(tmp_path):
     """Decoupled: after one step the weights differ by the learning rate times the decay, whatever the gradient."""
     weights = []
