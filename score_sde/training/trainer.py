@@ -39,7 +39,7 @@ class Trainer:
     """Trains on ``data`` and keeps checkpoints, metrics and pictures in ``folder``.
 
     While it trains, it holds the lock of ``folder``, so that nobody else trains there. ``take`` is the ``TrainStep`` and
-    ``progress`` what is shown. ``figures`` are loss, gradient norm and parts of the loss, each the mean of the last ``log_every``
+    ``progress`` what is shown. ``figures`` are loss, gradient norm and parts of the loss, means over the last ``log_every``
     steps. ``stopped_by`` is the number of the signal that asked to stop after the current step.
 
     Args:
