@@ -25,8 +25,8 @@ def get_config():
     config.model.parameterization = "epsilon"
     config.model.time_input = "label"
     config.model.scale_input = False
-    config.objective.denoising.weighting = "sigma2"
-    config.objective.denoising.times = "uniform"
+    config.objective.denoising.weighting.name = "sigma2"
+    config.objective.denoising.times.name = "uniform"
     config.training.steps = 1300000
     config.training.batch_size = 128
     config.training.learning_rate = 2e-4

@@ -7,13 +7,20 @@ class, or to a function, whose options are flat arguments with defaults.
     build(SDES, {"name": "vp", "vp": {"beta_max": 10.0}}, kind="sde")      VPSDE(beta_max=10.0)
     build(SDES, "vp", kind="sde")                                          VPSDE()
     section(SDES, "vp")               the name, and every option of every SDE with its default, as configs have them
+    section(SDES, VPSDE(beta_max=10.0))                                    the same, with the options of this one
+
+An option of a dataclass may itself be chosen from a table. A ``Choice`` declares it, and its section lies in that of the class:
+
+    weighting: Choice[Weighting] = Choice(WEIGHTINGS, "likelihood")
 """
 
 import difflib
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
+
+T = TypeVar("T")
 
 Table = Mapping[str, Callable[..., Any]]
 """Name -> class or function with flat arguments."""
@@ -53,21 +60,112 @@ def build(table: Table, section: Mapping[str, Any] | str, *args: Any, kind: str)
         raise OptionError(f"{kind}.{name}: {error}") from error
 
 
+class Choice(Generic[T]):
+    """An option of a dataclass that is chosen from a table: given by a word, by a section, or as an object.
+
+    The dataclass always holds the object, so two that are equal compare as equal however they were given.
+
+    Args:
+        table: the choices; classes of objects that are compared by their options.
+        default: what is chosen by default, a word or an object.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Power:
+    ...     exponent: float = 1.0
+    >>> @dataclass(frozen=True)
+    ... class Loss:
+    ...     weight: Choice[Power] = Choice({"power": Power}, "power")
+    >>> Loss(Power(2.0)), Loss("power") == Loss()
+    (Loss(weight=Power(exponent=2.0)), True)
+    """
+
+    def __init__(self, table: Table, default: T | str):
+        self.table, self.default, self.name = table, default, ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> T: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> T: ...
+    def __get__(self, instance: object | None, owner: type | None = None) -> T:
+        if instance is None:  # a dataclass asks its class for the default
+            return self._object(self.default)
+        return vars(instance)[self.name]
+
+    def __set__(self, instance: object, value: T | str | Mapping[str, Any]) -> None:
+        vars(instance)[self.name] = self._object(value)
+
+    def _object(self, value: Any) -> T:
+        if isinstance(value, str | Mapping):
+            return build(self.table, value, kind=self.name)
+        require_instance(self.name, value)
+        if isinstance(value, int | float | tuple | list | None):
+            known = ", ".join(self.table)
+            raise OptionError(f"{self.name} must be one of {known}, or an object of such a class, got {value!r}")
+        return value
+
+
 def require_name(kind: str, name: object, known: Collection[str]) -> None:
     """Raise an ``OptionError`` unless ``name`` is one of ``known``; it tells the nearest that is."""
     if not isinstance(name, str) or name not in known:
         raise OptionError(f"unknown {kind} {name!r}{did_you_mean(str(name), known)}; choose one of {', '.join(known)}")
 
 
-def section(table: Table, name: str, *left_out: str) -> dict[str, Any]:
-    """The section of a config for a table: ``name`` is chosen, and beside it are the options of every entry."""
-    return {"name": name, **{key: options_of(builder, *left_out) for key, builder in table.items()}}
+def require_instance(kind: str, thing: object) -> None:
+    """Raise an ``OptionError`` if ``thing`` is a class, and an instance of it was meant."""
+    if isinstance(thing, type):
+        raise OptionError(f"{kind} must be an instance, {thing.__name__}(...), got the class {thing.__name__} itself")
+
+
+def section(table: Table, chosen: object, *left_out: str, kind: str = "choice") -> dict[str, Any]:
+    """The section of a config for a table: the name of what is chosen, and the options of every entry.
+
+    Args:
+        table: the choices.
+        chosen: a name, or an object, whose options are then those of its entry.
+        left_out: arguments that are no options.
+        kind: what is chosen, for messages.
+
+    Raises:
+        OptionError: the name is unknown, or the object is none of a class of the table.
+    """
+    name = chosen if isinstance(chosen, str) else _name_of(table, chosen, kind)
+    require_name(kind, name, table)
+    options = {key: options_of(builder, *left_out) for key, builder in table.items()}
+    if name is not chosen:
+        for key in options[name]:
+            value, inner = getattr(chosen, key), _choice(table[name], key)
+            options[name][key] = value if inner is None else section(inner.table, value, kind=f"{kind}.{name}.{key}")
+    return {"name": name, **options}
 
 
 def options_of(builder: Callable[..., Any], *left_out: str) -> dict[str, Any]:
-    """The arguments of ``builder`` that have a default, with it."""
-    parameters = inspect.signature(builder).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in left_out}
+    """The arguments of ``builder`` that have a default, with it; where that is a choice, its section."""
+    options = {}
+    for p in inspect.signature(builder).parameters.values():
+        if p.default is not p.empty and p.name not in left_out:
+            choice = _choice(builder, p.name)
+            options[p.name] = p.default if choice is None else section(choice.table, p.default)
+    return options
+
+
+def _choice(builder: Callable[..., Any], option: str) -> Choice[Any] | None:
+    """What declares an option of ``builder`` as a choice; None where it is none."""
+    found = inspect.getattr_static(builder, option, None)
+    return found if isinstance(found, Choice) else None
+
+
+def _name_of(table: Table, thing: object, kind: str) -> str:
+    """The name of the class of ``thing`` in ``table``."""
+    require_instance(kind, thing)
+    for name, builder in table.items():
+        if builder is type(thing):
+            return name
+    known = ", ".join(table)
+    raise OptionError(f"{kind} {thing} cannot be written to config.json: give one of {known}, or add its class to the table")
 
 
 def check_like(value: Any, default: Any, name: str) -> None:

@@ -13,7 +13,7 @@ each is uniform, together they cover the interval evenly.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -22,14 +22,15 @@ from score_sde.sdes import SDE
 
 
 class TimeRule(Protocol):
-    """A rule for times."""
+    """A rule for times. One of your own is a frozen dataclass."""
 
     def sample(self, sde: SDE, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``batch`` times and their weights, both ``(B,)`` float32, on the generator's device."""
         ...
 
 
-def _unit_interval(batch: int, stratified: bool, generator: torch.Generator) -> Tensor:
+def unit_interval(batch: int, generator: torch.Generator, *, stratified: bool) -> Tensor:
+    """``batch`` numbers uniform in [0, 1), ``(B,)`` float32, spread evenly where they are ``stratified``."""
     draw = torch.rand(1 if stratified else batch, generator=generator, device=generator.device, dtype=torch.float32)
     return (draw + torch.arange(batch, device=generator.device) / batch) % 1 if stratified else draw
 
@@ -38,37 +39,41 @@ def _unit_interval(batch: int, stratified: bool, generator: torch.Generator) -> 
 class UniformTimes:
     """t uniform in [t_min, T]."""
 
-    stratified: bool = False
+    stratified: ClassVar[bool] = False
 
     def sample(self, sde: SDE, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``batch`` times and their weights, both ``(B,)`` float32, on the generator's device."""
-        t = sde.t_min + (sde.T - sde.t_min) * _unit_interval(batch, self.stratified, generator)
+        t = sde.t_min + (sde.T - sde.t_min) * unit_interval(batch, generator, stratified=self.stratified)
         return t, torch.ones_like(t)
 
 
 @dataclass(frozen=True)
+class StratifiedTimes(UniformTimes):
+    """t uniform in [t_min, T], and those of a batch spread evenly."""
+
+    stratified: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
 class LogSNRTimes:
-    """t such that the log-SNR is uniform: importance sampling for the likelihood weighting."""
+    """t such that the log-SNR is uniform: importance sampling for the likelihood weighting.
+
+    Args:
+        stratified: whether the times of a batch are spread evenly.
+    """
 
     stratified: bool = True
 
     def sample(self, sde: SDE, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``batch`` times and their weights, both ``(B,)`` float32, on the generator's device."""
         low, high = float(sde.log_snr(sde.T)), float(sde.log_snr(sde.t_min))
-        u = _unit_interval(batch, self.stratified, generator)
+        u = unit_interval(batch, generator, stratified=self.stratified)
         t = sde.inverse_log_snr(low + (high - low) * u).clamp(sde.t_min, sde.T)
         rate = (sde.diffusion(t) / sde.sigma(t)) ** 2
         return t, (high - low) / ((sde.T - sde.t_min) * rate)
 
 
-def stratified_times() -> UniformTimes:
-    """``UniformTimes`` that cover the interval evenly."""
-    return UniformTimes(stratified=True)
-
-
 TIMES: dict[str, Callable[..., TimeRule]] = {
     "uniform": UniformTimes,
-    "stratified": stratified_times,
+    "stratified": StratifiedTimes,
     "log_snr": LogSNRTimes,
 }
 """Name -> rule."""

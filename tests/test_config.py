@@ -20,10 +20,12 @@ from score_sde.config import (
 from score_sde.data import DATASETS, DataSpec
 from score_sde.likelihood import LIKELIHOOD_SOLVERS, bits_per_dim, fit_dequantizer
 from score_sde.networks import NETWORKS
+from score_sde.objectives import DenoisingScoreMatching
 from score_sde.run import build_model, build_objective, build_solver
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS
 from score_sde.tables import build
+from score_sde.time_sampling import LogSNRTimes
 from score_sde.training import TrainingOptions
 
 TABLES = {"data": DATASETS, "sde": SDES, "network": NETWORKS, "solver": SOLVERS}
@@ -220,6 +222,13 @@ def test_several_overrides_and_the_last_one_wins():
         ("--config.solver.ddim.num_inference_steps=3", r"did you mean solver.ddim.steps\?"),
         ("--config.training.lr=3", r"did you mean training.learning_rate\?"),
         ("--config.seed.deeper=3", r"there is no config.seed.deeper"),
+        ("--config.objective.weighting=edm", r"did you mean objective.denoising.weighting\?"),
+        ("--config.objective.denoising.wieghting=edm", r"did you mean objective.denoising.weighting\?"),
+        ("--config.objective.denoising.times.log_snr.stratifid=0", r"did you mean objective.denoising.times.log_snr.strat"),
+        (
+            "--config.objective.denoising.weighting.edm=3",
+            "config.objective.denoising.weighting.edm has no options: choose it by --config.objective.denoising.weighting=edm",
+        ),
         ("--config.=3", r"there is no config\."),
     ],
 )
@@ -286,7 +295,7 @@ def test_a_config_saved_when_the_objective_was_part_of_training():
     del saved["objective"]
     saved["training"] |= {"weighting": "sigma2", "times": "stratified", "steps": 7}
     config = from_saved(saved)
-    assert config.objective.denoising.to_dict() == {"weighting": "sigma2", "times": "stratified"}
+    assert build_objective(config.to_dict()) == DenoisingScoreMatching("sigma2", "stratified")
     assert config.training.steps == 7
     assert "weighting" not in config.training
 
@@ -321,6 +330,29 @@ def test_chosen_only_leaves_out_what_was_not_chosen():
     assert set(brief["sde"]) == {"name", "ve"}
     assert brief["sde"]["ve"]["sigma_max"] == 20.0
     assert brief["training"] == config["training"]
+
+
+def test_a_choice_within_a_choice_is_overridden_saved_and_left_out_like_others():
+    arguments = ["--config.objective.denoising.times.log_snr.stratified=false", "--config.objective.denoising.weighting=edm"]
+    config = override(default_config(), arguments)
+    made = build_objective(config.to_dict())
+    assert made == DenoisingScoreMatching("edm", LogSNRTimes(stratified=False))
+    back = from_saved(json.loads(json.dumps(config.to_dict())))
+    assert back == config
+    brief = chosen_only(back.to_dict())["objective"]["denoising"]
+    assert brief == {"times": {"name": "log_snr", "log_snr": {"stratified": False}}, "weighting": {"name": "edm", "edm": {}}}
+
+
+def test_a_saved_word_is_the_name_of_a_choice():
+    """A choice may get options, and its word a section, after a run was written."""
+    saved = default_config().to_dict()
+    saved["objective"]["denoising"] = {"weighting": "edm"}
+    config = from_saved(saved)
+    assert config.objective.denoising.weighting.name == "edm"
+    assert config.objective.denoising.times == default_config().objective.denoising.times
+    saved["objective"]["denoising"] = {"weighting": 3}
+    with pytest.raises(ConfigError, match=r"wrong type for objective\.denoising\.weighting: 3"):
+        from_saved(saved)
 
 
 def test_a_section_that_is_given_a_value_is_given_its_name():

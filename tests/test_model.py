@@ -301,7 +301,7 @@ def test_loss_of_a_linear_model_in_closed_form(sde):
         ("edm", ((sigma / alpha) ** 2 + 0.25) / 0.25),
     ):
         times = torch.full((count,), t, dtype=torch.float64)
-        values = denoising_score_matching(model, x0, times, epsilon, weighting=WEIGHTINGS[name])
+        values = denoising_score_matching(model, x0, times, epsilon, weighting=WEIGHTINGS[name]())
         assert values.shape == (count,)
         assert abs(values.mean() - weight * expected) < 5 * values.std() / count**0.5
 
@@ -313,7 +313,7 @@ def test_edm_weighting_is_a_unit_weight_on_the_networks_output(sde):
     output = torch.randn(4, 3, dtype=torch.float64)
     model = ScoreModel(Oracle(output), sde, DataSpec((3,)), parameterization="edm", sigma_data=0.4)
     error = output - target("edm", sde, x0, epsilon, t, 0.4)
-    loss = denoising_score_matching(model, x0, t, epsilon, weighting=WEIGHTINGS["edm"])
+    loss = denoising_score_matching(model, x0, t, epsilon, weighting=WEIGHTINGS["edm"]())
     torch.testing.assert_close(loss, error.square().mean(1))
 
 
@@ -330,7 +330,7 @@ def test_likelihood_weighting_bounds_the_likelihood():
     t, weight = t.double(), weight.double()
     x0, epsilon = torch.randn(2, count, 1, dtype=torch.float64)
     losses = [
-        weight * denoising_score_matching(PointScore(sde, c), x0, t, epsilon, weighting=WEIGHTINGS["likelihood"])
+        weight * denoising_score_matching(PointScore(sde, c), x0, t, epsilon, weighting=WEIGHTINGS["likelihood"]())
         for c in (-1.0, -0.7)
     ]
     difference = losses[1] - losses[0]

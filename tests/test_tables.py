@@ -1,7 +1,11 @@
 """Tables of choices: one form for all of them, and what is said where a name or an option is not known."""
 
+import copy
 import inspect
+import json
+import pickle
 import re
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pkgutil import walk_packages
 
@@ -19,7 +23,17 @@ from score_sde.sdes import SDES, VPSDE
 from score_sde.solvers import SOLVERS, DPMSolverPP
 from score_sde.solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from score_sde.solvers.time_grids import TIME_GRIDS
-from score_sde.tables import CALLED_ELSEWHERE, OptionError, build, check_like, did_you_mean, nearest, options_of, section
+from score_sde.tables import (
+    CALLED_ELSEWHERE,
+    Choice,
+    OptionError,
+    build,
+    check_like,
+    did_you_mean,
+    nearest,
+    options_of,
+    section,
+)
 from score_sde.time_sampling import TIMES
 
 
@@ -112,6 +126,103 @@ def test_a_value_of_the_same_kind_is_taken(value, default):
     check_like(value, default, "this")
 
 
+# choices within choices
+
+
+@dataclass(frozen=True)
+class Constant:
+    value: float = 1.0
+
+
+@dataclass(frozen=True)
+class Decaying:
+    """From a choice down."""
+
+    start: Choice[Constant] = Choice({"constant": Constant}, Constant(3.0))
+    rates: tuple[float, ...] = (0.5,)
+
+
+RATES = {"constant": Constant, "decaying": Decaying}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    rate: Choice[Constant | Decaying] = Choice(RATES, "decaying")
+    steps: int = 2
+
+
+SCHEDULES = {"plain": Schedule}
+DEEP = {
+    "name": "plain",
+    "plain": {
+        "rate": {
+            "name": "decaying",
+            "constant": {"value": 1.0},
+            "decaying": {"start": {"name": "constant", "constant": {"value": 3.0}}, "rates": (0.5,)},
+        },
+        "steps": 2,
+    },
+}
+
+
+def test_a_choice_within_a_choice_is_a_section_within_a_section():
+    assert section(SCHEDULES, "plain") == section(SCHEDULES, Schedule()) == DEEP
+    assert options_of(Schedule) == DEEP["plain"]
+    made = Schedule(Decaying(Constant(7.0), (0.1, 0.2)), steps=3)
+    written = section(SCHEDULES, made)
+    assert written["plain"]["rate"]["decaying"] == {
+        "start": {"name": "constant", "constant": {"value": 7.0}},
+        "rates": (0.1, 0.2),
+    }
+    assert build(SCHEDULES, json.loads(json.dumps(written)), kind="schedule") == made
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["constant", Constant(), {"name": "constant"}, {"name": "constant", "constant": {"value": 1.0}, "decaying": {"rates": ()}}],
+)
+def test_a_choice_is_given_by_a_word_an_object_or_a_section(given):
+    made = Schedule(rate=given)
+    assert made == build(SCHEDULES, {"name": "plain", "plain": {"rate": given}}, kind="schedule") == Schedule(Constant())
+    assert made.rate == Constant()
+    assert (repr(made), hash(made)) == ("Schedule(rate=Constant(value=1.0), steps=2)", hash(Schedule(Constant())))
+    assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == replace(made, steps=2) == made
+    assert made != Schedule(rate=Constant(2.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("constnt", r"unknown rate 'constnt', did you mean constant\?; choose one of constant, decaying"),
+        (Constant, r"rate must be an instance, Constant\(...\), got the class Constant itself"),
+        (3, "rate must be one of constant, decaying, or an object of such a class, got 3"),
+        (None, "rate must be one of constant, decaying, or an object"),
+        ({"name": "constant", "constant": {"vale": 1.0}}, r"rate.constant has no option vale, did you mean value\?"),
+        ({"name": "decaying", "decaying": {"start": {"name": "x"}}}, "rate.decaying: unknown start 'x'; choose one of"),
+    ],
+)
+def test_what_a_choice_does_not_take_is_said(given, message):
+    with pytest.raises(OptionError, match=f"^{message}"):
+        Schedule(rate=given)
+    if not isinstance(given, type | None):
+        with pytest.raises(OptionError, match=rf"^schedule\.plain: {message}"):
+            build(SCHEDULES, {"name": "plain", "plain": {"rate": given}}, kind="schedule")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (Schedule, r"schedule must be an instance, Schedule\(...\), got the class Schedule itself"),
+        ("plane", r"unknown schedule 'plane', did you mean plain\?"),
+        (Constant(), r"schedule Constant\(value=1.0\) cannot be written to config.json: give one of plain, or add its class"),
+        (Schedule(len), "schedule.plain.rate .* cannot be written to config.json: give one of constant, decaying"),
+    ],
+)
+def test_what_has_no_section_is_said(chosen, message):
+    with pytest.raises(OptionError, match=message):
+        section(SCHEDULES, chosen, kind="schedule")
+
+
 # all tables
 
 CHOICES = {
@@ -122,6 +233,7 @@ CHOICES = {
     "corrector": (CORRECTORS, ()),
     "data": (DATASETS, None),  # which are read from files
     "objective": (OBJECTIVES, ()),
+    "weighting": (WEIGHTINGS, ()),
     "times": (TIMES, ()),
     "time grid": (TIME_GRIDS, ()),
     "divergence": (DIVERGENCES, ()),
@@ -132,7 +244,6 @@ CHOICES = {
 FORMULAS = {
     "parameterization": (PARAMETERIZATIONS, 3),
     "time_input": (TIME_INPUTS, 3),
-    "weighting": (WEIGHTINGS, 2),
     "dequantization": (DEQUANTIZATIONS, 4),
 }
 """Tables of functions without options, and the number of their arguments."""
@@ -152,7 +263,7 @@ def test_every_table_of_the_package_is_here():
 
 @pytest.mark.parametrize("kind", CHOICES)
 def test_every_choice_has_flat_arguments_with_defaults(kind):
-    """Numbers, words, truth values and tuples of numbers, which a config and a command line can hold."""
+    """Numbers, words, truth values and tuples of numbers, which a config and a command line can hold, or another choice."""
     table, given = CHOICES[kind]
     for name, builder in table.items():
         parameters = list(inspect.signature(builder).parameters.values())
@@ -160,7 +271,10 @@ def test_every_choice_has_flat_arguments_with_defaults(kind):
         assert len(needed) == len(given or ()), name
         assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters), name
         for key, default in options_of(builder).items():
-            if default is not None:
+            if isinstance(default, dict):
+                table = next(table for table, _ in CHOICES.values() if {"name", *table} == set(default))
+                assert default == section(table, default["name"]), f"{name}.{key}"
+            elif default is not None:
                 check_like(default, default, f"{name}.{key}")
                 assert isinstance(default, bool | int | float | str | tuple), f"{name}.{key}"
 

@@ -1,8 +1,9 @@
 """Changes of a config that are typed: ``--config.section.key=value``."""
 
 import ast
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 
 from absl import flags
 from ml_collections import config_flags
@@ -31,7 +32,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     for argument in arguments:
         key, equals, value = argument.removeprefix("--config.").partition("=")
         if key not in keys:
-            raise ConfigError(_unknown(key, keys))
+            raise ConfigError(_unknown(key, config))
         if not equals:
             raise ConfigError(f"config.{key} needs a value: --config.{key}={keys[key]!r}")
         _check_type(config, key, value)
@@ -45,16 +46,20 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     return config
 
 
-def _unknown(key: str, keys: Mapping[str, Any]) -> str:
+def _unknown(key: str, config: ConfigDict) -> str:
     """What to say of a key that does not exist."""
+    options = flat(config)
+    keys = [*options, *(known.removesuffix(".name") for known in options if known.endswith(".name"))]
+    section, _, last = key.rpartition(".")
     inside = [known for known in keys if known.startswith(f"{key}.")]
     if inside:
         return f"config.{key} is a section: set one of {', '.join(inside[:6])}{' ...' * (len(inside) > 6)}"
-    section, _, last = key.rpartition(".")
+    if f"{section}.name" in options and last in reduce(getitem, section.split("."), config):
+        return f"config.{key} has no options: choose it by --config.{section}={last}"
     beside = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}
     if meant := nearest(last, beside):
         return f"there is no config.{key}, did you mean {beside[meant]}?"
-    within = f"{section}.{keys.get(f'{section}.name')}.{last}"
+    within = f"{section}.{options.get(f'{section}.name')}.{last}"
     if within in keys:  # an option of what is chosen
         return f"there is no config.{key}, did you mean {within}?"
     if section and beside:

@@ -67,9 +67,12 @@ def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
             if key not in target:
                 raise ConfigError(f"config.json has an unknown key {path}{key}")
             default = target[key]
-            if isinstance(value, Mapping) and isinstance(default, ConfigDict):
-                fill(default, value, f"{path}{key}.")
-                continue
+            if isinstance(default, ConfigDict):
+                if isinstance(value, str) and "name" in default:  # a choice that had no options yet
+                    value = {"name": value}
+                if isinstance(value, Mapping):
+                    fill(default, value, f"{path}{key}.")
+                    continue
             try:
                 if isinstance(default, ConfigDict):
                     raise TypeError("a section is needed")

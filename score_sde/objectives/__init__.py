@@ -2,8 +2,8 @@
 
 from score_sde.objectives.base import Objective, Terms
 from score_sde.objectives.denoising import DenoisingScoreMatching, denoising_score_matching
-from score_sde.objectives.weightings import WEIGHTINGS
+from score_sde.objectives.weightings import WEIGHTINGS, Weighting
 
-__all__ = ["OBJECTIVES", "WEIGHTINGS", "DenoisingScoreMatching", "Objective", "Terms", "denoising_score_matching"]
+__all__ = ["OBJECTIVES", "WEIGHTINGS", "DenoisingScoreMatching", "Objective", "Terms", "Weighting", "denoising_score_matching"]
 
 OBJECTIVES: dict[str, type[Objective]] = {"denoising": DenoisingScoreMatching}

@@ -7,7 +7,6 @@ The score of x_t given x_0 is -epsilon / sigma, so a model's score s is judged b
 the squared error of the noise that it implies. ``score_sde.objectives.weightings`` has the weights w.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,10 +15,10 @@ from score_sde.data import Batch
 from score_sde.draws import Draws
 from score_sde.model import ScoreModel
 from score_sde.objectives.base import Objective, State, Terms
-from score_sde.objectives.weightings import WEIGHTINGS, sigma2
-from score_sde.tables import build, require_name
+from score_sde.objectives.weightings import WEIGHTINGS, Sigma2, Weighting
+from score_sde.tables import Choice
 from score_sde.tensors import expand, mean_event
-from score_sde.time_sampling import TIMES
+from score_sde.time_sampling import TIMES, TimeRule
 
 
 @dataclass(frozen=True)
@@ -27,25 +26,20 @@ class DenoisingScoreMatching(Objective):
     """The weighted squared error of the noise, averaged over event dimensions and over t uniform in [t_min, T].
 
     Args:
-        weighting: ``sigma2``, ``likelihood`` or ``edm``.
-        times: ``uniform``, ``stratified`` or ``log_snr``: where the average over t is sampled.
+        weighting: w, a name in ``WEIGHTINGS`` or an object.
+        times: where the average over t is sampled, a name in ``TIMES`` or an object.
 
     Raises:
-        ValueError: a name is unknown.
+        OptionError: a name is unknown.
     """
 
-    weighting: str = "likelihood"
-    times: str = "log_snr"
-
-    def __post_init__(self):
-        for name, table in (("weighting", WEIGHTINGS), ("times", TIMES)):
-            require_name(name, getattr(self, name), table)
+    weighting: Choice[Weighting] = Choice(WEIGHTINGS, "likelihood")
+    times: Choice[TimeRule] = Choice(TIMES, "log_snr")
 
     def __call__(self, model: ScoreModel, batch: Batch, draws: Draws, state: State) -> Terms:
-        t, weight = draws.times(build(TIMES, self.times, kind="times"), model.sde)
+        t, weight = draws.times(self.times, model.sde)
         epsilon = draws.normal("noise", batch.values.shape)
-        weighting = WEIGHTINGS[self.weighting]
-        loss = denoising_score_matching(model, batch.values, t, epsilon, weighting=weighting, cond=batch.cond)
+        loss = denoising_score_matching(model, batch.values, t, epsilon, weighting=self.weighting, cond=batch.cond)
         return Terms(weight * loss, times=t)
 
 
@@ -55,7 +49,7 @@ def denoising_score_matching(
     t: Tensor,
     epsilon: Tensor,
     *,
-    weighting: Callable[[ScoreModel, Tensor], Tensor] = sigma2,
+    weighting: Weighting = Sigma2(),
     cond: Tensor | None = None,
 ) -> Tensor:
     """The weighted squared error of the noise, averaged over event dimensions: one value per sample, ``(B,)``.
@@ -65,7 +59,7 @@ def denoising_score_matching(
         x0: clean data in model coordinates, ``(B, *D)``.
         t: times, ``(B,)``.
         epsilon: standard normal noise, ``(B, *D)``.
-        weighting: a value of ``WEIGHTINGS``.
+        weighting: w, called as ``weighting(model, t)``.
         cond: what the model is conditioned on, ``(B, ...)``.
     """
     score = model(model.sde.perturb(x0, t, epsilon), t, cond)

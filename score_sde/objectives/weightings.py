@@ -9,26 +9,45 @@ edm         w = 1 + sigma^2 / (alpha sigma_data)^2: unit weight on EDM's network
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from score_sde.model import ScoreModel
 
 
-def sigma2(model: ScoreModel, t: Tensor) -> Tensor:
+class Weighting(Protocol):
+    """A weight on the squared error of the noise. One of your own is a frozen dataclass, or a function."""
+
+    def __call__(self, model: ScoreModel, t: Tensor) -> Tensor:
+        """The weights at the times ``t``, both ``(B,)``; ``model`` is the model, or any score with its SDE."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sigma2:
     """1."""
-    return t.new_ones(t.shape)
+
+    def __call__(self, model: ScoreModel, t: Tensor) -> Tensor:
+        return t.new_ones(t.shape)
 
 
-def likelihood(model: ScoreModel, t: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Likelihood:
     """g^2 / sigma^2."""
-    return (model.sde.diffusion(t) / model.sde.sigma(t)) ** 2
+
+    def __call__(self, model: ScoreModel, t: Tensor) -> Tensor:
+        return (model.sde.diffusion(t) / model.sde.sigma(t)) ** 2
 
 
-def edm(model: ScoreModel, t: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class EDM:
     """1 + sigma^2 / (alpha sigma_data)^2."""
-    return 1 + (model.sde.sigma(t) / (model.sde.alpha(t) * model.sigma_data)) ** 2
+
+    def __call__(self, model: ScoreModel, t: Tensor) -> Tensor:
+        return 1 + (model.sde.sigma(t) / (model.sde.alpha(t) * model.sigma_data)) ** 2
 
 
-WEIGHTINGS: dict[str, Callable[[ScoreModel, Tensor], Tensor]] = {"sigma2": sigma2, "likelihood": likelihood, "edm": edm}
-"""Name -> weight on the squared error of the noise, ``(B,)``."""
+WEIGHTINGS: dict[str, Callable[..., Weighting]] = {"sigma2": Sigma2, "likelihood": Likelihood, "edm": EDM}
+"""Name -> weighting."""

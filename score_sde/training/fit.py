@@ -91,7 +91,7 @@ def fit(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with sole_writer(folder):
         config: dict[str, Any] = {"seed": seed, "training": dataclasses.asdict(training)}
-        config["sde"], config["objective"] = _section_of(SDES, sde, "sde"), _section_of(OBJECTIVES, objective, "objective")
+        config["sde"], config["objective"] = section(SDES, sde, kind="sde"), section(OBJECTIVES, objective, kind="objective")
         with _removed_if_refused(folder / DATA):
             config["data"] = _data_section(data, folder, classes, levels)
             found = build_data(config)
@@ -99,7 +99,7 @@ def fit(
                 found = found._replace(class_names=data.class_names)
             if not isinstance(data, Tensor | np.ndarray | Path | str):
                 _warn_of_other_scaling(data.spec, found.spec)
-            config["network"] = section(NETWORKS, network or _network_for(found.spec.shape), "shape")
+            config["network"] = section(NETWORKS, network or _network_for(found.spec.shape), "shape", kind="network")
             _set(config["network"], network_options, "network", NETWORKS)
             config["model"] = options_of(ScoreModel, "network", "sde", "data")
             config["model"] |= {"parameterization": parameterization, "time_input": time_input, "sigma_data": None}
@@ -186,21 +186,6 @@ def _keep(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
             raise RunError(f"the data is not that which {folder} was trained on: give another directory")
     else:
         write_npz(path, arrays)
-
-
-def _section_of(table: Table, thing: object, kind: str) -> dict[str, Any]:
-    """The section of a config that builds ``thing``, an instance of a class of ``table`` or a name in it."""
-    if isinstance(thing, str):
-        require_name(kind, thing, table)
-        return section(table, thing)
-    name = next((name for name, builder in table.items() if builder is type(thing)), None)
-    if name is None:
-        raise OptionError(
-            f"{kind} {thing} cannot be written to config.json: give one of {', '.join(table)}, or add its class to the table"
-        )
-    chosen = section(table, name)
-    chosen[name] |= {key: getattr(thing, key) for key in chosen[name]}
-    return chosen
 
 
 def _set(chosen: dict[str, Any], options: Mapping[str, Any], kind: str, table: Table) -> None:

@@ -19,7 +19,7 @@ from score_sde.data import Dataset, EpochOrder, digits, read, two_moons
 from score_sde.ema import EMA
 from score_sde.networks import MLP, UNet
 from score_sde.objectives import DenoisingScoreMatching, denoising_score_matching
-from score_sde.objectives.weightings import likelihood
+from score_sde.objectives.weightings import Likelihood
 from score_sde.time_sampling import LogSNRTimes
 from score_sde.training import STANDARD_HOOKS, Trainer, TrainingOptions, begin, resume
 
@@ -56,7 +56,7 @@ def bare_loop(name: str):
             t, weight = rule.sample(model.sde, size, random)
             x0 = spec.encode(batch, torch.rand(batch.shape, generator=random))
             epsilon = torch.randn(x0.shape, generator=random)
-            loss = (weight * denoising_score_matching(model, x0, t, epsilon, weighting=likelihood)).mean()
+            loss = (weight * denoising_score_matching(model, x0, t, epsilon, weighting=Likelihood())).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -24,6 +24,10 @@ def check(*options, **how):
         (["data.file.levels=3"], "it is an option of the data file, and digits is chosen"),
         (["network.mlp.width=8"], "it is an option of the network mlp, and unet is chosen"),
         (["sde.ve.sigma_max=9"], "it is an option of the sde ve, and vp is chosen"),
+        (
+            ["objective.denoising.times=uniform", "objective.denoising.times.log_snr.stratified=false"],
+            "it is an option of the objective.denoising.times log_snr, and uniform is chosen",
+        ),
         (["likelihood.solver.ode.method=rk45"], "an option of the likelihood.solver ode, and dual_weighted is chosen"),
         (["solver.name=ode", "solver.ode.steps=9"], "method is dopri5, which works to rtol and atol"),
         (["solver.name=ode", "solver.ode.grid=edm"], "method is dopri5, which works to rtol and atol"),

@@ -210,7 +210,7 @@ def test_what_edm_gives_the_network_has_unit_mean_square(values):
         x = model.sde.perturb(x0, times, epsilon)
         c_in = model.coefficients(times).c_in[0]
         assert (c_in * x).square().mean().item() == pytest.approx(1, abs=0.05)
-        loss = denoising_score_matching(model, x0, times, epsilon, weighting=WEIGHTINGS["edm"])
+        loss = denoising_score_matching(model, x0, times, epsilon, weighting=WEIGHTINGS["edm"]())
         assert loss.mean().item() == pytest.approx(1, abs=0.1)
 
 

@@ -7,7 +7,18 @@ import pytest
 from score_sde.config import default_config, from_saved
 from score_sde.data import DataSpec
 from score_sde.files import read_json, write_json
-from score_sde.run import Begun, NotARun, RunError, load_begun, load_config, load_identity, load_known_data, save_config
+from score_sde.objectives import DenoisingScoreMatching
+from score_sde.run import (
+    Begun,
+    NotARun,
+    RunError,
+    build_objective,
+    load_begun,
+    load_config,
+    load_identity,
+    load_known_data,
+    save_config,
+)
 from score_sde.run.migrations import FORMAT, MOVED, migrated
 
 SPEC = DataSpec((2,))
@@ -55,7 +66,8 @@ def test_options_that_moved_are_found_where_they_are_now():
     assert not {"weighting", "times"} & set(now["training"])
     assert json.dumps(config) == before
     assert migrated(now) == now
-    assert from_saved(config).objective.denoising.weighting == "edm"
+    assert from_saved(config).objective.denoising.weighting.name == "edm"
+    assert build_objective(now) == DenoisingScoreMatching("edm", "uniform")
 
 
 def test_every_option_that_moved_is_one_of_today():

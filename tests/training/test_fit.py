@@ -16,6 +16,8 @@ from score_sde.data import DataSpec, TensorSource, read, two_moons
 from score_sde.files import read_json, write_json
 from score_sde.networks import MLP, UNet
 from score_sde.objectives import DenoisingScoreMatching
+from score_sde.run import build_objective
+from score_sde.time_sampling import LogSNRTimes
 from score_sde.training import TrainStep
 from tests.oracles.sdes import CosineSDE
 
@@ -112,13 +114,13 @@ def test_a_run_of_other_settings_is_left_alone(tmp_path, change, message):
 
 
 def test_the_settings_are_those_of_the_call(tmp_path):
-    objective = DenoisingScoreMatching(weighting="edm", times="uniform")
+    objective = DenoisingScoreMatching(weighting="edm", times=LogSNRTimes(stratified=False))
     classes = torch.arange(60) % 3
     run = trained(
         points(), tmp_path, sde=VESDE(sigma_max=7.0), objective=objective, classes=classes, network_options={"classes": 3}
     )
     assert run.model.sde == VESDE(sigma_max=7.0)
-    assert run.config["objective"]["denoising"] == {"weighting": "edm", "times": "uniform"}
+    assert build_objective(run.config) == objective
     assert run.config["training"]["steps"] == 4
     assert run.model.classes == 3
 
