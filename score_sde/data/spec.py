@@ -115,6 +115,13 @@ class DataSpec:
         return math.prod(self.shape)
 
     @property
+    def bins(self) -> int:
+        """The number of values of integer data; a ``ValueError`` for continuous data."""
+        if self.levels is None:
+            raise ValueError("continuous data has no bins")
+        return self.levels
+
+    @property
     def interval(self) -> tuple[float, float]:
         """The interval of the data that is mapped onto ``model_range``; a ``ValueError`` where coordinates have their own."""
         if self.spread:
@@ -156,7 +163,7 @@ class DataSpec:
         """A number for each coordinate or channel, in the shape that meets ``beside`` ``(B, *D)``."""
         return _column(numbers, len(self.shape), beside.device)
 
-    def dequantized(self, integers: Tensor, uniform: Tensor) -> Tensor:
+    def dequantized(self, integers: Tensor, uniform: Tensor | float) -> Tensor:
         """Integers ``(B, *D)``, spread over their bins by ``uniform`` in [0, 1), in model coordinates."""
         return self.scale(integers + uniform if self.dequantize else integers + uniform - 0.5)
 
@@ -166,11 +173,10 @@ class DataSpec:
         Raises:
             ValueError: the data is continuous.
         """
-        if self.levels is None:
-            raise ValueError("continuous data has no bins")
+        last = self.bins - 1
         values = self.unscale(x)
         values = values.floor() if self.dequantize else values.round()
-        return values.clamp(0, self.levels - 1).long()
+        return values.clamp(0, last).long()
 
     def encode(self, values: Tensor, uniform: Tensor) -> Tensor:
         """Data as it is stored to model coordinates, in the dtype of ``uniform``, which dequantizes data that is to be."""

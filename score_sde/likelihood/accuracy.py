@@ -133,12 +133,18 @@ def enough_probes(
         seed = derive_seed(estimator.seed, "probes", used)
         new = again(dataclasses.replace(estimator, divergence=fresh, probe_seed=seed))
         share = more / (used + more)
-        known = torch.full_like(new.bits, variance) if found.probe_variance is None else found.probe_variance
-        spread = (1 - share) ** 2 * known + share**2 * new.probe_variance
+        known, added = (
+            torch.full_like(values.bits, variance) if values.probe_variance is None else values.probe_variance
+            for values in (found, new)
+        )
+        spread = (1 - share) ** 2 * known + share**2 * added
         bits, nfe, vjps = (1 - share) * found.bits + share * new.bits, found.nfe + new.nfe, found.vjps + new.vjps
-        error = None if found.error is None else (1 - share) * found.error + share * new.error
-        steps = None if found.steps is None else torch.minimum(found.steps, new.steps)
-        found = Values(bits, spread, nfe, vjps, error, steps)
+        error = steps = None
+        if found.error is not None and new.error is not None:
+            error = (1 - share) * found.error + share * new.error
+        if found.steps is not None and new.steps is not None:
+            steps = torch.minimum(found.steps, new.steps)
+        found = Values(bits, nfe, vjps, spread, error, steps)
         divergence, variance = divergence.with_probes(used + more), spread.mean().item()
     return dataclasses.replace(estimator, divergence=divergence), found, variance
 

@@ -114,7 +114,7 @@ def audit_solver(estimator: Estimator, found: Values, data: DataSet, wanted: int
     weight = len(rest) / max(1, len(sampled))
     weights = torch.cat([torch.ones(len(top)), torch.full((len(sampled),), weight)]).double()
     square = (weights * error.square()).sum()
-    if known.any():
+    if found.error is not None:
         square = square + found.error[known].square().sum()
     among = difference[len(top) :]
     unsure = among.var() * weight * (len(rest) - len(sampled)) if len(among) > 1 else torch.zeros(())

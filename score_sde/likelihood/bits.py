@@ -12,6 +12,7 @@ bound. All samples of an integer share their probes, so that most of the noise c
 import math
 import warnings
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ def bits_per_dim(
     else:
         estimator, found, solved = solve_within(estimator, samples, target_error, audit)
     variances = audit_draws(estimator, found, samples, audit)
-    if target_error is not None and importance_samples == 1:
+    if target_error is not None and importance_samples == 1 and variances.probe is not None:
         again = lambda to: samples.all(to, doing=str(to.divergence), folder=f"probes_{to.divergence.estimates}")
         estimator, found, probe = enough_probes(estimator, found, variances.probe, again, target_error)
         variances = variances._replace(probe=probe)
@@ -256,7 +257,8 @@ def prior_mismatch(sde: SDE, moments: Moments) -> float:
     first two moments tell.
     """
     alpha, sigma = float(sde.alpha(sde.T)), float(sde.sigma(sde.T))
-    variances = moments.spectrum if moments.covariance is None else torch.linalg.eigvalsh(moments.covariance)
+    covariance = moments.covariance
+    variances = cast(Tensor, moments.spectrum) if covariance is None else torch.linalg.eigvalsh(covariance)
     ratio = (alpha / sigma) ** 2 * variances.clamp_min(0)
     shift = ((alpha / sigma) * moments.mean).square().sum()
     divergence = ((ratio - torch.log1p(ratio)).sum() + shift) / 2

@@ -42,7 +42,7 @@ class Batch:
         u = self.uniform.uniform()
         return (torch.arange(u.shape[1], dtype=u.dtype) + u) / u.shape[1]
 
-    def error(self, t: Tensor, v: float | None = 0.0) -> tuple[Tensor, Tensor | float]:
+    def error(self, t: Tensor, v: Tensor | float | None = 0.0) -> tuple[Tensor, Tensor | float]:
         """epsilon + sigma score at a draw of x_t, ``(B, *D)`` in float64, and v, taken from the model where it is None."""
         sde, epsilon = self.score.sde, self.noise.normal()
         sigma = expand(sde.sigma(t).to(self.x0), epsilon)

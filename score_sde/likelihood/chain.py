@@ -79,7 +79,7 @@ def discrete_bound(
             taken = torch.arange(inner_steps)
         else:
             taken = (batch.stratified() * inner_steps).long().clamp_max(inner_steps - 1).T
-        diffusion = sum(chain.divergence(batch, step, VARIANCES[variance]) for step in taken)
+        diffusion = sum((chain.divergence(batch, step, VARIANCES[variance]) for step in taken), start=torch.zeros(()))
         return diffusion * (inner_steps / times), chain.reconstruction(batch, VARIANCES[variance])
 
     return estimate_bound(
@@ -120,7 +120,7 @@ def discretized_gaussian(integers: Tensor, mean: Tensor, std: Tensor | float, da
     centre = (centres(integers, data) - mean) / std
     half = data.slope / 2 / std
     below = torch.where(integers == 0, -math.inf, centre - half)
-    above = torch.where(integers == data.levels - 1, math.inf, centre + half)
+    above = torch.where(integers == data.bins - 1, math.inf, centre + half)
     flip = below + above > 0
     a, b = torch.where(flip, -above, below), torch.where(flip, -below, above)
     tails = [torch.special.erfcx(-z / math.sqrt(2)) for z in (a, b)]
@@ -139,13 +139,13 @@ class Chain:
         self.log_ratio = log_variance.diff()
         self.log_first = log_variance[0], (-torch.expm1(log_snr[1] - log_snr[0])).log()
 
-    def divergence(self, batch: Batch, step: Tensor, v: float | None) -> Tensor:
+    def divergence(self, batch: Batch, step: Tensor, v: Tensor | float | None) -> Tensor:
         """KL of the step from node ``step + 1`` to node ``step``, in nats, ``(B,)``; ``step`` is ``()`` or ``(B,)``."""
         error, v = batch.error(self.nodes[step + 1], v)
         gain, log_ratio = (expand(values[step].to(error), error) for values in (self.gain, self.log_ratio))
         return sum_event(step_divergence(error, gain, log_ratio, v))
 
-    def reconstruction(self, batch: Batch, v: float | None) -> Tensor:
+    def reconstruction(self, batch: Batch, v: Tensor | float | None) -> Tensor:
         """-log p(x0 | x_1) in nats, ``(B,)``."""
         t = self.nodes[0]
         error, v = batch.error(t, v)

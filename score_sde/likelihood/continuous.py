@@ -59,7 +59,7 @@ def continuous_bound(
 
     def terms(batch: Batch) -> tuple[Tensor, Tensor]:
         t = sde.inverse_log_snr(low + (high - low) * batch.stratified()).clamp(sde.t_min, sde.T)
-        squares = sum(sum_event(batch.error(column)[0] ** 2) for column in t.unbind(1))
+        squares = sum((sum_event(batch.error(column)[0] ** 2) for column in t.unbind(1)), start=torch.zeros(()))
         return (high - low) / 2 * squares / times, _level_surprisal(batch, sde.t_min)
 
     return estimate_bound(
@@ -89,7 +89,7 @@ def _level_surprisal(batch: Batch, t: float) -> Tensor:
     sde, epsilon = batch.score.sde, batch.noise.normal().double()
     c = float(sde.alpha(t) / sde.sigma(t)) * batch.data.slope
     total = torch.full_like(epsilon, -math.inf)
-    for level in range(batch.data.levels):
+    for level in range(batch.data.bins):
         shift = c * (level - batch.integers)
         total = torch.logaddexp(total, shift * (epsilon - shift / 2))
     return sum_event(total)

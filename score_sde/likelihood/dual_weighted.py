@@ -40,8 +40,9 @@ within a small part of a step. A sample that even this does not solve has no val
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -126,8 +127,9 @@ class DualWeighted:
 
     def _too_crude(self, found: Transported, x: Tensor) -> Tensor:
         """Places of the samples to be solved again, ``(n,)``."""
-        enough = found.error <= self.tolerance * x[0].numel()
-        kept = enough if self.doublings else enough | found.error.isfinite()
+        error = cast(Tensor, found.error)  # whatever is solved here has one
+        enough = error <= self.tolerance * x[0].numel()
+        kept = enough if self.doublings else enough | error.isfinite()
         return kept.logical_not().nonzero()[:, 0]  # what is not finite as well
 
     def _by_runge_kutta(self, flow: Flow, x: Tensor, ends: tuple[float, float], observe: Observer | None) -> Transported:
@@ -135,31 +137,35 @@ class DualWeighted:
 
         A tenth of the tolerance is a tenth of the error or less: a third of the difference is on the safe side.
         """
-        tolerances = RUNGE_KUTTA[torch.promote_types(x.dtype, torch.float32)]
-        log_p = lambda end: flow.sde.prior_log_prob(end.state) + end.changes.mean(0)
-        found, rows = None, torch.arange(len(x), device=x.device)
-        for tolerance in tolerances:
+        loosest, *tighter = RUNGE_KUTTA[torch.promote_types(x.dtype, torch.float32)]
+        rows = torch.arange(len(x), device=x.device)
+
+        def solved(tolerance: float) -> Transported:
             solver = ProbabilityFlow(method="rk45", rtol=tolerance, atol=tolerance)
+            return solver.transport(flow.of(rows), x[rows], *ends, observe=observe, partial=True)
+
+        log_p = lambda end: (flow.sde.prior_log_prob(end.state) + end.changes.mean(0)).detach()
+        first = solved(loosest)
+        found = Transported(first.state, first.changes, first.changes.new_full((len(x),), math.inf), torch.zeros_like(rows))
+        for tolerance in tighter:
             try:
-                finer = solver.transport(flow.of(rows), x[rows], *ends, observe=observe, partial=True)
+                finer = solved(tolerance)
             except SolverError:  # none of these; others may have been solved before
                 if len(rows) == len(x):
                     raise
                 break
-            if found is None:
-                found = replace(finer, error=finer.changes.new_full((len(x),), math.inf), steps=torch.zeros_like(rows))
-                continue
-            value = log_p(finer).detach()
-            error = (value - log_p(found.of(rows)).detach()).abs() / 3
-            found = found.with_rows(rows, replace(finer, error=error, steps=torch.zeros_like(rows)))
+            value = log_p(finer)
+            error = (value - log_p(found.of(rows))).abs() / 3
+            found = found.with_rows(rows, Transported(finer.state, finer.changes, error, torch.zeros_like(rows)))
             rounding = 1000 * torch.finfo(value.dtype).eps * value.abs()  # beyond which no step can help
             rows = rows[~(error <= self.tolerance * x[0].numel() + rounding)]
             if not len(rows):
                 return found
         if len(rows) == len(x):
+            change = 3 * cast(Tensor, found.error).amax() / x[0].numel()
             raise SolverError(
-                f"dual-weighted path: its steps do not solve this, and Runge-Kutta steps at a tolerance of {tolerances[-1]:g} "
-                f"change log p by {3 * found.error.amax() / x[0].numel():.2g} nats/dim: use a larger tolerance, or float64"
+                f"dual-weighted path: its steps do not solve this, and Runge-Kutta steps at a tolerance of {tighter[-1]:g} "
+                f"change log p by {change:.2g} nats/dim: use a larger tolerance, or float64"
             )
         return found.with_rows(rows, found.of(rows).lost())
 
@@ -201,8 +207,9 @@ class DualWeighted:
         return Transported(scale[-1] * z, changes, error, torch.full_like(error, self.steps, dtype=torch.long))
 
 
-def _weighted(weights: np.ndarray, values: list[Tensor]) -> Tensor:
-    return sum(float(weight) * value for weight, value in zip(weights, values, strict=True) if weight)
+def _weighted(weights: np.ndarray, values: Sequence[Tensor]) -> Tensor:
+    terms = (float(weight) * value for weight, value in zip(weights, values, strict=True) if weight)
+    return sum(terms, start=torch.zeros(()))
 
 
 class _Weights:
@@ -222,8 +229,8 @@ class _Weights:
         """Integral of F dtheta over interval i, which ends at node i: through the last nodes before i, or ``new``, with it."""
         last = i + 1 if new else i
         first = max(0, last - ORDER)
-        weights = lagrange_weights(self.u[first:last], self.u[i - 1], self.u[i], lambda u: 1 / (2 * np.cosh(u)))
-        return sum(float(w) * force for w, force in zip(weights, forces[first:last], strict=True))
+        weights = lagrange_weights(self.u[first:last].tolist(), self.u[i - 1], self.u[i], lambda u: 1 / (2 * np.cosh(u)))
+        return _weighted(weights, forces[first:last])
 
 
 def _spline_integrals(u: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ result is that of a single process.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +34,15 @@ from score_sde.tensors import SampleNoise
 class Values:
     """Negative log-likelihoods of single samples, and what each of them took; all ``(n,)``, float64, on the CPU.
 
-    ``bits`` in bits per dimension; ``probe_variance``, their variances over the draw of the probes, None where unknown;
-    network evaluations and vector-Jacobian products. Where the solver tells, ``error`` is its estimated error in bits per
-    dimension, and ``steps`` the steps that a sample was given, 0 for Runge-Kutta steps of its own.
+    ``bits`` in bits per dimension; network evaluations and vector-Jacobian products; ``probe_variance``, the variances of
+    ``bits`` over the draw of the probes, None where unknown. Where the solver tells, ``error`` is its estimated error in bits
+    per dimension, and ``steps`` the steps that a sample was given, 0 for Runge-Kutta steps of its own.
     """
 
     bits: Tensor
-    probe_variance: Tensor | None
     nfe: Tensor
     vjps: Tensor
+    probe_variance: Tensor | None = None
     error: Tensor | None = None
     steps: Tensor | None = None
 
@@ -78,7 +78,7 @@ class Estimator:
         logs = torch.stack(logs)
         share = logs.softmax(0)
 
-        def together(parts: Sequence[Tensor]) -> Tensor:
+        def together(parts: list[Tensor]) -> Tensor:
             """Importance samples share their probes and their place: the worst case is that their errors are one."""
             return (share * torch.stack(parts).double() / unit).sum(0).cpu()
 
@@ -93,7 +93,7 @@ class Estimator:
         bits = -(logs.logsumexp(0) - math.log(len(logs))) / unit
         each = torch.ones(len(bits), dtype=torch.float64)
         nfe, vjps = counter.samples / len(values), sum(result.vjps for result in found)
-        return Values(bits.cpu(), variance, nfe * each, vjps * each, error, steps)
+        return Values(bits.cpu(), nfe * each, vjps * each, variance, error, steps)
 
     def _points(self, model: Score, values: Tensor, noise: SampleNoise, cond: Tensor | None) -> tuple[Tensor, Tensor | float]:
         """Points in model coordinates, ``(n, *D)``, and log q of them in nats."""
@@ -184,7 +184,7 @@ class DataSet:
                 bar.update(world() * len(batch))
         done = {i: arrays for part in gathered(done) for i, arrays in part.items()}
         whole = {name: torch.from_numpy(np.concatenate([done[i][name] for i in range(len(batches))])) for name in done[0]}
-        return Values(**{field.name: whole.get(field.name) for field in fields(Values)})
+        return Values(**whole)
 
     def _batch(self, estimator: Estimator, places: Tensor) -> dict[str, np.ndarray]:
         told = None
@@ -194,8 +194,7 @@ class DataSet:
             found = estimator(self.values[places.to(self.values.device)], places.tolist(), told)
         except SolverError as error:
             raise SolverError(f"samples {int(places[0])} to {int(places[-1])}, counted from 0: {error}") from error
-        arrays = {field.name: getattr(found, field.name) for field in fields(found)}
-        return {name: value.numpy() for name, value in arrays.items() if value is not None}
+        return {name: value.numpy() for name, value in vars(found).items() if value is not None}
 
 
 def spec_of(model: Score, data: DataSpec | None) -> DataSpec:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Kept:
             forget(self.folder)
             write_text(file, json.dumps(self.protocol, indent=2) + "\n")
 
-    def write(self, first: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def write(self, first: int, arrays: Mapping[str, Any]) -> None:
         """Keep a batch."""
         content = io.BytesIO()
         np.savez(content, **arrays)

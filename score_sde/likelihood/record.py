@@ -97,10 +97,12 @@ class BitsPerDim:
         if math.isnan(self.stderr):
             value = value.replace(" +- nan", "")
             errors = "one sample: a standard error needs at least two"
-        if self.solver_error is not None:
+        measured = self.solver_error, self.solver_bias, self.solver_bias_stderr
+        if solver := [part * unit for part in measured if part is not None]:
+            error, bias, unsure = solver
             errors += (
-                f"; solver error {self.solver_error * unit:.4f} a sample and {self.solver_bias * unit:+.4f} +- "
-                f"{self.solver_bias_stderr * unit:.4f} in the mean, by solving {self.audited} samples more finely"
+                f"; solver error {error:.4f} a sample and {bias:+.4f} +- {unsure:.4f} in the mean, by solving {self.audited} "
+                "samples more finely"
             )
         of = f"discrete data with {self.dim} dimensions and {self.levels} levels, " if self.levels else ""
         of = of or f"continuous data with {self.dim} dimensions"

@@ -79,7 +79,7 @@ class VariationalDequantizer(nn.Module):
         self.conditioners = nn.ModuleList(_conditioner(spec.shape, width, depth) for _ in range(couplings))
         indices = torch.meshgrid(*map(torch.arange, spec.shape), indexing="ij")
         self.even: Tensor
-        self.register_buffer("even", sum(indices) % 2 == 0, persistent=False)
+        self.register_buffer("even", torch.stack(indices).sum(0) % 2 == 0, persistent=False)
 
     def forward(self, integers: Tensor, noise: SampleNoise, spec: DataSpec, sde: SDE) -> tuple[Tensor, Tensor]:
         """Integers ``(B, *D)`` to points in model coordinates ``(B, *D)`` and log q there, in nats, ``(B,)``."""
@@ -92,7 +92,7 @@ class VariationalDequantizer(nn.Module):
         """Uniform numbers to places in the bins of ``integers``, all ``(B, *D)``, and log q(u | k) ``(B,)``, in float64."""
         # float32 has zeros among its uniform numbers, where the logit is infinite
         start = torch.logit(uniform.double().clamp(2**-25, 1 - 2**-25))
-        level = 2 * integers.double() / (self.spec.levels - 1) - 1
+        level = 2 * integers.double() / (self.spec.bins - 1) - 1
         dtype = next(self.parameters()).dtype
         y, log_scales = start, torch.zeros_like(start)
         for i, conditioner in enumerate(self.conditioners):
@@ -112,8 +112,8 @@ def _conditioner(shape: tuple[int, ...], width: int, depth: int) -> nn.Sequentia
     layer, sizes = kinds[len(shape) - 1], [2 * shape[0], *[width] * depth]
     hidden = [part for before, after in pairwise(sizes) for part in (layer(before, after), nn.SiLU())]
     last = layer(width, 2 * shape[0])
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
     return nn.Sequential(*hidden, last)
 
 
@@ -209,6 +209,8 @@ def fit_dequantizer(
             uniform = torch.rand(batch_size, *spec.shape, generator=random, dtype=torch.float64).to(device)
             batch, noise = source.batch(rows).to(device), derive_seed(seed, "dequantizer", step)
             told = batch.cond if conditional else None
+            if not (told is None or isinstance(told, Tensor)):
+                raise ValueError("the source tells several things of a sample, and a likelihood is conditioned on one tensor")
             loss = bound(flow, model, batch.values, uniform, told, dtype=dtype, seed=noise).mean() / spec.dim
             optimizer.zero_grad()
             loss.backward()

@@ -16,7 +16,7 @@ def test_a_pilot_that_converges_slowly_is_not_given_up():
 
     def pilot(solver):
         numbers = torch.full((8,), 1.0, dtype=torch.float64)
-        return Values(biases.get(solver.steps, 0.5) * numbers, None, solver.steps * numbers, numbers)
+        return Values(biases.get(solver.steps, 0.5) * numbers, solver.steps * numbers, numbers)
 
     assert choose_solver(pilot, 0.9).steps == 12
     with pytest.raises(SolverError, match="out of reach: with 384 steps"):
@@ -31,9 +31,10 @@ def test_added_probes_count_by_their_number():
 
     def again(changed):
         asked.append(changed)
-        return Values(2 * ones, 0.06 / changed.divergence.probes * ones, 30 * ones, 30 * changed.divergence.probes * ones)
+        probes = changed.divergence.probes
+        return Values(2 * ones, 30 * ones, 30 * probes * ones, 0.06 / probes * ones)
 
-    start = Values(ones, 0.03 * ones, 30 * ones, 60 * ones)
+    start = Values(ones, 30 * ones, 60 * ones, 0.03 * ones)
     used, found, variance = enough_probes(estimator, start, 0.03, again, 0.05)
     (more,) = (changed.divergence.probes for changed in asked)
     assert asked[0].probe_seed != estimator.probe_seed
