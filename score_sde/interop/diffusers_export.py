@@ -17,8 +17,10 @@ from score_sde.networks.attention import SelfAttention
 from score_sde.networks.diffusers_unet import DiffusersUNet
 from score_sde.networks.embedding import SinusoidalEmbedding
 from score_sde.networks.ncsnpp import NCSNpp
-from score_sde.networks.unet import UNet
+from score_sde.networks.unet import Block, UNet
 from score_sde.run import RunError
+
+NO_CONVOLUTION = "its resampling has no convolution"
 
 REMEDY = "; train one with the parameterization epsilon and the time_input label"
 
@@ -137,7 +139,9 @@ def _parts_of_unet(network: Any, shape: tuple[int, ...]) -> _Parts:
     count, levels = network.blocks_per_level, len(network.down)
     steps_down = [level[0] for level in network.down[1:]]
     first = network.middle[0]
-    by_blocks = any(hasattr(step, "modulation") for step in steps_down)
+    by_blocks = any(isinstance(step, Block) for step in steps_down)
+    if any(step.conv is None for step in steps_down):
+        raise _inexpressible(NO_CONVOLUTION)
     return _Parts(
         down=[stage(level[-count:]) for level in network.down],
         steps_down=steps_down,
@@ -145,7 +149,7 @@ def _parts_of_unet(network: Any, shape: tuple[int, ...]) -> _Parts:
         up=[stage(level[: count + 1]) for level in network.up],
         steps_up=[level[-1] for level in network.up[: levels - 1]],
         resampled="resnet" if by_blocks else "conv",
-        settings={"resnet_time_scale_shift": "scale_shift", "downsample_padding": 1},
+        settings={"resnet_time_scale_shift": "default" if first.adds else "scale_shift", "downsample_padding": 1},
     )
 
 
@@ -165,7 +169,7 @@ def _parts_of_ddpm(network: Any) -> _Parts:
     steps_down = [level.step.resample for level in network.down[:-1]]
     steps_up = [level.step.resample for level in network.up[:-1]]
     if any(step.conv is None for step in steps_down + steps_up):
-        raise _inexpressible("its resampling has no convolution")
+        raise _inexpressible(NO_CONVOLUTION)
 
     def stage(level: Any) -> list:
         return [(block, _attention(layer)) for block, layer in level.stage.pairs()]
@@ -191,12 +195,15 @@ def _attention(layer: nn.Module) -> SelfAttention | None:
 
 def _common_settings(network: Any, parts: _Parts, shape: tuple[int, ...]) -> dict[str, Any]:
     """The settings of the ``UNet2DModel``, but for those by which our networks differ."""
-    if not isinstance(network.embedding.features, SinusoidalEmbedding) or network.embedding.features.half < 2:
+    features = network.embedding.features
+    if not isinstance(features, SinusoidalEmbedding) or features.count < 2:
         raise _inexpressible("its embedding of the noise level is not sinusoidal, of two frequencies or more")
     channels, *sides = shape
     widths = [_layers(level[-1][0])["conv2"].out_channels for level in parts.down]
     if widths[0] != network.first.out_channels:
         raise _inexpressible("its first level is not as wide as its first layer: multipliers must begin with 1")
+    if widths[0] != 2 * features.count:
+        raise _inexpressible(f"it embeds the noise level by {2 * features.count} numbers, and its first level has {widths[0]}")
     if any(side % 2 ** (len(widths) - 1) for side in sides):
         raise _inexpressible(f"the sides of {tuple(shape)} cannot be halved {len(widths) - 1} times")
     norms = {(module.num_groups, module.eps) for module in network.modules() if isinstance(module, nn.GroupNorm)}
@@ -218,7 +225,7 @@ def _common_settings(network: Any, parts: _Parts, shape: tuple[int, ...]) -> dic
         "sample_size": sides[0] if sides[0] == sides[1] else sides,
         "in_channels": channels,
         "out_channels": channels * (2 if network.learned_variance else 1),
-        "freq_shift": 1,
+        "freq_shift": 0 if features.open_end else 1,
         "flip_sin_to_cos": False,
         "down_block_types": ["AttnDownBlock2D" if attention else plain[0] for attention in attends],
         "up_block_types": ["AttnUpBlock2D" if attention else plain[1] for attention in reversed(attends)],

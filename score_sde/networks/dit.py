@@ -33,7 +33,7 @@ class DiT(Network):
         heads: number of attention heads, a divisor of ``width``.
         patch: side of a patch, a divisor of every side of the event.
         dropout: probability of dropping a feature at the end of a branch; the paper drops none.
-        embedding: ``sinusoidal`` or ``fourier``.
+        embedding: ``sinusoidal``, ``transformer`` or ``fourier`` (``NoiseEmbedding``).
         fourier_scale: frequency scale of the Fourier embedding.
         classes: number of classes, 0 for none.
         learned_variance: give twice the channels, the second half for the variance (Nichol and Dhariwal 2021, Eq. 15).

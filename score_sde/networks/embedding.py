@@ -10,19 +10,25 @@ from score_sde.tables import require_name
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Sines and cosines at ``width / 2`` frequencies from 1 down to 1/10000 (Vaswani et al. 2017, Section 3.5).
+    """Sines and cosines at ``width / 2`` frequencies, in equal ratios from 1 down to 1/10000.
 
     Made for inputs of the order of 1 to 1000, such as the label 999 t.
+
+    Args:
+        width: number of sines and cosines.
+        open_end: leave out 1/10000 itself, 10000^(-2 i / width) for i < width / 2 (Vaswani et al. 2017, Section 3.5). DDPM
+            and its descendants for continuous time have it (Ho et al. 2020, code).
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, *, open_end: bool = False):
         super().__init__()
-        self.half = width // 2
+        self.count, self.open_end = width // 2, open_end
 
     def forward(self, noise: Tensor) -> Tensor:
         """``(B,)`` to ``(B, width)``, in the dtype of ``noise``."""
-        index = torch.arange(self.half, dtype=noise.dtype, device=noise.device)
-        angles = noise[:, None] * torch.exp(-math.log(10000) * index / max(1, self.half - 1))
+        index = torch.arange(self.count, dtype=noise.dtype, device=noise.device)
+        intervals = self.count if self.open_end else max(1, self.count - 1)
+        angles = noise[:, None] * torch.exp(-math.log(10000) * index / intervals)
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -57,29 +63,42 @@ class NoiseEmbedding(nn.Module):
     conditional and the unconditional score (Ho and Salimans 2022, Algorithm 1).
 
     Args:
-        kind: ``sinusoidal`` or ``fourier``.
+        kind: ``sinusoidal``, ``transformer`` for sines and cosines that leave out the lowest frequency, or ``fourier``.
         width: number of sines and cosines, even.
         out: number of features.
         scale: frequency scale of the Fourier embedding.
         classes: number of classes, 0 for none.
+        no_class: whether there is the vector that stands for no class.
         activation: between the linear layers.
 
     Raises:
-        ValueError: ``kind`` is neither, ``width`` is not an even positive number, or ``classes`` is negative.
+        ValueError: ``kind`` is none of these, ``width`` is not an even positive number, or ``classes`` is negative.
     """
 
     def __init__(
-        self, kind: str, width: int, out: int, *, scale: float = 1.0, classes: int = 0, activation: nn.Module | None = None
+        self,
+        kind: str,
+        width: int,
+        out: int,
+        *,
+        scale: float = 1.0,
+        classes: int = 0,
+        no_class: bool = True,
+        activation: nn.Module | None = None,
     ):
         super().__init__()
         if width < 2 or width % 2:
             raise ValueError(f"the width of an embedding must be a positive even number, got {width}")
         if classes < 0:
             raise ValueError(f"classes must not be negative, got {classes}")
-        require_name("embedding", kind, ("sinusoidal", "fourier"))
-        self.features = SinusoidalEmbedding(width) if kind == "sinusoidal" else FourierEmbedding(width, scale)
+        require_name("embedding", kind, ("sinusoidal", "transformer", "fourier"))
+        if kind == "fourier":
+            self.features = FourierEmbedding(width, scale)
+        else:
+            self.features = SinusoidalEmbedding(width, open_end=kind == "transformer")
         self.layers = nn.Sequential(nn.Linear(width, out), activation or nn.SiLU(), nn.Linear(out, out))
-        self.classes = nn.Embedding(classes + 1, out) if classes else None
+        self.number, self.no_class = classes, no_class
+        self.classes = nn.Embedding(classes + no_class, out) if classes else None
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=0.02)
 
@@ -87,7 +106,8 @@ class NoiseEmbedding(nn.Module):
         """Noise levels ``(B,)`` and classes ``(B,)``, None for no class, to ``(B, out)``.
 
         Raises:
-            ValueError: classes are given where there are none, or are not ``(B,)`` integers of the range there is.
+            ValueError: classes are given where there are none, are missing where no vector stands for none, or are not ``(B,)``
+                integers of the range there is.
         """
         embedding = self.layers(self.features(noise).to(self.layers[0].weight.dtype))
         if self.classes is None:
@@ -95,6 +115,8 @@ class NoiseEmbedding(nn.Module):
                 raise ValueError("this network takes no condition: build it with a number of classes, classes=10 for example")
             return embedding
         if cond is None:
-            cond = torch.full(noise.shape, self.classes.num_embeddings - 1, device=noise.device)
-        require_classes(cond, len(noise), self.classes.num_embeddings - 1, no_class=True)
+            if not self.no_class:
+                raise ValueError(f"this network needs one of its {self.number} classes for every sample: pass cond")
+            cond = torch.full(noise.shape, self.number, device=noise.device)
+        require_classes(cond, len(noise), self.number, no_class=self.no_class)
         return embedding + self.classes(cond.long())

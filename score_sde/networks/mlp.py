@@ -18,7 +18,7 @@ class MLP(Network):
         width: hidden units.
         depth: residual blocks.
         dropout: probability of dropping a hidden unit.
-        embedding: ``sinusoidal`` or ``fourier``.
+        embedding: ``sinusoidal``, ``transformer`` or ``fourier`` (``NoiseEmbedding``).
         fourier_scale: frequency scale of the Fourier embedding.
         classes: number of classes, 0 for none.
     """

@@ -2,11 +2,14 @@
 
 Each level has residual blocks, each followed by self-attention where asked, and hands every intermediate result to the way back
 up. Inside a block the noise level, and the class where there are classes, scales and shifts the normalized features (adaptive
-group normalization). Sides of any length work: going up restores the length that the level had on the way down.
+group normalization), or is added before the normalization (Ho et al. 2020). Sides of any length work: going up restores the
+length that the level had on the way down.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,114 +23,241 @@ from score_sde.networks.recompute import Recomputed, recompute_blocks
 from score_sde.tables import require_name
 
 
-class UNet(Network):
+@dataclass(frozen=True)
+class Design:
+    """What all parts of one network have in common, and the parts built from it. ``UNet`` explains the options."""
+
+    width: int
+    multipliers: tuple[float, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    head_width: int
+    heads: int
+    heads_up: int
+    dropout: float
+    resample: str
+    modulation: str
+    embedding: str
+    fourier_scale: float
+    stem: int
+    group_width: int
+    classes: int
+    no_class: bool
+    signal: bool
+
+    def __post_init__(self):
+        if min(self.width - 3, self.blocks, self.head_width) < 1 or not self.multipliers or min(self.widths) < 1:
+            given = f"{self.width}; {self.blocks}, {self.multipliers} and {self.head_width}"
+            raise ValueError(f"width must be at least 4, blocks, multipliers and head_width at least 1, got {given}")
+        if min(self.stem, self.group_width, self.heads, self.heads_up) < 0:
+            given = f"{self.stem}, {self.group_width}, {self.heads} and {self.heads_up}"
+            raise ValueError(f"stem, group_width, heads and heads_up must not be negative, got {given}")
+        if self.heads_up and not self.heads:
+            raise ValueError("heads_up changes the number of heads on the way up: give heads too")
+        if not set(self.attention) <= set(range(len(self.multipliers))):
+            raise ValueError(f"attention names levels {tuple(self.attention)}, but there are {len(self.multipliers)}, from 0")
+        require_name("resample", self.resample, ("conv", "block", "pool"))
+        require_name("modulation", self.modulation, ("scale_shift", "add"))
+
+    @property
+    def widths(self) -> list[int]:
+        """The channels of each level."""
+        return [int(multiplier * self.width) for multiplier in self.multipliers]
+
+    @property
+    def features(self) -> int:
+        """The length of the embedding of noise level and class."""
+        return 4 * self.width
+
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv1d | nn.Conv2d:
+        """A convolution that keeps the sides, or divides them by ``stride``."""
+        kind = nn.Conv1d if self.signal else nn.Conv2d
+        return kind(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        """A normalization.
+
+        Raises:
+            ValueError: its groups do not divide ``channels``.
+        """
+        groups = max(1, min(channels // self.group_width, 32)) if self.group_width else self._groups
+        if channels % groups:
+            raise ValueError(f"{channels} channels cannot be normalized in {groups} groups: change width or group_width")
+        return nn.GroupNorm(groups, channels)
+
+    @property
+    def _groups(self) -> int:
+        groups = math.gcd(self.width, 32)
+        while self.width // groups < 4:
+            groups //= 2
+        return groups
+
+    def block(self, inputs: int, outputs: int, attends: bool, *, up: bool = False) -> "Block":
+        """A residual block, with attention after it where it ``attends``."""
+        heads = (self.heads_up if up and self.heads_up else self.heads) or max(1, outputs // self.head_width)
+        return Block(self, inputs, outputs, heads=heads if attends else 0)
+
+    def between(self, direction: str, channels: int) -> nn.Module:
+        """What leads from a level to the next one ``down`` or ``up``."""
+        if self.resample == "block":
+            return Block(self, channels, channels, direction=direction)
+        return Step(self, channels, direction)
+
+
+class Encoder(Network):
+    """The way down and the middle of a U-Net.
+
+    Args:
+        shape: event shape, channels first, one or two sides.
+        design: what its parts have in common.
+
+    Raises:
+        ValueError: the event is not a signal or an image, or has a side that the levels halve below 1.
+    """
+
+    down: Any  # lists of lists of layers: torch knows of no list what it holds
+
+    def __init__(self, shape: Sequence[int], design: Design):
+        super().__init__()
+        channels, *sides = shape
+        levels = len(design.multipliers)
+        if min(sides) < 2 ** (levels - 1):
+            raise ValueError(f"{levels} levels are too many for an event of shape {tuple(shape)}")
+        self.embedding = NoiseEmbedding(
+            design.embedding,
+            design.width,
+            design.features,
+            scale=design.fourier_scale,
+            classes=design.classes,
+            no_class=design.no_class,
+        )
+        current = design.stem or design.width
+        self.first = design.conv(channels, current)
+        self.kept = [current]
+        self.down = nn.ModuleList()
+        for level, width in enumerate(design.widths):
+            stage = nn.ModuleList([design.between("down", current)] if level else [])
+            self.kept += [current] * len(stage)
+            for _ in range(design.blocks):
+                stage.append(design.block(current, width, level in design.attention))
+                current = width
+                self.kept.append(current)
+            self.down.append(stage)
+        self.middle = nn.ModuleList([design.block(current, current, True), design.block(current, current, False)])
+
+    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """``x`` ``(B, C, *sides)`` and the embedding ``(B, features)`` to all intermediate results, that of the middle last."""
+        results = [self.first(x)]
+        for stage in self.down:
+            for layer in stage:
+                results.append(layer(results[-1], embedding))
+        x = results[-1]
+        for layer in self.middle:
+            x = layer(x, embedding)
+        return [*results, x]
+
+
+class UNet(Encoder):
     """A U-Net over events ``(C, L)`` or ``(C, H, W)``.
 
     Args:
         shape: event shape, channels first.
-        width: channels at full resolution. Every normalization has as many groups, up to 32: the largest power of two that
-            divides ``width`` and leaves each at least 4 channels.
-        multipliers: channels at each level as multiples of ``width``; each further level halves the sides.
+        width: channels at full resolution.
+        multipliers: channels at each level as multiples of ``width``, cut off to whole numbers; each further level halves the
+            sides.
         blocks: residual blocks per level.
         attention: the levels, counted from 0 at full resolution, that have self-attention. The middle always has it.
-        head_width: channels per attention head.
+        head_width: channels per attention head, where ``heads`` is 0.
+        heads: number of attention heads at every level.
+        heads_up: number of heads on the way up; 0 for ``heads``.
         dropout: probability of dropping a feature inside a block.
         resample: how levels are joined: ``conv`` for a strided convolution down and one after enlarging up, ``block`` for
-            residual blocks that resample themselves, as ADM has them (Brock et al. 2019).
-        embedding: ``sinusoidal`` or ``fourier``.
+            residual blocks that resample themselves, as ADM has them (Brock et al. 2019), ``pool`` for means and repetition.
+        modulation: how a block takes the embedding: ``scale_shift`` of its normalized features, or ``add`` before that.
+        embedding: ``sinusoidal``, ``transformer`` or ``fourier`` (``NoiseEmbedding``).
         fourier_scale: frequency scale of the Fourier embedding.
+        stem: channels after the first convolution; 0 for ``width``.
+        group_width: normalizations have ``min(channels // group_width, 32)`` groups. With 0 all have the same number, up to 32:
+            the largest power of two that divides ``width`` and leaves each group at least 4 channels.
         classes: number of classes, 0 for none.
+        no_class: whether the network may also be told no class.
         learned_variance: give twice the channels, the second half for the variance (Nichol and Dhariwal 2021, Eq. 15).
         recompute: recompute activations in the backward pass, to save memory.
 
     Raises:
         ValueError: the event is not a signal or an image, has a side that ``multipliers`` halves below 1, a size is not
-            positive, or ``attention`` names a level that does not exist.
+            positive, does not divide what it has to, or ``attention`` names a level that does not exist.
     """
+
+    up: Any
 
     def __init__(
         self,
         shape: Sequence[int],
         *,
         width: int = 64,
-        multipliers: tuple[int, ...] = (1, 2, 2),
+        multipliers: tuple[float, ...] = (1, 2, 2),
         blocks: int = 2,
         attention: tuple[int, ...] = (1,),
         head_width: int = 32,
+        heads: int = 0,
+        heads_up: int = 0,
         dropout: float = 0.0,
         resample: str = "conv",
+        modulation: str = "scale_shift",
         embedding: str = "sinusoidal",
         fourier_scale: float = 1.0,
+        stem: int = 0,
+        group_width: int = 0,
         classes: int = 0,
+        no_class: bool = True,
         learned_variance: bool = False,
         recompute: bool = False,
     ):
-        super().__init__()
         channels, *sides = shape
         if len(sides) not in (1, 2):
             raise ValueError(f"a U-Net needs an event (C, L) or (C, H, W), got {tuple(shape)}; the mlp takes any")
-        if min(width - 3, blocks, head_width) < 1 or not multipliers or min(multipliers) < 1:
-            given = f"{width}; {blocks}, {multipliers} and {head_width}"
-            raise ValueError(f"width must be at least 4, blocks, multipliers and head_width at least 1, got {given}")
-        if min(sides) < 2 ** (len(multipliers) - 1):
-            raise ValueError(f"{len(multipliers)} levels are too many for an event of shape {tuple(shape)}")
-        if not set(attention) <= set(range(len(multipliers))):
-            raise ValueError(f"attention names levels {tuple(attention)}, but there are {len(multipliers)}, from 0")
-        require_name("resample", resample, ("conv", "block"))
-        self.learned_variance, self.classes = learned_variance, classes
-        conv = nn.Conv1d if len(sides) == 1 else nn.Conv2d
-        features, groups = 4 * width, math.gcd(width, 32)
-        while width // groups < 4:
-            groups //= 2
-        self.embedding = NoiseEmbedding(embedding, width, features, scale=fourier_scale, classes=classes)
-        self.first = conv(channels, width, 3, padding=1)
-
-        def block(inputs: int, outputs: int, attends: bool) -> nn.Module:
-            heads = max(1, outputs // head_width) if attends else 0
-            return _Block(conv, inputs, outputs, features, dropout, groups, heads=heads)
-
-        def between(direction: str, channels: int) -> nn.Module:
-            if resample == "block":
-                return _Block(conv, channels, channels, features, dropout, groups, direction=direction)
-            return _Down(conv, channels) if direction == "down" else _Up(conv, channels)
-
-        current, skips = width, [width]
-        self.down = nn.ModuleList()
-        for level, multiplier in enumerate(multipliers):
-            stage = nn.ModuleList([between("down", current)] if level else [])
-            skips += [current] * len(stage)
-            for _ in range(blocks):
-                stage.append(block(current, multiplier * width, level in attention))
-                current = multiplier * width
-                skips.append(current)
-            self.down.append(stage)
-        self.middle = nn.ModuleList([block(current, current, True), block(current, current, False)])
+        design = Design(
+            width,
+            multipliers,
+            blocks,
+            attention,
+            head_width,
+            heads,
+            heads_up,
+            dropout,
+            resample,
+            modulation,
+            embedding,
+            fourier_scale,
+            stem,
+            group_width,
+            classes,
+            no_class,
+            signal=len(sides) == 1,
+        )
+        super().__init__(shape, design)
+        self.learned_variance, self.classes, self.knows_no_class = learned_variance, classes, no_class
+        current, skips = design.widths[-1], list(self.kept)
         self.up = nn.ModuleList()
-        for level, multiplier in reversed(list(enumerate(multipliers))):
+        for level, width in reversed(list(enumerate(design.widths))):
             stage = nn.ModuleList()
             for _ in range(blocks + 1):
-                stage.append(block(current + skips.pop(), multiplier * width, level in attention))
-                current = multiplier * width
+                stage.append(design.block(current + skips.pop(), width, level in attention, up=True))
+                current = width
             if level:
-                stage.append(between("up", current))
+                stage.append(design.between("up", current))
             self.up.append(stage)
-        outputs = channels * (2 if learned_variance else 1)
-        self.last = nn.Sequential(nn.GroupNorm(groups, current), nn.SiLU(), conv(current, outputs, 3, padding=1))
-        nn.init.zeros_(self.last[-1].weight)
+        last = design.conv(current, channels * (2 if learned_variance else 1))
+        nn.init.zeros_(last.weight)
+        self.last = nn.Sequential(design.norm(current), nn.SiLU(), last)
         self.blocks_per_level = blocks
         recompute_blocks(self, recompute)
 
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """``x`` ``(B, C, *sides)``, the noise level ``(B,)`` and classes ``(B,)`` to the shape of ``x``, or 2 C channels."""
         embedding = silu(self.embedding(noise, cond))
-        x = self.first(x)
-        skips = [x]
-        for stage in self.down:
-            for layer in stage:
-                x = layer(x, embedding)
-                skips.append(x)
-        for layer in self.middle:
-            x = layer(x, embedding)
+        *skips, x = self.encode(x, embedding)
         for stage in self.up:
             for layer in stage[: self.blocks_per_level + 1]:
                 x = layer(torch.cat([x, skips.pop()], dim=1), embedding)
@@ -140,18 +270,28 @@ def adm(
     shape: Sequence[int],
     *,
     width: int = 192,
-    multipliers: tuple[int, ...] = (1, 2, 3, 4),
+    multipliers: tuple[float, ...] = (1, 2, 3, 4),
     blocks: int = 3,
     attention: tuple[int, ...] = (1, 2, 3),
     head_width: int = 64,
+    heads: int = 0,
+    heads_up: int = 0,
     dropout: float = 0.1,
+    resample: str = "block",
+    modulation: str = "scale_shift",
+    embedding: str = "sinusoidal",
+    stem: int = 0,
+    group_width: int = 0,
     classes: int = 0,
+    no_class: bool = True,
     learned_variance: bool = False,
     recompute: bool = False,
 ) -> UNet:
-    """ADM's U-Net (Dhariwal and Nichol 2021, Table 4). ``UNet`` explains the options.
+    """ADM's U-Net (Dhariwal and Nichol 2021, Table 4), and that of improved DDPM. ``UNet`` explains the options.
 
-    The defaults are those of ImageNet 64 x 64, which has 1000 classes and a learned variance besides.
+    The defaults are those of ImageNet 64 x 64, which has 1000 classes and a learned variance besides. Published weights need
+    the embedding ``transformer``, a group_width of 1, and in ADM a stem of the first level's width. The U-Net of improved DDPM
+    (Nichol and Dhariwal 2021, Appendix A) has the resampling ``conv`` and 4 heads.
     """
     return UNet(
         shape,
@@ -160,67 +300,68 @@ def adm(
         blocks=blocks,
         attention=attention,
         head_width=head_width,
+        heads=heads,
+        heads_up=heads_up,
         dropout=dropout,
-        resample="block",
+        resample=resample,
+        modulation=modulation,
+        embedding=embedding,
+        stem=stem,
+        group_width=group_width,
         classes=classes,
+        no_class=no_class,
         learned_variance=learned_variance,
         recompute=recompute,
     )
 
 
-class _Block(Recomputed):
+class Block(Recomputed):
     """Two convolutions around a modulation by the embedding, a shortcut, and attention where ``heads`` says how many."""
 
-    def __init__(
-        self,
-        conv: type,
-        inputs: int,
-        outputs: int,
-        features: int,
-        dropout: float,
-        groups: int,
-        *,
-        heads: int = 0,
-        direction: str = "",
-    ):
+    def __init__(self, design: Design, inputs: int, outputs: int, *, heads: int = 0, direction: str = ""):
         super().__init__()
-        self.direction = direction
-        self.before = nn.Sequential(nn.GroupNorm(groups, inputs), nn.SiLU())
-        self.conv = conv(inputs, outputs, 3, padding=1)
-        self.modulation = nn.Linear(features, 2 * outputs)
-        self.norm = nn.GroupNorm(groups, outputs)
-        self.after = nn.Sequential(nn.SiLU(), Dropout(dropout), conv(outputs, outputs, 3, padding=1))
-        self.shortcut = conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.direction, self.adds = direction, design.modulation == "add"
+        self.before = nn.Sequential(design.norm(inputs), nn.SiLU())
+        self.conv = design.conv(inputs, outputs)
+        self.modulation = nn.Linear(design.features, outputs if self.adds else 2 * outputs)
+        self.norm = design.norm(outputs)
+        last = design.conv(outputs, outputs)
+        nn.init.zeros_(last.weight)
+        self.after = nn.Sequential(nn.SiLU(), Dropout(design.dropout), last)
+        self.shortcut = design.conv(inputs, outputs, kernel=1) if inputs != outputs else nn.Identity()
+        groups = self.norm.num_groups
         self.attention = SelfAttention(outputs, heads=heads, groups=groups) if heads else nn.Identity()
-        nn.init.zeros_(self.after[-1].weight)
 
     def compute(self, x: Tensor, embedding: Tensor, size: Sequence[int] = ()) -> Tensor:
+        """``x`` ``(B, inputs, *sides)`` to ``(B, outputs, *sides)``; ``size`` is the sides after going up."""
         hidden = self.before(x)
         if self.direction:
             hidden, x = (_resized(value, self.direction, size) for value in (hidden, x))
-        hidden = self.norm(self.conv(hidden))
+        hidden = self.conv(hidden)
         modulation = self.modulation(embedding)
-        scale, shift = modulation.reshape(*modulation.shape, *[1] * (x.ndim - 2)).chunk(2, dim=1)
-        hidden = self.after(torch.addcmul(hidden + shift, hidden, scale))
-        return self.attention(self.shortcut(x) + hidden)
+        modulation = modulation.reshape(*modulation.shape, *[1] * (x.ndim - 2))
+        if self.adds:
+            hidden = self.norm(hidden + modulation)
+        else:
+            hidden, (scale, shift) = self.norm(hidden), modulation.chunk(2, dim=1)
+            hidden = torch.addcmul(hidden + shift, hidden, scale)
+        return self.attention(self.shortcut(x) + self.after(hidden))
 
 
-class _Down(nn.Module):
-    def __init__(self, conv: type, channels: int):
+class Step(nn.Module):
+    """Resampling between levels, with or without a convolution, called as a block is."""
+
+    def __init__(self, design: Design, channels: int, direction: str):
         super().__init__()
-        self.conv = conv(channels, channels, 3, stride=2, padding=1)
+        self.direction = direction
+        stride = 2 if direction == "down" else 1
+        self.conv = design.conv(channels, channels, stride=stride) if design.resample == "conv" else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-class _Up(nn.Module):
-    def __init__(self, conv: type, channels: int):
-        super().__init__()
-        self.conv = conv(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, embedding: Tensor, size: Sequence[int]) -> Tensor:
-        return self.conv(_resized(x, "up", size))
+    def forward(self, x: Tensor, embedding: Tensor, size: Sequence[int] = ()) -> Tensor:
+        """``x`` ``(B, C, *sides)`` to half of the sides, or up to ``size``."""
+        if self.conv is None:
+            return _resized(x, self.direction, size)
+        return self.conv(x if self.direction == "down" else _resized(x, "up", size))
 
 
 def _resized(x: Tensor, direction: str, size: Sequence[int]) -> Tensor:

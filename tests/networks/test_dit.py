@@ -208,7 +208,7 @@ def test_positions_are_not_saved():
         ((1, 4), {"width": 5, "heads": 1}, "multiple of 2"),
         ((1, 4, 4), {"depth": 0}, "must be at least 1"),
         ((1, 4, 4), {"patch": 0}, "must be at least 1"),
-        ((1, 4, 4), {"embedding": "fourrier"}, "choose one of sinusoidal, fourier"),
+        ((1, 4, 4), {"embedding": "fourrier"}, "choose one of sinusoidal, transformer, fourier"),
         ((1, 4, 4), {"classes": -1}, "must not be negative"),
     ],
 )

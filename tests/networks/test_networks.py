@@ -27,6 +27,25 @@ CASES = {
         (3, 9, 8),
         {"width": 8, "multipliers": (1, 2, 2), "blocks": 1, "attention": (2,), "head_width": 4, "classes": 3},
     ),
+    "adm_added_and_pooled": (
+        adm,
+        (2, 8, 6),
+        {
+            "width": 8,
+            "multipliers": (1.5, 2),
+            "blocks": 2,
+            "attention": (0, 1),
+            "heads": 4,
+            "heads_up": 2,
+            "resample": "pool",
+            "modulation": "add",
+            "embedding": "transformer",
+            "stem": 12,
+            "group_width": 2,
+            "classes": 3,
+            "learned_variance": True,
+        },
+    ),
     "ddpm": (ddpm, (3, 8, 8), {"width": 32, "multipliers": (2, 1), "blocks": 1}),
     "ncsnpp": (NCSNpp, (3, 8, 8), {"width": 8, "multipliers": (1, 2), "blocks": 1}),
     "ncsnpp_skips": (
@@ -172,6 +191,16 @@ def test_network_fits_a_known_function():
     assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
 
 
+def test_sinusoidal_frequencies_are_in_equal_ratios_to_an_end_that_is_left_out_or_not():
+    """Ho et al. 2020 (code): 10000^(-i / (n - 1)). Vaswani et al. 2017, Section 3.5: 10000^(-2 i / d) with d = 2 n."""
+    noise = torch.tensor([1e-4, 1.0, 900.0], dtype=torch.float64)
+    for open_end, lowest in ((False, 1e-4), (True, 1e-3)):
+        sines, cosines = SinusoidalEmbedding(8, open_end=open_end)(noise).chunk(2, dim=1)
+        frequencies = torch.from_numpy(np.geomspace(1, lowest, 4))
+        torch.testing.assert_close(sines, torch.sin(noise[:, None] * frequencies))
+        torch.testing.assert_close(cosines, torch.cos(noise[:, None] * frequencies))
+
+
 def test_embeddings_tell_neighbouring_levels_apart():
     label = SinusoidalEmbedding(32)(torch.arange(1000.0))
     assert torch.cdist(label, label).add(torch.eye(1000) * 9).min() > 0.05
@@ -186,10 +215,17 @@ def test_embeddings_tell_neighbouring_levels_apart():
         (lambda: UNet((1, 4, 4), multipliers=(1, 1, 1, 1)), "4 levels are too many"),
         (lambda: UNet((1, 8, 8), multipliers=(1, 2), attention=(2,)), "names levels"),
         (lambda: UNet((1, 8, 8), width=30, multipliers=(1, 3), head_width=8), "attention heads"),
-        (lambda: MLP((2,), embedding="fourrier"), "choose one of sinusoidal, fourier"),
+        (lambda: MLP((2,), embedding="fourrier"), "choose one of sinusoidal, transformer, fourier"),
         (lambda: MLP((2,), width=15), "even"),
         (lambda: MLP((2,), classes=-1), "classes must not be negative"),
-        (lambda: UNet((1, 8, 8), resample="bloc"), "choose one of conv, block"),
+        (lambda: UNet((1, 8, 8), resample="bloc"), "choose one of conv, block, pool"),
+        (lambda: UNet((1, 8, 8), modulation="scale"), "choose one of scale_shift, add"),
+        (lambda: UNet((1, 8, 8), heads_up=2), "give heads too"),
+        (lambda: UNet((1, 8, 8), heads=3), "128 channels cannot be cut into 3 attention heads"),
+        (lambda: UNet((1, 8, 8), stem=-1), "must not be negative"),
+        (lambda: UNet((1, 8, 8), multipliers=(1, 0.001)), "at least 1"),
+        (lambda: UNet((1, 8, 8), width=36, group_width=1), "36 channels cannot be normalized in 32 groups"),
+        (lambda: UNet((1, 8, 8), width=8, multipliers=(1, 1), stem=9), "9 channels cannot be normalized"),
         (lambda: NCSNpp((2,)), "needs images"),
         (lambda: NCSNpp((3, 12, 12)), "cannot be halved 3 times"),
         (lambda: NCSNpp((3, 8, 8), block="resnet"), "choose one of ddpm, biggan"),
@@ -227,6 +263,17 @@ def test_classes_change_the_answer_and_no_class_is_one_more_of_them(name):
             network(x, noise, wrong)
     with pytest.raises(ValueError, match="takes no condition"):
         NETWORKS[name](shape, **{**SMALL[name], "classes": 0})(x.float(), noise.float(), torch.tensor([0, 1]))
+
+
+def test_a_network_without_a_vector_for_no_class_needs_a_class():
+    network = adm((1, 8, 8), **{**SMALL["adm"], "classes": 3, "no_class": False})
+    assert not network.knows_no_class
+    x, noise = torch.randn(2, 1, 8, 8), torch.rand(2)
+    network(x, noise, torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="needs one of its 3 classes for every sample"):
+        network(x, noise)
+    with pytest.raises(ValueError, match="classes go from 0 to 2, got 0 to 3"):
+        network(x, noise, torch.tensor([0, 3]))
 
 
 IMAGE_NETWORKS = ["unet", "ddpm", "ncsnpp", "ncsnv2", "adm", "dit"]
@@ -374,7 +421,7 @@ def test_resampling_keeps_a_constant_and_halves_or_doubles(kernel):
 
 
 def test_odd_sides_survive_the_unets():
-    for resample in ("conv", "block"):
+    for resample in ("conv", "block", "pool"):
         network = perturbed(UNet((1, 7, 11), width=8, multipliers=(1, 2, 2), blocks=1, resample=resample))
         assert network(torch.randn(2, 1, 7, 11), torch.rand(2)).shape == (2, 1, 7, 11)
 
