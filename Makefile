@@ -9,8 +9,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 LOWEST_TORCH ?= 2.5.0
-# tests of small tensors: a process for each core, and each with one thread
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
+# tests of small tensors: a process for each core, and each with one thread; compiled tests are kept for the next run
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
 .PHONY: demo test test-all slow lint types lowest clean
 .DEFAULT_GOAL := test
