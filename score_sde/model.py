@@ -107,7 +107,7 @@ class ScoreModel(Network):
     def coefficients(self, t: Tensor | float) -> Coefficients:
         """a, b and c_in of score = a x + b F(c_in x, c_noise) at ``t``."""
         t = as_time(t)
-        a, b, c_in = PARAMETERIZATIONS[self.parameterization](self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
+        a, b, c_in = PARAMETERIZATIONS[self.parameterization](self.sde, t, self.sigma_data)
         return Coefficients(a, b, c_in if self.scale_input else torch.ones_like(c_in))
 
     def rounding_error(self, state: torch.dtype, output: torch.dtype) -> float:
@@ -118,9 +118,8 @@ class ScoreModel(Network):
         (|a| |x| sigma) eps / 4 of x and (|a| |x| sigma + 1) eps / 4 of F. The larger of the values at t_min and at T.
         """
         ends = torch.tensor([self.sde.t_min, self.sde.T], dtype=torch.float64, device="cpu")
-        alpha, sigma = self.sde.alpha(ends), self.sde.sigma(ends)
-        a, _, c_in = PARAMETERIZATIONS[self.parameterization](alpha, sigma, self.sigma_data)
-        cancelling = (a.abs() / c_in * sigma).max().item()
+        a, _, c_in = PARAMETERIZATIONS[self.parameterization](self.sde, ends, self.sigma_data)
+        cancelling = (a.abs() / c_in * self.sde.sigma(ends)).max().item()
         return (torch.finfo(state).eps * cancelling + torch.finfo(output).eps * (cancelling + 1)) / 4
 
     def _warn_of_rounding(self, state: torch.dtype, output: torch.dtype) -> None:

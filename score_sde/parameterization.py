@@ -35,6 +35,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_sde.sdes import SDE
+
 
 class Coefficients(NamedTuple):
     """a, b and c_in at each time, in the shape of the time."""
@@ -44,28 +46,34 @@ class Coefficients(NamedTuple):
     c_in: Tensor
 
 
-def _score(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Coefficients:
+def _score(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
     return Coefficients(torch.zeros_like(sigma), torch.ones_like(sigma), _unit(alpha, sigma))
 
 
-def _ncsn(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Coefficients:
+def _ncsn(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
     return Coefficients(torch.zeros_like(sigma), 1 / sigma, _unit(alpha, sigma))
 
 
-def _epsilon(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Coefficients:
+def _epsilon(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
     return Coefficients(torch.zeros_like(sigma), -1 / sigma, _unit(alpha, sigma))
 
 
-def _x0(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Coefficients:
+def _x0(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
     return Coefficients(-1 / sigma**2, alpha / sigma**2, _unit(alpha, sigma))
 
 
-def _v(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Coefficients:
+def _v(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
     c_in = _unit(alpha, sigma)
     return Coefficients(-(c_in**2), -alpha / sigma * c_in**2, c_in)
 
 
-def _edm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Coefficients:
+def _edm(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
     c_in = _unit(alpha * sigma_data, sigma)
     return Coefficients(-(c_in**2), alpha * sigma_data / sigma * c_in, c_in)
 
@@ -74,7 +82,7 @@ def _unit(alpha: Tensor, sigma: Tensor) -> Tensor:
     return 1 / torch.hypot(alpha, sigma)
 
 
-PARAMETERIZATIONS: dict[str, Callable[[Tensor, Tensor, float], Coefficients]] = {
+PARAMETERIZATIONS: dict[str, Callable[[SDE, Tensor, float], Coefficients]] = {
     "score": _score,
     "epsilon": _epsilon,
     "x0": _x0,
@@ -82,9 +90,9 @@ PARAMETERIZATIONS: dict[str, Callable[[Tensor, Tensor, float], Coefficients]] = 
     "edm": _edm,
     "ncsn": _ncsn,
 }
-"""Name -> function of alpha, sigma and sigma_data that gives ``Coefficients``."""
+"""Name -> function of the SDE, the times ``(B,)`` and sigma_data that gives ``Coefficients``."""
 
-TIME_INPUTS: dict[str, Callable] = {
+TIME_INPUTS: dict[str, Callable[[SDE, Tensor, int], Tensor]] = {
     "label": lambda sde, t, labels: (labels - 1) * t / sde.T,
     "reversed": lambda sde, t, labels: (labels - 1) * (1 - t / sde.T),
     "step": lambda sde, t, labels: labels * t / sde.T - 1,

@@ -64,7 +64,7 @@ def test_v_is_that_of_the_field_for_every_sde(sde):
     """a = -1/(alpha^2 + sigma^2), b = -alpha/(sigma (alpha^2 + sigma^2)), also where alpha^2 + sigma^2 is not 1."""
     t = torch.tensor([0.01, 0.5, 1.0], dtype=torch.float64)
     alpha, sigma = sde.alpha(t), sde.sigma(t)
-    a, b, _ = PARAMETERIZATIONS["v"](alpha, sigma, 0.5)
+    a, b, _ = PARAMETERIZATIONS["v"](sde, t, 0.5)
     torch.testing.assert_close(a, -1 / (alpha**2 + sigma**2))
     torch.testing.assert_close(b, -alpha / (sigma * (alpha**2 + sigma**2)))
 
@@ -387,7 +387,7 @@ def test_sigma_data_of_one_makes_edm_and_v_agree_under_vp():
     """With sigma_data = 1 and alpha^2 + sigma^2 = 1 the two rows differ by the sign of F alone."""
     sde = SDE_CASES["vp"]
     t = torch.tensor([0.05, 0.5], dtype=torch.float64)
-    edm, v = (PARAMETERIZATIONS[name](sde.alpha(t), sde.sigma(t), 1.0) for name in ("edm", "v"))
+    edm, v = (PARAMETERIZATIONS[name](sde, t, 1.0) for name in ("edm", "v"))
     torch.testing.assert_close(edm.a, v.a)
     torch.testing.assert_close(edm.b, -v.b)
     assert math.isclose(float(edm.c_in[0]), 1.0, rel_tol=1e-9)

@@ -24,7 +24,7 @@ class Exact(nn.Module):
     def forward(self, x, t):
         t = torch.tensor(self.sde.t_min, dtype=torch.float64)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        a, b, _ = PARAMETERIZATIONS[self.name](alpha, sigma, 0.5)
+        a, b, _ = PARAMETERIZATIONS[self.name](self.sde, t, 0.5)
         x0 = torch.linspace(-1, 1, len(self.epsilon), dtype=torch.float64)[:, None]
         state = alpha * x0 + sigma * self.epsilon
         return ((-self.epsilon / sigma - a * state) / b).to(self.anchor.dtype)

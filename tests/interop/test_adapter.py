@@ -34,7 +34,7 @@ class Foreign(nn.Module):
     def forward(self, level, x):
         t = level / 500
         sde, score = self.score.sde, self.score(x, t)
-        a, b, _ = PARAMETERIZATIONS[self.predicts](sde.alpha(t), sde.sigma(t), 0.5)
+        a, b, _ = PARAMETERIZATIONS[self.predicts](sde, t, 0.5)
         return Answer((score - expand(a, x) * x) / expand(b, x))
 
 
