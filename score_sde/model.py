@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from score_sde.data import DataSpec, Moments
 from score_sde.inputs import require_classes, require_finite, require_float, whole
-from score_sde.networks.contract import Network, state
+from score_sde.networks.contract import Network, require_condition, state
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS, Coefficients
 from score_sde.score import ClassScore, NoLearnedVariance, Score
 from score_sde.sdes import SDE
 from score_sde.tables import require_name
-from score_sde.tensors import as_time, expand
+from score_sde.tensors import Condition, as_time, expand
 
 WORST_ROUNDING = 0.01
 """Error of a score by rounding, as a share of its size, from which on a model warns."""
@@ -138,7 +138,7 @@ class ScoreModel(Network):
                 stacklevel=5,
             )
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """The score at ``x`` ``(B, *D)`` and ``t`` ``(B,)``, in the dtype of ``x``.
 
         The network runs in the dtype of its parameters; everything around it, the noise level it is given included, in float32
@@ -146,11 +146,11 @@ class ScoreModel(Network):
         """
         return self._evaluate(x, t, cond)[0]
 
-    def variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def variance(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """The learned variance, ``(B, *D)``; ``score_and_variance`` says in what form."""
         return self.score_and_variance(x, t, cond)[1]
 
-    def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def score_and_variance(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor]:
         """The score and the learned variance by one pass of the network, both ``(B, *D)``.
 
         The variance is given as v in log Sigma = v log beta + (1 - v) log beta_tilde, the two being the variances between which
@@ -164,13 +164,13 @@ class ScoreModel(Network):
         score, rest = self._evaluate(x, t, cond)
         return score, ((rest + 1) / 2).to(x.dtype)
 
-    def _evaluate(self, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _evaluate(self, x: Tensor, t: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor | None]:
         """The score, and the second half of the network's output where there is one."""
         require_float("x", x)
         if self.classes and cond is not None:
             require_classes(cond, len(x), self.classes, no_class=self.knows_no_class)
-        elif self.cond_shape is not None and cond is not None and cond.shape != (len(x), *self.cond_shape):
-            raise ValueError(f"cond must have the shape {(len(x), *self.cond_shape)}, got {tuple(cond.shape)}")
+        elif self.cond_shape is not None and cond is not None:
+            require_condition(cond, len(x), self.cond_shape)
         precise = torch.promote_types(x.dtype, torch.float32)
         state, t = x.to(precise), t.to(precise)
         a, b, c_in = self.coefficients(t)

@@ -6,12 +6,15 @@ a 0-dimensional tensor shared by all of them. Nothing here, nor anywhere in the 
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Condition = Tensor | Mapping[str, Tensor]
+"""What a model is told of each sample: a tensor ``(B, ...)``, such as class indices, or several by their names."""
 
 
 def as_time(t: Tensor | float) -> Tensor:

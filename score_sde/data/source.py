@@ -13,6 +13,7 @@ from torch import Tensor
 
 from score_sde.data.spec import DataError, DataSpec
 from score_sde.progress import Progress
+from score_sde.tensors import Condition
 
 BLOCK = 1 << 20
 """Numbers that are read at a time."""
@@ -21,12 +22,11 @@ BLOCK = 1 << 20
 class Batch(NamedTuple):
     """Some samples, and what the model is told of each.
 
-    ``values`` is ``(B, *D)``, in data units, as it is stored. ``cond`` is a tensor ``(B, ...)``, such as class indices, or
-    several by their names; None where there is nothing to tell.
+    ``values`` is ``(B, *D)``, in data units, as it is stored. ``cond`` is None where there is nothing to tell.
     """
 
     values: Tensor
-    cond: Tensor | Mapping[str, Tensor] | None = None
+    cond: Condition | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same on a device."""

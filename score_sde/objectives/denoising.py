@@ -17,7 +17,7 @@ from score_sde.model import ScoreModel
 from score_sde.objectives.base import Objective, State, Terms
 from score_sde.objectives.weightings import WEIGHTINGS, Sigma2, Weighting
 from score_sde.tables import Choice
-from score_sde.tensors import expand, mean_event
+from score_sde.tensors import Condition, expand, mean_event
 from score_sde.time_sampling import TIMES, TimeRule
 
 
@@ -50,7 +50,7 @@ def denoising_score_matching(
     epsilon: Tensor,
     *,
     weighting: Weighting = Sigma2(),
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
 ) -> Tensor:
     """The weighted squared error of the noise, averaged over event dimensions: one value per sample, ``(B,)``.
 
@@ -60,7 +60,7 @@ def denoising_score_matching(
         t: times, ``(B,)``.
         epsilon: standard normal noise, ``(B, *D)``.
         weighting: w, called as ``weighting(model, t)``.
-        cond: what the model is conditioned on, ``(B, ...)``.
+        cond: what the model is conditioned on.
     """
     score = model(model.sde.perturb(x0, t, epsilon), t, cond)
     error = expand(model.sde.sigma(t), score) * score + epsilon

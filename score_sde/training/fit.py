@@ -154,6 +154,8 @@ def _data_section(data: Data, folder: Path, classes: Tensor | np.ndarray | None,
         values, told = source, classes
         if not isinstance(source, Tensor | np.ndarray):
             (values, told), levels = read(source, slice(None)), source.spec.levels or 0
+            if told is not None and source.classes is None:
+                raise DataError("fit trains networks that are told classes, and the source has other conditions: use Trainer")
             chosen["file"] |= {"dequantize": source.spec.dequantize, "model_range": source.spec.model_range}
         arrays[side] = np.asarray(torch.as_tensor(values).detach().cpu())
         if told is not None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -88,7 +89,10 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Draws samples of the averaged weights every ``sample_every`` steps and at the end."""
+    """Draws samples of the averaged weights every ``sample_every`` steps and at the end.
+
+    They are told the classes in turn, or the conditions of held-out samples.
+    """
 
     def begin(self, trainer: Trainer) -> None:
         """Draw the picture of a step whose process was killed before it did."""
@@ -101,9 +105,13 @@ class Pictures:
             return
         from score_sde.images import picture, save_png  # here: it imports Pillow
 
-        spec, model = trainer.data.spec, trainer.state.ema.model
+        spec, model, test = trainer.data.spec, trainer.state.ema.model, trainer.data.test
         count = 1000 if spec.shape == (2,) else 36
-        cond = torch.arange(count, device=trainer.device) % model.classes if model.classes else None
+        cond: Any = None  # of several tensors only the model knows
+        if model.classes:
+            cond = torch.arange(count, device=trainer.device) % model.classes
+        elif model.cond_shape is not None:
+            cond = read(test, torch.arange(count) % len(test)).to(trainer.device).cond
         solver, shape = DDIM(steps=30, grid="log_snr"), (count, *spec.shape)
         drawn = solver.sample(model, shape, seed=trainer.seed, cond=cond, denoise=True)
         save_png(picture(spec.displayed(drawn.x)), self.path(trainer))

@@ -59,7 +59,7 @@ class TrainStep:
         _seed_torch(draws.seed_of("torch"), self.device)
         model.train()
         batch = self.encode(model, batch, draws)
-        if isinstance(cond := batch.cond, Tensor):
+        if model.classes and isinstance(cond := batch.cond, Tensor):
             untold = draws.uniform("class dropout", cond.shape) < options.class_dropout
             batch = batch._replace(cond=torch.where(untold, model.classes, cond))
         with masks_from(draws.uniform, state.dropouts):
@@ -86,11 +86,12 @@ class TrainStep:
         return Draws(self.seed, step, self.options.batch_size, device=self.device)
 
     def encode(self, model: ScoreModel, batch: Batch, draws: Draws) -> Batch:
-        """Samples in data units as ``model`` takes them: in model coordinates, with classes where the model has any.
+        """Samples in data units as ``model`` takes them: in model coordinates, with their condition where it takes one.
 
         They are dequantized where the data is, and mirrored where ``options.flip`` says so.
         """
-        batch = (batch if model.classes else Batch(batch.values)).to(self.device)
+        conditional = model.classes or getattr(model, "cond_shape", None) is not None
+        batch = (batch if conditional else Batch(batch.values)).to(self.device)
         dequantized = self.spec.levels is not None and self.spec.dequantize
         uniform = draws.uniform("dequantization", batch.values.shape) if dequantized else torch.zeros(())
         x0 = self.spec.encode(batch.values, uniform)

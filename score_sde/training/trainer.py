@@ -17,6 +17,7 @@ from score_sde.data import Dataset, DataSource, EpochOrder, on_device, warn_of_f
 from score_sde.files import remove_leftovers, sync_file
 from score_sde.lock import sole_writer
 from score_sde.model import ScoreModel
+from score_sde.networks.contract import require_condition, shape_of
 from score_sde.objectives import DenoisingScoreMatching, Objective
 from score_sde.progress import Progress
 from score_sde.training.interrupt import Interrupt
@@ -73,7 +74,7 @@ class Trainer:
         self.figures: dict[str, float] = {}
         self.stopped_by: int | None = None
         for source in (data.train, data.test):
-            _check_classes(state.model, source, options)
+            _check_condition(state.model, source, options)
         if state.checkpoint is None:
             sde = state.model.sde
             warn_of_fine_structure(data.train, float(sde.sigma(sde.t_min) / sde.alpha(sde.t_min)))
@@ -138,10 +139,23 @@ class Trainer:
         return state.checkpoint
 
 
-def _check_classes(model: ScoreModel, source: DataSource, options: TrainingOptions) -> None:
-    """Check that the network, if it has classes, has all of the data's."""
+def _check_condition(model: ScoreModel, source: DataSource, options: TrainingOptions) -> None:
+    """Check that the data tells what the network takes, and of its classes none that it has not.
+
+    A network without any condition may be trained on data with classes, which it is not told.
+    """
     known = model.classes
     if not known:
+        told = source.batch(torch.arange(min(1, len(source)))).cond
+        if model.cond_shape is not None:
+            if told is None:
+                raise ValueError(f"the network takes a condition of shape {model.cond_shape}, but the data has none")
+            require_condition(told, min(1, len(source)), model.cond_shape)
+        elif told is not None and source.classes is None:
+            raise ValueError(
+                f"the data has conditions, {shape_of(told)} for one sample, but the network takes none: give it an attribute "
+                "cond_shape that states their shape, or train on a source without them"
+            )
         return
     if source.classes is None:
         raise ValueError(f"the network has {known} classes, but the data has none: set its option classes to 0")

@@ -193,6 +193,16 @@ def test_a_run_of_an_older_version_goes_on_and_says_so(tmp_path, capsys):
     assert "an earlier version trained it to step 4:" in capsys.readouterr().out
 
 
+def test_conditions_that_are_no_classes_are_refused(tmp_path):
+    class Told(TensorSource):
+        def batch(self, rows):
+            return super().batch(rows)._replace(cond=self.values[rows])
+
+    with pytest.raises(ValueError, match="told classes, and the source has other conditions"):
+        trained(Told(points(), DataSpec((2,))), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_scaling_that_is_not_kept_is_said(tmp_path, recwarn):
     fast = {"network_options": {"width": 4}, "training": TrainingOptions(steps=1, sample_every=0), "progress": False}
     fit(two_moons(200), tmp_path / "measured", **fast)

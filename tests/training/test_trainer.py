@@ -468,6 +468,75 @@ def test_classes_that_do_not_fit_the_data_are_refused(tmp_path):
         trainer_of(model, moons, tmp_path, OPTIONS)
 
 
+class Told:
+    """A source whose samples come with conditions that they determine."""
+
+    def __init__(self, tell, count=40):
+        self.values, self.tell = torch.randn(count, 2, generator=generator(1)), tell
+        self.spec, self.classes = DataSpec((2,)), None
+
+    def __len__(self):
+        return len(self.values)
+
+    def batch(self, rows):
+        return Batch(self.values[rows], self.tell(self.values[rows]))
+
+
+class Listening(nn.Module):
+    """A network that keeps the conditions that it is told."""
+
+    def __init__(self, cond_shape):
+        super().__init__()
+        self.scale, self.cond_shape, self.told = nn.Parameter(torch.zeros(1)), cond_shape, []
+
+    def forward(self, x, noise, cond=None):
+        self.told.append(cond)
+        return self.scale * x
+
+
+FIELD = lambda values: values[:, None, :].expand(-1, 3, -1) + 1.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "tell"),
+    [
+        ((2,), lambda values: values + 1.0),
+        ((3, 2), FIELD),
+        ({"vector": (2,), "field": (3, 2)}, lambda values: {"vector": -values, "field": FIELD(values)}),
+    ],
+    ids=["vector", "field", "mapping"],
+)
+def test_a_network_is_told_the_conditions_of_its_samples(tmp_path, shape, tell):
+    """In steps, test losses and pictures; no value of them is dropped as a class would be."""
+    source = Told(tell)
+    model = ScoreModel(Listening(shape), VPSDE(), source.spec)
+    trainer = trainer_of(model, Dataset(source, source), tmp_path, replace(OPTIONS, class_dropout=1.0))
+    take_steps(trainer)
+    (told,) = model.network.told
+    expected = source.batch(torch.arange(OPTIONS.batch_size)).cond
+    torch.testing.assert_close(told, expected, rtol=0, atol=0)
+    trainer.train(progress=False)
+    assert None not in trainer.state.ema.model.network.told
+    assert (tmp_path / "samples" / "step_000000012.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "tell", "message"),
+    [
+        ((2,), lambda values: None, r"takes a condition of shape \(2,\), but the data has none"),
+        ((3,), lambda values: values, r"cond must have the shape \(1, 3\), got \(1, 2\)"),
+        ({"a": (2,)}, lambda values: {"b": values}, r"cond must have the shape \{'a': \(1, 2\)\}, got \{'b': \(1, 2\)\}"),
+        (None, lambda values: values, r"the data has conditions, \(1, 2\) for one sample, but the network takes none"),
+        (None, lambda values: {"a": values}, "but the network takes none: give it an attribute cond_shape"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(tmp_path, shape, tell, message):
+    source = Told(tell)
+    with pytest.raises(ValueError, match=message):
+        trainer_of(ScoreModel(Listening(shape), VPSDE(), source.spec), Dataset(source, source), tmp_path, OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_flip_mirrors_half_of_the_images(tmp_path):
     image = torch.arange(4).expand(1, 1, 4).repeat(400, 1, 1, 1).to(torch.uint8)
     source = TensorSource(image, DataSpec((1, 1, 4), levels=4))
