@@ -15,10 +15,13 @@ from score_sde.data import DataSpec, Moments
 from score_sde.inputs import require_classes, require_finite, require_float, whole
 from score_sde.networks.contract import Network, require_condition, state
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS, Coefficients
-from score_sde.score import ClassScore, NoLearnedVariance, Score
+from score_sde.score import ClassScore, Ends, NoLearnedVariance, Score
 from score_sde.sdes import SDE
 from score_sde.tables import require_name
 from score_sde.tensors import Condition, as_time, expand
+
+LEARNED_VARIANCES = ("learned_range", "learned")
+"""How a learned variance is read; ``ScoreModel`` says what they mean."""
 
 WORST_ROUNDING = 0.01
 """Error of a score by rounding, as a share of its size, from which on a model warns."""
@@ -37,6 +40,8 @@ class ScoreModel(Network):
         labels: number of steps of the discrete chain that ``time_input`` counts.
         scale_input: whether the network is given c_in x, of unit scale, or x itself.
         sigma_data: root mean square of the data in model coordinates, about 0, used by ``edm``.
+        variance: how the second half of the output is read where the network has learned its variance: ``learned_range``, v
+            in log Sigma = (1 + v)/2 log beta + (1 - v)/2 log beta_tilde, or ``learned``, log Sigma itself.
 
     ``moments`` are those of the training data, where they are known: set by ``load``, taken by solvers.
 
@@ -58,11 +63,13 @@ class ScoreModel(Network):
         labels: int = 1000,
         scale_input: bool = True,
         sigma_data: float = 0.5,
+        variance: str = "learned_range",
     ):
         super().__init__()
         for kind, name, table in (
             ("parameterization", parameterization, PARAMETERIZATIONS),
             ("time_input", time_input, TIME_INPUTS),
+            ("variance", variance, LEARNED_VARIANCES),
         ):
             require_name(kind, name, table)
         sde.require_ends()
@@ -82,7 +89,7 @@ class ScoreModel(Network):
         self.network, self.sde, self.data = network, sde, data
         self.moments: Moments | None = None
         self.parameterization, self.time_input, self.sigma_data = parameterization, time_input, sigma_data
-        self.labels, self.scale_input = labels, scale_input
+        self.labels, self.scale_input, self.variance = labels, scale_input, variance
 
     @property
     def device(self) -> torch.device:
@@ -146,23 +153,26 @@ class ScoreModel(Network):
         """
         return self._evaluate(x, t, cond)[0]
 
-    def variance(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        """The learned variance, ``(B, *D)``; ``score_and_variance`` says in what form."""
-        return self.score_and_variance(x, t, cond)[1]
+    def score_and_variance(self, x: Tensor, t: Tensor, ends: Ends, cond: Condition | None = None) -> tuple[Tensor, Tensor]:
+        """The score and the logarithm of the learned variance of a step, by one pass of the network, both ``(B, *D)``.
 
-    def score_and_variance(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor]:
-        """The score and the learned variance by one pass of the network, both ``(B, *D)``.
+        log Sigma is in the dtype of ``x`` or, where they have one value for each sample, of ``ends``, if that is more precise.
 
-        The variance is given as v in log Sigma = v log beta + (1 - v) log beta_tilde, the two being the variances between which
-        that of a discrete step lies (Nichol and Dhariwal 2021, Eq. 15); v = 1 is the larger, and v may leave [0, 1].
+        Args:
+            x, t, cond: as for the score.
+            ends: log beta_tilde and log beta of the step, ``()`` or ``(B,)``, between which ``learned_range`` runs: linearly,
+                and without bounds (Nichol and Dhariwal 2021, Eq. 15).
 
         Raises:
             NoLearnedVariance: the network has not learned its variance.
         """
-        if not self.learned_variance:
-            raise NoLearnedVariance("this model has no learned variance: its network was built with learned_variance=False")
         score, rest = self._evaluate(x, t, cond)
-        return score, ((rest + 1) / 2).to(x.dtype)
+        if rest is None:
+            raise NoLearnedVariance("this model has no learned variance: its network was built with learned_variance=False")
+        low, high = (expand(end, x) for end in ends)
+        if self.variance == "learned":
+            return score, rest.to(torch.promote_types(x.dtype, low.dtype) if low.ndim else x.dtype)
+        return score, low + (rest.to(x.dtype) + 1) / 2 * (high - low)
 
     def _evaluate(self, x: Tensor, t: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor | None]:
         """The score, and the second half of the network's output where there is one."""

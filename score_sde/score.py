@@ -25,6 +25,9 @@ from score_sde.tensors import SampleNoise, batch_time, expand
 
 Answer = TypeVar("Answer")
 
+Ends = tuple[Tensor, Tensor]
+"""log beta_tilde and log beta of a step, ``()`` or ``(B,)``: what a learned variance is told."""
+
 
 @runtime_checkable
 class Score(Protocol):
@@ -49,8 +52,8 @@ class NoLearnedVariance(TypeError, ValueError):
     """The learned variance was asked of a score that has none."""
 
 
-def score_and_variance(score: Score, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What ``score.score_and_variance`` returns, for any score: both ``(B, *D)``, by one evaluation.
+def score_and_variance(score: Score, x: Tensor, t: Tensor, ends: Ends, cond: Condition | None = None) -> tuple[Tensor, Tensor]:
+    """What ``score.score_and_variance`` returns, for any score: the score and log Sigma, ``(B, *D)``, by one evaluation.
 
     Raises:
         NoLearnedVariance: the score has none.
@@ -58,7 +61,7 @@ def score_and_variance(score: Score, x: Tensor, t: Tensor, cond: Tensor | None =
     if not hasattr(score, "score_and_variance"):
         named = type(score._leaf if isinstance(score, _CountedLeaf) else score).__name__
         raise NoLearnedVariance(f"{named} has no learned variance: choose beta or beta_tilde")
-    return score.score_and_variance(x, t, cond)
+    return score.score_and_variance(x, t, ends, cond)
 
 
 # what stands around a score
@@ -80,10 +83,11 @@ class WrappedScore:
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.changed(self.score(x, *self.told(x, t, cond)), x, t)
 
-    def score_and_variance(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The score, and the learned variance as it is within, by one evaluation."""
-        score, variance = score_and_variance(self.score, x, *self.told(x, t, cond))
-        return self.changed(score, x, t), variance
+    def score_and_variance(self, x: Tensor, t: Tensor, ends: Ends, cond: Condition | None = None) -> tuple[Tensor, Tensor]:
+        """The score, and log Sigma of the step with these ``ends`` as it is within, by one evaluation."""
+        t_within, cond = self.told(x, t, cond)
+        score, log_variance = score_and_variance(self.score, x, t_within, ends, cond)
+        return self.changed(score, x, t), log_variance
 
     def told(self, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The time and the condition for the score within."""
@@ -150,7 +154,7 @@ class Counter:
     vjps: int = 0
 
 
-EVALUATIONS = ("forward", "_wrapped_call_impl", "score_and_variance", "variance")
+EVALUATIONS = ("forward", "_wrapped_call_impl", "score_and_variance")
 """Methods by which a leaf may be evaluated without a call of itself."""
 
 

@@ -20,7 +20,7 @@ ROWS = [
     ["inputs", "tensors", "lock", "files", "images", "paired", "progress", "tables", "distributed"],
     ["sdes", "networks", "divergence"],
     ["parameterization", "time_sampling", "draws", "data"],
-    ["composition", "score", "model", "transitions"],
+    ["composition", "score", "model", "transitions", "decoder", "chain"],
     ["exact", "objectives", "guidance", "solvers", "ema", "checkpoint"],
     ["likelihood", "metrics", "inverse"],
     ["run"],

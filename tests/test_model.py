@@ -129,20 +129,39 @@ def test_a_network_of_raw_inputs_sees_them(sde):
 
 
 def test_a_learned_variance_is_the_second_half_of_the_output(sde):
-    """v = -1 is the smaller variance, v = 1 the larger one (Nichol and Dhariwal 2021, Eq. 15), on a scale from 0 to 1."""
+    """v = -1 is the smaller variance, v = 1 the larger one (Nichol and Dhariwal 2021, Eq. 15), or it is log Sigma itself."""
     output = torch.randn(3, 4, 5, 5, dtype=torch.float64)
     x, t = torch.randn(3, 2, 5, 5, dtype=torch.float64), torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
     network = Oracle(output)
     network.learned_variance = True
     model = ScoreModel(network, sde, DataSpec((2, 5, 5)))
     without = ScoreModel(Oracle(output[:, :2]), sde, DataSpec((2, 5, 5)))
-    score, variance = model.score_and_variance(x, t)
+    ends = torch.tensor([-5.0, -4.0, -3.0]).double(), torch.tensor([-3.0, -3.5, -3.0]).double()
+    score, log_variance = model.score_and_variance(x, t, ends)
     torch.testing.assert_close(score, without(x, t))
     torch.testing.assert_close(model(x, t), score)
-    torch.testing.assert_close(variance * 2 - 1, output[:, 2:])
-    torch.testing.assert_close(model.variance(x, t), variance)
+    share = (output[:, 2:] + 1) / 2
+    torch.testing.assert_close(log_variance[0], -5 + 2 * share[0])
+    torch.testing.assert_close(log_variance[1], -4 + 0.5 * share[1])
+    torch.testing.assert_close(log_variance[2], torch.full_like(share[2], -3.0))
+    itself = ScoreModel(network, sde, DataSpec((2, 5, 5)), variance="learned")
+    torch.testing.assert_close(itself.score_and_variance(x, t, ends), (score, output[:, 2:]))
     with pytest.raises(TypeError, match="no learned variance"):
-        without.variance(x, t)
+        without.score_and_variance(x, t, ends)
+    with pytest.raises(ValueError, match="unknown variance 'log'; choose one of learned_range, learned"):
+        ScoreModel(network, sde, DataSpec((2, 5, 5)), variance="log")
+
+
+@pytest.mark.parametrize("variance", ["learned_range", "learned"])
+def test_a_learned_variance_is_as_precise_as_the_ends_of_each_sample(variance):
+    network = Oracle(torch.randn(3, 4))
+    network.learned_variance = True
+    model = ScoreModel(network, SDE_CASES["vp"], DataSpec((2,)), variance=variance)
+    x, t = torch.randn(3, 2), torch.full((3,), 0.5)
+    for shape, dtype in (((3,), torch.float64), ((), torch.float32)):
+        ends = torch.full(shape, -2.0, dtype=torch.float64), torch.full(shape, -1.0, dtype=torch.float64)
+        score, log_variance = model.score_and_variance(x, t, ends)
+        assert (score.dtype, log_variance.dtype) == (torch.float32, dtype)
 
 
 def test_bfloat16_output_is_combined_in_float32():

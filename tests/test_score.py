@@ -33,6 +33,7 @@ from score_sde.score import (
 
 SDE = VPSDE()
 STEPS = 5
+ENDS = torch.tensor(-3.0), torch.tensor(-1.0)
 Pair = namedtuple("Pair", "first second")
 
 
@@ -664,8 +665,8 @@ def test_a_score_must_have_the_shape_of_its_states():
 def test_every_evaluation_of_a_leaf_counts_by_whatever_method_it_is_made():
     class Learned(AsClass):
         def __call__(self, x, t, cond=None):
-            score, variance = self.inner.score_and_variance(x, t)
-            return score + 0 * (variance + self.inner.variance(x, t)) + 0 * self.inner.forward(x, t)
+            score, variance = self.inner.score_and_variance(x, t, ENDS)
+            return score + 0 * (variance + self.inner.score_and_variance(x, t, ENDS)[1]) + 0 * self.inner.forward(x, t)
 
     torch.manual_seed(0)
     network = NETWORKS["unet"]((1, 4, 4), width=8, multipliers=(1,), blocks=1, attention=(), learned_variance=True).double()
@@ -676,9 +677,9 @@ def test_every_evaluation_of_a_leaf_counts_by_whatever_method_it_is_made():
     assert found.isfinite().all()
     x, t = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
     clipped = ClippedScore(learned, -0.1, 0.1)
-    score, variance = clipped.score_and_variance(x, t)
+    score, variance = clipped.score_and_variance(x, t, ENDS)
     assert torch.equal(score, clipped(x, t))
-    assert torch.equal(variance, learned.variance(x, t))
+    assert torch.equal(variance, learned.score_and_variance(x, t, ENDS)[1])
     assert not torch.equal(score, learned(x, t))
 
 

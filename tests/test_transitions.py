@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from score_sde.transitions import VARIANCES, forward_transition, step_divergence
+from score_sde.transitions import VARIANCES, forward_transition, step_divergence, variance_ends
 from tests.conftest import SDE_CASES
 
 
@@ -24,7 +24,9 @@ def test_the_divergence_of_a_step_is_that_of_its_two_gaussians(name, v):
     expected = kl_divergence(Normal(mean(x0), beta_tilde.sqrt()), model)
     torch.testing.assert_close(model.mean, (x + beta * score) / a)
     log_ratio, gain = 2 * (sigma_t / sigma_s).log(), torch.expm1(sde.log_snr(s) - sde.log_snr(t))
-    found = step_divergence(epsilon + sigma_t * score, gain, log_ratio, v)
+    found = step_divergence(epsilon + sigma_t * score, gain, v * log_ratio)
+    for end, variance in zip(variance_ends(sde, s, t), (beta_tilde, beta), strict=True):
+        torch.testing.assert_close(end, variance.log())
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 

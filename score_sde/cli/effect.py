@@ -102,6 +102,8 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str]]:
         yield "model.sigma_data", f"the parameterization is {model.parameterization}, and only edm uses it"
     if model.time_input not in ("label", "reversed", "step"):
         yield "model.labels", f"the time_input is {model.time_input}, which counts no labels"
+    if not config.network.get(config.network.name, {}).get("learned_variance", config.network.name == "diffusers"):
+        yield "model.variance", "the network has no learned_variance"
     ddpm = config.sde.ddpm
     table = "sde.ddpm.betas is a table of its own"
     for key in ("beta_start", "beta_end", *(("steps", "schedule") if ddpm.betas else ())):

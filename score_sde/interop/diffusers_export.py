@@ -62,6 +62,8 @@ def _scheduler(model: ScoreModel) -> Any:
         raise _inexpressible("its data is scaled by channel, where images lie in (-1, 1)")
     if model.data.model_range != (-1.0, 1.0):
         raise _inexpressible(f"its data lies in {model.data.model_range}, where images lie in (-1, 1)")
+    if model.learned_variance and model.variance != "learned_range":
+        raise _inexpressible(f"its learned variance is {model.variance}, where learned_range is known")
     times = torch.arange(model.labels, dtype=torch.float64)
     if model.time_input == "step":
         times = (times + 1) * (model.sde.T / model.labels)

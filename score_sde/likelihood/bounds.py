@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from score_sde.data import DataSpec
+from score_sde.decoder import centres
 from score_sde.inputs import whole
 from score_sde.likelihood.evaluation import spec_of
 from score_sde.likelihood.record import VariationalBound
@@ -42,30 +43,28 @@ class Batch:
         u = self.uniform.uniform()
         return (torch.arange(u.shape[1], dtype=u.dtype) + u) / u.shape[1]
 
-    def error(self, t: Tensor, v: Tensor | float | None = 0.0) -> tuple[Tensor, Tensor | float]:
-        """epsilon + sigma score at a draw of x_t, ``(B, *D)`` in float64, and v, taken from the model where it is None."""
-        sde, epsilon = self.score.sde, self.noise.normal()
+    def error(self, t: Tensor, ends: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """epsilon + sigma score at a draw of x_t, and log Sigma of the step with these ``ends``, by one evaluation.
+
+        Both are float64, ``(B, *D)``. Without ends log Sigma is 0, ``()``.
+        """
+        sde, epsilon, log_variance = self.score.sde, self.noise.normal(), torch.zeros(())
         sigma = expand(sde.sigma(t).to(self.x0), epsilon)
         x = expand(sde.alpha(t).to(self.x0), epsilon) * self.x0 + sigma * epsilon
-        if v is None:
-            score, v = self.score.score_and_variance(x, t)
-            v = v.double()
-        else:
+        if ends is None:
             score = self.score(x, t)
-        error = (epsilon + sigma * score).double()
-        finite = sum_event(error + v).isfinite()
+        else:
+            low, high = (end.to(x.device) for end in ends)
+            score, log_variance = self.score.score_and_variance(x, t, (low, high))
+        error, log_variance = (epsilon + sigma * score).double(), log_variance.double()
+        finite = sum_event(error + log_variance.to(error)).isfinite()
         if not finite.all():
             time = batch_time(t, x)[~finite][0].item()
             raise SolverError(
                 f"the bound is not finite at t = {time:.3g}: the score returned NaN or infinite values there; check the model "
                 "at this time"
             )
-        return error, v
-
-
-def centres(integers: Tensor, data: DataSpec) -> Tensor:
-    """The centres of the bins in model coordinates, float64: where the model sees the integers."""
-    return data.dequantized(integers.double(), 0.5)
+        return error, log_variance
 
 
 Terms = Callable[[Batch], tuple[Tensor, Tensor]]

@@ -13,7 +13,7 @@ It remains to choose the variance (Ho et al. 2020, Section 3.2; Nichol and Dhari
 
     beta         b^2           the larger one: that of the step where the data is itself N(0, I) under a VP SDE
     beta_tilde   beta_tilde    the smaller one: that of the step where the data is a single point
-    learned      log Sigma = v log b^2 + (1 - v) log beta_tilde, with v (B, *D) from the network's second half
+    learned      Sigma         (B, *D), from the network's second half, by one pass with the score
 
 What is known of them by other names:
 
@@ -22,8 +22,7 @@ What is known of them by other names:
                                                              SMLD's ancestral sampling; Song et al. 2021, Eq. 47
     any   beta_tilde                          DDIM at eta = 1
 
-That is Sigma = b^2 (sigma_s / sigma_t)^(2 (1 - v)) with v = 1 for beta and v = 0 for beta_tilde. A step down to the data
-itself, sigma_s = 0, adds no noise whatever the variance, as DDPM's last one: its mean is x0.
+A step down to the data itself, sigma_s = 0, adds no noise whatever the variance, as DDPM's last one: its mean is x0.
 """
 
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from torch import Tensor
 from score_sde.score import BoundScore
 from score_sde.solvers.fixed_steps import TransitionSolver
 from score_sde.tables import require_name
-from score_sde.transitions import VARIANCES, forward_transition
+from score_sde.transitions import VARIANCES, forward_transition, variance_ends
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,11 @@ class Ancestral(TransitionSolver):
     def transition(self, score: BoundScore, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         sde = score.sde
         a, beta = forward_transition(sde, s, t)
-        v = VARIANCES[self.variance]
-        gradient, v = score.score_and_variance(x, t) if v is None else (score(x, t), v)
-        mean = (x + beta * gradient) / a
-        shrinkage = sde.sigma(s) / sde.sigma(t)
-        if shrinkage == 0:
+        v, shrinkage = VARIANCES[self.variance], sde.sigma(s) / sde.sigma(t)
+        if v is None and shrinkage > 0:
+            gradient, log_variance = score.score_and_variance(x, t, variance_ends(sde, s, t))
+            return (x + beta * gradient) / a, (log_variance / 2).exp()
+        mean = (x + beta * score(x, t)) / a
+        if v is None or shrinkage == 0:
             return mean, torch.zeros_like(beta)
         return mean, beta.sqrt() * shrinkage ** (1 - v)

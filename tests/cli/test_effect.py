@@ -48,6 +48,7 @@ def check(*options, **how):
         (["network.name=ncsnpp", "network.ncsnpp.resample_with_conv=false"], "biggan"),
         (["model.sigma_data=2"], "the parameterization is epsilon"),
         (["model.time_input=time", "model.labels=9"], "the time_input is time"),
+        (["model.variance=learned"], "the network has no learned_variance"),
         (["sde.name=ddpm", "sde.ddpm.schedule=cosine", "sde.ddpm.beta_end=0.1"], "sde.ddpm.schedule is cosine"),
         (["sde.name=ddpm", "sde.ddpm.betas=(0.1,0.2)", "sde.ddpm.steps=2"], "betas is a table of its own"),
         (["training.class_dropout=0.3"], "the network has no classes"),

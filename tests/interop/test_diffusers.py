@@ -24,6 +24,9 @@ from tests.oracles import DoubleWellSDE
 
 diffusers = pytest.importorskip("diffusers")
 
+UNIT = torch.tensor(0.0), torch.tensor(1.0)
+"""Ends between which the logarithm of a learned variance is its share of the way."""
+
 UNETS = {
     "plain": {
         "sample_size": 8,
@@ -94,7 +97,7 @@ def test_the_same_epsilon(name, table):
     assert torch.equal(model.network.unet.conv_in.weight, unet.conv_in.weight)
     assert model.learned_variance == (name == "learned variance")
     if model.learned_variance:
-        variance = model.variance(x.double(), t, cond).float()
+        variance = model.score_and_variance(x.double(), t, UNIT, cond)[1].float()
         torch.testing.assert_close(variance, expected[:, x.shape[1] :] / 2 + 0.5, rtol=1e-5, atol=1e-6)
     # and in float32, to what the rounding of t leaves
     single = -expand(model.sde.sigma(t.float()), x) * model(x, t.float(), cond)
@@ -524,6 +527,7 @@ SMALL = {"width": 16, "multipliers": (1, 2), "blocks": 1, "attention": ()}
         ("unet", {"time_input": "log_snr"}, "time_input is log_snr"),
         ("unet", {"sde": VESDE()}, "VESDE does not preserve the variance"),
         ("unet", {"sde": DoubleWellSDE()}, "not linear"),
+        (UNet((3, 8, 8), **SMALL, learned_variance=True), {"variance": "learned"}, "learned variance is learned"),
         (UNet((3, 8, 8), **SMALL, embedding="fourier"), {}, "not sinusoidal"),
         (UNet((3, 8, 8), width=16, multipliers=(2, 2), attention=()), {}, "multipliers must begin with 1"),
         (UNet((3, 8, 8), width=16, multipliers=(2, 2), stem=32, attention=()), {}, "embeds the noise level by 16 numbers"),

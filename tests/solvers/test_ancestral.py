@@ -21,7 +21,7 @@ from tests.oracles import SDE_CASES, affine_moments, gaussian, mixture
 
 @dataclass(frozen=True, eq=False)
 class WithVariance:
-    """A score with a learned variance of its own: v, and how often either was asked for."""
+    """A score with a learned variance of its own, by v, and how often either was asked for."""
 
     inner: object
     v: object
@@ -35,9 +35,10 @@ class WithVariance:
         self.calls.append("score")
         return self.inner(x, t, cond)
 
-    def score_and_variance(self, x, t, cond=None):
+    def score_and_variance(self, x, t, ends, cond=None):
         self.calls.append("both")
-        return self.inner(x, t, cond), torch.as_tensor(self.v).to(x).expand(x.shape)
+        low, high = ends
+        return self.inner(x, t, cond), low + torch.as_tensor(self.v).to(x).expand(x.shape) * (high - low)
 
 
 def double(*values):
@@ -234,8 +235,8 @@ class Field:
     def __call__(self, x, t, cond=None):
         return -self.epsilon(x, t) / expand(self.sde.sigma(t), x)
 
-    def score_and_variance(self, x, t, cond=None):
-        return self(x, t), self.v(x, t)
+    def score_and_variance(self, x, t, ends, cond=None):
+        return self(x, t), ends[0] + self.v(x, t) * (ends[1] - ends[0])
 
 
 @pytest.mark.parametrize("kind", ["fixed_small", "fixed_large", "learned_range"])

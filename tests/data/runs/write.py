@@ -167,7 +167,8 @@ def expect(folder: Path) -> None:
     if model.classes and folder.name != "imported_diffusers":
         found["score_of_no_class"] = model(x, torch.full((3,), times[1]))
     if model.learned_variance:
-        found["variance"] = model.variance(x, torch.full((3,), times[1]))
+        ends = torch.tensor(0.0), torch.tensor(1.0)
+        found["variance"] = model.score_and_variance(x, torch.full((3,), times[1]), ends)[1]
     for name, options in SOLVERS.items():
         solver = build_solver({"solver": {"name": name, name: options}})
         found[f"sample_{name}"] = solver.sample(model, (3, *shape), seed=3, cond=classes).x
