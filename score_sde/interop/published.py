@@ -14,10 +14,9 @@ models are computed on (k + u) / 256, so that is how their data is scaled.
 
 import json
 import math
-import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from score_sde.checkpoint import CheckpointError
 from score_sde.data import DataSpec
+from score_sde.interop.reading import Entry, fill, load_file, setting
 from score_sde.model import ScoreModel
 from score_sde.networks.attention import SelfAttention
 from score_sde.networks.embedding import FourierEmbedding
@@ -52,25 +52,10 @@ def import_published(path: Path | str, config: Config, spec: DataSpec) -> tuple[
     model = build_model(config, spec)
     if not isinstance(model.network, NCSNpp | NCSNv2):
         raise RunError(f"network {config['network']['name']!r} is not one of score_sde_pytorch's: ddpm, ncsnpp or ncsnv2")
-    entries = list(_entries(model.network))
-    needed = [name for entry in entries for name in entry.published]
-    _complain(path, [n for n in needed if n not in published], "lacks {}: it is of another network than the settings describe")
-    idle = isinstance(model.network, NCSNpp) and model.network.embedding is None  # it is not told the noise level
-    spare = [
-        name
-        for name, tensor in published.items()
-        if name not in set(needed) and not (idle and (".Dense_0." in name or _frozen(name, tensor)))
-    ]
-    _complain(path, spare, "has {}, for which the network of these settings has no place")
-    own = model.network.state_dict()
-    for entry in entries:
-        tensors = [published[name] for name in entry.published]
-        for name, tensor, expected in zip(entry.published, tensors, entry.split(own[entry.own]), strict=True):
-            if tensor.shape != expected.shape:
-                shapes = f"{tuple(tensor.shape)}, these settings make it {tuple(expected.shape)}"
-                raise CheckpointError(f"{path}: {name} has shape {shapes}")
-        own[entry.own] = entry.join(tensors)
-    model.network.load_state_dict(own)
+    idle: list[str] = []
+    if isinstance(model.network, NCSNpp) and model.network.embedding is None:  # it is not told the noise level
+        idle = [name for name, tensor in published.items() if ".Dense_0." in name or _frozen(name, tensor)]
+    fill(model.network, _entries(model.network), published, str(path), idle=idle)
     return model.eval().requires_grad_(False), file["step"]
 
 
@@ -85,18 +70,18 @@ def published_config(settings: Mapping[str, Any]) -> tuple[dict[str, Any], DataS
     Raises:
         RunError: a key is missing, or the settings are of a kind that cannot be imported; the message says which.
     """
-    flat = {**settings, **_get(settings, "training", dict, {}), **_get(settings, "data", dict, {})}
-    size, channels = _get(flat, "image_size", int), _get(flat, "num_channels", int)
-    centered, options = _get(flat, "centered", bool), _get(flat, "model", dict)
-    scales, by_sigma = _get(options, "num_scales", int, 1000), _get(options, "scale_by_sigma", bool, False)
-    kind, t_min = _get(flat, "sde", str).lower(), _get(flat, "eps", float, 1e-5)
+    flat = {**settings, **setting(settings, "training", dict, {}), **setting(settings, "data", dict, {})}
+    size, channels = setting(flat, "image_size", int), setting(flat, "num_channels", int)
+    centered, options = setting(flat, "centered", bool), setting(flat, "model", dict)
+    scales, by_sigma = setting(options, "num_scales", int, 1000), setting(options, "scale_by_sigma", bool, False)
+    kind, t_min = setting(flat, "sde", str).lower(), setting(flat, "eps", float, 1e-5)
     name, network = _network(options, size, centered)
-    continuous = _get(flat, "continuous", bool, True) and name != "ncsnv2"
+    continuous = setting(flat, "continuous", bool, True) and name != "ncsnv2"
     model = {"labels": 1000, "scale_input": False, "sigma_data": 0.5}
     if kind in ("vpsde", "subvpsde"):
         if by_sigma or name == "ncsnv2":
             raise RunError(f"scale_by_sigma divides by the noise levels of the VE SDE; it has no meaning under {kind}")
-        betas = {key: _get(options, key, float) for key in ("beta_min", "beta_max")}
+        betas = {key: setting(options, key, float) for key in ("beta_min", "beta_max")}
         sde = {"name": kind.removesuffix("sde"), kind.removesuffix("sde"): {**betas, "t_min": t_min}}
         model |= {"parameterization": "epsilon", "time_input": "label"}
         if kind == "vpsde" and not continuous:
@@ -104,7 +89,7 @@ def published_config(settings: Mapping[str, Any]) -> tuple[dict[str, Any], DataS
             sde = {"name": "ddpm", "ddpm": {**table, "t_min": 1 / scales}}
             model |= {"time_input": "step", "labels": scales}
     elif kind == "vesde":
-        sigmas = {key: _get(options, key, float) for key in ("sigma_min", "sigma_max")}
+        sigmas = {key: setting(options, key, float) for key in ("sigma_min", "sigma_max")}
         sde = {"name": "ve", "ve": {**sigmas, "t_min": t_min}}
         model |= {"parameterization": "ncsn" if by_sigma or name == "ncsnv2" else "score", "time_input": "sigma"}
         if not continuous:
@@ -143,66 +128,52 @@ def read_settings(path: Path | str) -> dict[str, Any]:
 
 def _network(options: Mapping[str, Any], size: int, centered: bool) -> tuple[str, dict[str, Any]]:
     """Our name and options for that project's ``model`` section."""
-    name = _get(options, "name", str)
+    name = setting(options, "name", str)
     if name in ("ncsnv2_64", "ncsnv2_128", "ncsnv2_256"):
-        norms, norm = {"InstanceNorm++": "instance++", "VarianceNorm": "variance"}, _get(options, "normalization", str)
+        norms, norm = {"InstanceNorm++": "instance++", "VarianceNorm": "variance"}, setting(options, "normalization", str)
         if norm not in norms:
             raise RunError(f"normalization {norm!r} of {name} cannot be imported; {' and '.join(norms)} can")
         return "ncsnv2", {
-            "width": _get(options, "nf", int),
-            "activation": _get(options, "nonlinearity", str).lower(),
+            "width": setting(options, "nf", int),
+            "activation": setting(options, "nonlinearity", str).lower(),
             "centered": centered,
             "stages": {"64": 4, "128": 5, "256": 6}[name.removeprefix("ncsnv2_")],
             "normalization": norms[norm],
         }
-    multipliers = tuple(_get(options, "ch_mult", list))
+    multipliers = tuple(setting(options, "ch_mult", list))
     resolutions = [size // 2**level for level in range(len(multipliers))]
     network = {
-        "width": _get(options, "nf", int),
+        "width": setting(options, "nf", int),
         "multipliers": multipliers,
-        "blocks": _get(options, "num_res_blocks", int),
+        "blocks": setting(options, "num_res_blocks", int),
         "attention": tuple(
-            i for i, resolution in enumerate(resolutions) if resolution in _get(options, "attn_resolutions", list)
+            i for i, resolution in enumerate(resolutions) if resolution in setting(options, "attn_resolutions", list)
         ),
-        "dropout": _get(options, "dropout", float),
-        "resample_with_conv": _get(options, "resamp_with_conv", bool),
-        "activation": _get(options, "nonlinearity", str).lower(),
+        "dropout": setting(options, "dropout", float),
+        "resample_with_conv": setting(options, "resamp_with_conv", bool),
+        "activation": setting(options, "nonlinearity", str).lower(),
         "centered": centered,
     }
     if name == "ddpm":
         return "ddpm", network
     if name != "ncsnpp":
         raise RunError(f"model {name!r} is not known; ddpm, ncsnpp, ncsnv2_64, ncsnv2_128 and ncsnv2_256 are")
-    embeddings, embedding = {"positional": "sinusoidal", "fourier": "fourier"}, _get(options, "embedding_type", str).lower()
+    embeddings, embedding = {"positional": "sinusoidal", "fourier": "fourier"}, setting(options, "embedding_type", str).lower()
     if embedding not in embeddings:
         raise RunError(f"unknown embedding_type {embedding!r} in the settings; choose one of {', '.join(embeddings)}")
     return "ncsnpp", {
         **network,
         "embedding": embeddings[embedding],
-        "fourier_scale": _get(options, "fourier_scale", float, 16.0),
-        "conditional": _get(options, "conditional", bool),
-        "block": _get(options, "resblock_type", str).lower(),
-        "fir": tuple(_get(options, "fir_kernel", list)) if _get(options, "fir", bool) else (),
-        "skip_rescale": _get(options, "skip_rescale", bool),
-        "progressive": _get(options, "progressive", str).lower(),
-        "progressive_input": _get(options, "progressive_input", str).lower(),
-        "combine": _get(options, "progressive_combine", str).lower(),
-        "init_scale": _get(options, "init_scale", float, 0.0),
+        "fourier_scale": setting(options, "fourier_scale", float, 16.0),
+        "conditional": setting(options, "conditional", bool),
+        "block": setting(options, "resblock_type", str).lower(),
+        "fir": tuple(setting(options, "fir_kernel", list)) if setting(options, "fir", bool) else (),
+        "skip_rescale": setting(options, "skip_rescale", bool),
+        "progressive": setting(options, "progressive", str).lower(),
+        "progressive_input": setting(options, "progressive_input", str).lower(),
+        "combine": setting(options, "progressive_combine", str).lower(),
+        "init_scale": setting(options, "init_scale", float, 0.0),
     }
-
-
-def _get(settings: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
-    """The value of ``key``, which must be of ``kind``; a whole number may stand for a float."""
-    value = settings.get(key, default)
-    if value is None:
-        raise RunError(f"the settings lack {key!r}")
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is tuple:
-        value = list(value)
-    if type(value) is not kind:
-        raise RunError(f"{key!r} in the settings must be of type {kind.__name__}, got {value!r}")
-    return value
 
 
 # the file
@@ -210,21 +181,10 @@ def _get(settings: Mapping[str, Any], key: str, kind: type, default: Any = None)
 
 def _read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint: tensors, plain values, and numpy's scalars, of which the optimizer's state has some."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} not found")
     scalar = np.float64(0).__reduce__()[0]
     homes = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    allowed = [*homes, (np.dtype, "numpy.dtype"), *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            file = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "it is damaged, or not a checkpoint"
-        )
-        raise CheckpointError(f"{path} was not read, and nothing in it was run: {reason}") from error
-    except Exception as error:  # whatever a file that is no checkpoint makes the reader stumble over
-        raise CheckpointError(f"{path} is truncated, damaged, or not a checkpoint of PyTorch") from error
+    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")]
+    file = load_file(path, [*homes, (np.dtype, "numpy.dtype"), *kinds])
     if not isinstance(file, dict):
         raise CheckpointError(f"{path} holds a {type(file).__name__}, not a checkpoint of score_sde_pytorch")
     missing = [key for key in ("model", "ema", "step") if key not in file]
@@ -259,9 +219,6 @@ def _averaged(file: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
                 f"{path}: ema.shadow_params has shape {tuple(tensor.shape)} where {name} has {tuple(weights[name].shape)}"
             )
         weights[name] = tensor
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: the averaged {name} holds NaN or infinite values")
     return {name: tensor.detach().float() for name, tensor in weights.items()}
 
 
@@ -270,34 +227,19 @@ def _frozen(name: str, tensor: Tensor) -> bool:
     return name.endswith(".W") and tensor.ndim == 1
 
 
-def _complain(path: Path, names: list[str], sentence: str) -> None:
-    if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise CheckpointError(f"{path} " + sentence.format(names[0] + more))
-
-
 # names
 
 
-class _Entry(NamedTuple):
-    """One of our tensors, the published ones that it is made of, and the way from those to it and back."""
-
-    own: str
-    published: list[str]
-    join: Callable[[list[Tensor]], Tensor] = lambda tensors: tensors[0]
-    split: Callable[[Tensor], list[Tensor]] = lambda tensor: [tensor]
-
-
-def _entries(network: NCSNpp | NCSNv2) -> Iterator[_Entry]:
+def _entries(network: NCSNpp | NCSNv2) -> Iterator[Entry]:
     if isinstance(network, NCSNv2):
-        yield from (_Entry(name, [name]) for name in network.state_dict())
+        yield from (Entry(name, [name]) for name in network.state_dict())
         return
     paths = {module: path for path, module in network.named_modules()}
     for number, layer in enumerate(_layers(network)):
         if layer is not None:
             for entry in _leaves(layer, network.block):
-                published = [f"all_modules.{number}.{name}" for name in entry.published]
-                yield entry._replace(own=f"{paths[layer]}.{entry.own}", published=published)
+                published = [f"all_modules.{number}.{name}" for name in entry.others]
+                yield entry._replace(own=f"{paths[layer]}.{entry.own}", others=published)
 
 
 def _layers(network: Any) -> Iterator[nn.Module | None]:
@@ -337,10 +279,10 @@ def _parts(part: nn.Module | None) -> Iterator[nn.Module]:
         yield part
 
 
-def _leaves(layer: nn.Module, block: str) -> Iterator[_Entry]:
+def _leaves(layer: nn.Module, block: str) -> Iterator[Entry]:
     """The tensors of one layer."""
     if isinstance(layer, FourierEmbedding):
-        yield _Entry("frequencies", ["W"], lambda tensors: 2 * math.pi * tensors[0])
+        yield Entry("frequencies", ["W"], lambda tensors: 2 * math.pi * tensors[0])
     elif isinstance(layer, Block):
         yield from _plain("norm_1", "GroupNorm_0")
         yield from _plain("conv_1", "Conv_0")
@@ -359,20 +301,20 @@ def _leaves(layer: nn.Module, block: str) -> Iterator[_Entry]:
     elif isinstance(layer, InputSkip):
         yield from _plain("conv", "Conv_0")
     else:
-        yield from (_Entry(name, [name]) for name in ("weight", "bias"))
+        yield from (Entry(name, [name]) for name in ("weight", "bias"))
 
 
-def _plain(own: str, published: str) -> Iterator[_Entry]:
+def _plain(own: str, published: str) -> Iterator[Entry]:
     for name in ("weight", "bias"):
-        yield _Entry(f"{own}.{name}", [f"{published}.{name}"])
+        yield Entry(f"{own}.{name}", [f"{published}.{name}"])
 
 
-def _matrices(own: str, published: list[str], sides: tuple[int, ...] = ()) -> Iterator[_Entry]:
+def _matrices(own: str, published: list[str], sides: tuple[int, ...] = ()) -> Iterator[Entry]:
     """A linear layer, or a 1 x 1 convolution, stored as matrices (inputs, outputs), one for each share of the outputs."""
-    yield _Entry(
+    yield Entry(
         f"{own}.weight",
         [f"{name}.W" for name in published],
         lambda tensors: torch.cat([tensor.T for tensor in tensors]).unflatten(1, (-1, *sides)),
         lambda weight: [share.T for share in weight.flatten(1).chunk(len(published))],
     )
-    yield _Entry(f"{own}.bias", [f"{name}.b" for name in published], torch.cat, lambda bias: list(bias.chunk(len(published))))
+    yield Entry(f"{own}.bias", [f"{name}.b" for name in published], torch.cat, lambda bias: list(bias.chunk(len(published))))
