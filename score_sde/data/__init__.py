@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from score_sde.data.arrays import array_file, load_array
+from score_sde.data.arrays import Arrays, array_file, load_array
 from score_sde.data.dataset import Dataset, fingerprint, scaled_alike, split
 from score_sde.data.folders import image_folder
 from score_sde.data.known import IMAGES, cifar10, digits, image_spec, mnist5k, two_moons
@@ -15,6 +15,7 @@ from score_sde.data.spec import DataError, DataSpec, DataWarning
 __all__ = [
     "DATASETS",
     "IMAGES",
+    "Arrays",
     "Batch",
     "DataError",
     "DataSource",

@@ -18,8 +18,15 @@ LARGEST = 1e30
 """Beyond it, and below its inverse, numbers cannot be scaled in float32."""
 
 
+class Arrays(dict[str, np.ndarray]):
+    """Named arrays in memory, in the place of a ``.npz``. Messages call them ``the data``."""
+
+    def __str__(self) -> str:
+        return "the data"
+
+
 def array_file(
-    path: str = "",
+    path: str | Arrays = "",
     key: str = "",
     shape: tuple[int, ...] = (),
     layout: str = "",
@@ -34,13 +41,13 @@ def array_file(
     test: str = "",
     test_classes: str = "",
 ) -> Dataset:
-    """An array ``(N, *D)`` from a ``.npy`` or ``.npz`` file.
+    """An array ``(N, *D)`` from a ``.npy`` or ``.npz`` file, or from memory.
 
     Floating-point data is continuous, unless ``levels`` says how many integers it takes. ``standardized`` scales it: vectors by
     coordinate, anything else by channel. 8-bit data has 256 levels and a mask of booleans 2, unless ``levels`` says otherwise.
 
     Args:
-        path: the file.
+        path: the file, or the arrays.
         key: the array inside a ``.npz`` that holds several.
         shape: event shape to give each sample, such as (1, 28, 28) for images stored flat or without a channel.
         layout: what the axes of a stored sample are, ``channels_first``, ``channels_last`` or ``no_channel``; empty where
@@ -57,7 +64,7 @@ def array_file(
         DataError: the file cannot be used, or what it holds is not certain; the message says what to write.
     """
     loaded = _numbers(path, key)
-    values = arranged(_tensor(loaded), path, shape=tuple(shape), layout=layout)
+    values = arranged(_tensor(loaded), str(path), shape=tuple(shape), layout=layout)
     event = tuple(values.shape[1:])
     if values.is_floating_point() and not levels:
         _check_floats(values, path)
@@ -65,7 +72,7 @@ def array_file(
     elif loaded.dtype == np.uint8 or loaded.dtype == bool or levels:
         known = 2 if loaded.dtype == bool else 256
         spec = DataSpec(event, levels=levels or known, dequantize=dequantize, model_range=model_range)
-        spec.check(values, path)
+        spec.check(values, str(path))
     else:
         raise DataError(f"{path} holds integers of type {loaded.dtype}: say how many levels", remedy=("file.levels", "K"))
     if loaded.dtype == np.uint8 and not levels and 0 < values.max() < 32:
@@ -73,8 +80,8 @@ def array_file(
     indices = _load_classes(path, classes, len(values)) if classes else None
     source = TensorSource(values, spec, indices)
     if test:
-        held_out = arranged(_tensor(_numbers(path, test)), path, shape=tuple(shape), layout=layout)
-        spec.check(held_out, path)
+        held_out = arranged(_tensor(_numbers(path, test)), str(path), shape=tuple(shape), layout=layout)
+        spec.check(held_out, str(path))
         known = _load_classes(path, test_classes, len(held_out)) if test_classes else None
         data = Dataset(source, TensorSource(held_out, spec, known))
     else:
@@ -88,7 +95,7 @@ def array_file(
     return data.described(replace(data.spec, limits=(limits,)))
 
 
-def _check_floats(values: Tensor, path: str) -> None:
+def _check_floats(values: Tensor, path: str | Arrays) -> None:
     """Refuse what cannot be scaled; warn where numbers that are whole are taken as continuous."""
     if not values.isfinite().all():
         raise DataError(f"{path} holds NaN or infinite values; remove or replace them")
@@ -103,12 +110,12 @@ def _check_floats(values: Tensor, path: str) -> None:
         warnings.warn(DataWarning(message, remedy=("file.levels", "K")), stacklevel=3)
 
 
-def _warn_of_few_levels(path: str, largest: int) -> None:
+def _warn_of_few_levels(path: str | Arrays, largest: int) -> None:
     message = f"{path} holds 8-bit integers up to {largest} and is taken to have 256 levels: if it has fewer, give levels"
     warnings.warn(DataWarning(message, remedy=("file.levels", str(largest + 1))), stacklevel=3)
 
 
-def _load_classes(path: str, key: str, count: int) -> Tensor:
+def _load_classes(path: str | Arrays, key: str, count: int) -> Tensor:
     classes = _load(path, key)
     whole = classes.dtype.kind in "iu" and classes.shape == (count,)
     if not whole or classes.min() < 0 or classes.max() >= 2**31:
@@ -139,7 +146,7 @@ def _tensor(loaded: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(loaded.astype(loaded.dtype.newbyteorder("="))))
 
 
-def _numbers(path: str, key: str) -> np.ndarray:
+def _numbers(path: str | Arrays, key: str) -> np.ndarray:
     """The array of a file, in the type in which it is stored."""
     loaded = _load(path, key)
     if loaded.dtype.kind not in "fiub":
@@ -155,7 +162,9 @@ def _numbers(path: str, key: str) -> np.ndarray:
     return loaded
 
 
-def _load(path: str, key: str) -> np.ndarray:
+def _load(path: str | Arrays, key: str) -> np.ndarray:
+    if isinstance(path, Arrays):
+        return path[key]
     if not path:
         raise DataError("no file given: path is empty", remedy=("file.path", "mine.npy"))
     file = Path(path).expanduser()

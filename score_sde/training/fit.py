@@ -4,8 +4,7 @@ import dataclasses
 import json
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from score_sde.checkpoint import latest_checkpoint
-from score_sde.data import DATASETS, DataError, Dataset, DataSource, DataSpec, DataWarning, read
+from score_sde.data import DATASETS, Arrays, DataError, Dataset, DataSource, DataSpec, DataWarning, array_file, read
 from score_sde.distributed import require_one_process
 from score_sde.files import read_npz, write_npz
 from score_sde.lock import sole_writer
@@ -92,20 +91,24 @@ def fit(
     with sole_writer(folder):
         config: dict[str, Any] = {"seed": seed, "training": dataclasses.asdict(training)}
         config["sde"], config["objective"] = section(SDES, sde, kind="sde"), section(OBJECTIVES, objective, kind="objective")
-        with _removed_if_refused(folder / DATA):
-            config["data"] = _data_section(data, folder, classes, levels)
-            found = build_data(config)
-            if isinstance(data, Dataset):
-                found = found._replace(class_names=data.class_names)
-            if not isinstance(data, Tensor | np.ndarray | Path | str):
-                _warn_of_other_scaling(data.spec, found.spec)
-            config["network"] = section(NETWORKS, network or _network_for(found.spec.shape), "shape", kind="network")
-            _set(config["network"], network_options, "network", NETWORKS)
-            config["model"] = options_of(ScoreModel, "network", "sde", "data")
-            config["model"] |= {"parameterization": parameterization, "time_input": time_input, "sigma_data": None}
-            if latest_checkpoint(folder / "checkpoints"):
-                config = _continued(folder, config)
-            trainer = prepare(folder, config, found, device=device)
+        config["data"], arrays = _data_section(data, folder, classes, levels)
+        kept = latest_checkpoint(folder / "checkpoints") is not None and (folder / DATA).is_file()
+        if arrays and kept:
+            _refuse_other_data(folder, arrays)
+        found = array_file(**{**config["data"]["file"], "path": arrays}) if arrays else build_data(config)
+        if isinstance(data, Dataset):
+            found = found._replace(class_names=data.class_names)
+        if not isinstance(data, Tensor | np.ndarray | Path | str):
+            _warn_of_what_is_not_kept(data.spec, found.spec)
+        config["network"] = section(NETWORKS, network or _network_for(found.spec.shape), "shape", kind="network")
+        _set(config["network"], network_options, "network", NETWORKS)
+        config["model"] = options_of(ScoreModel, "network", "sde", "data")
+        config["model"] |= {"parameterization": parameterization, "time_input": time_input, "sigma_data": None}
+        if latest_checkpoint(folder / "checkpoints"):
+            config = _continued(folder, config)
+        trainer = prepare(folder, config, found, device=device)
+        if arrays and not kept:
+            write_npz(folder / DATA, arrays)
         stopped = None
         if trainer.state.step < training.steps:
             write_run(trainer, config)
@@ -119,15 +122,21 @@ def fit(
     return load(folder, device=device)
 
 
-def _warn_of_other_scaling(given: DataSpec, measured: DataSpec) -> None:
-    """Warn where continuous data comes with a scaling of its own: a run measures it anew."""
+def _warn_of_what_is_not_kept(given: DataSpec, measured: DataSpec) -> None:
+    """Warn where continuous data comes with a scaling or limits of its own: a run measures them anew."""
     if measured.levels is not None:
         return
     pairs = zip(given.location, given.spread, measured.location, measured.spread, strict=True)
+    lost = ""
     if not given.spread or any(abs(a - c) > 0.1 * d or abs(b - d) > 0.1 * d for a, b, c, d in pairs):
+        lost = "a scaling"
+    elif given.limits and given.limits != measured.limits:
+        lost = "limits"
+    if lost:
         warnings.warn(
-            "the data has a scaling of its own, which fit does not keep: the run measures location, spread and limits on its "
-            "training samples; to keep the scaling, train with Trainer, on a ScoreModel of this DataSpec",
+            f"the data has {lost} of its own, which fit does not keep: the run measures location, spread and limits on its "
+            "training samples (but one pair of limits for all coordinates is kept); to keep them, train with Trainer, on a "
+            "ScoreModel of this DataSpec",
             DataWarning,
             stacklevel=3,
         )
@@ -137,57 +146,52 @@ def _network_for(shape: tuple[int, ...]) -> str:
     return "unet" if len(shape) in (2, 3) else "mlp"
 
 
-def _data_section(data: Data, folder: Path, classes: Tensor | np.ndarray | None, levels: int) -> dict[str, Any]:
-    """The config's section of the data, which is written into the folder where it is in memory."""
+def _data_section(data: Data, folder: Path, classes: Tensor | np.ndarray | None, levels: int) -> tuple[dict[str, Any], Arrays]:
+    """The config's section of the data, and what is to be kept in the folder of data in memory."""
     if isinstance(data, Path | str):
         path = Path(data).expanduser().absolute()
-        chosen = section(DATASETS, "folder" if path.is_dir() else "file")
+        chosen = section(DATASETS, "folder" if path.is_dir() else "file", kind="data")
         if classes is not None:
             raise DataError("classes are those of an array: name their array in the file, or use folders of images")
         chosen[chosen["name"]]["path"] = str(path)
         if levels:
             _set(chosen, {"levels": levels}, "data", DATASETS)
-        return chosen
-    arrays, chosen = {}, section(DATASETS, "file")
-    sources = {"train": data.train, "test": data.test} if isinstance(data, Dataset) else {"train": data}
-    for side, source in sources.items():
-        values, told = source, classes
-        if not isinstance(source, Tensor | np.ndarray):
-            (values, told), levels = read(source, slice(None)), source.spec.levels or 0
+        return chosen, Arrays()
+    arrays, chosen = Arrays(), section(DATASETS, "file", kind="data")
+    chosen["file"] |= {"path": str((folder / DATA).absolute()), "layout": "channels_first", "levels": levels}
+    if isinstance(data, Tensor | np.ndarray):
+        _add(arrays, "train", data, classes)
+    else:
+        if classes is not None or levels:
+            raise DataError("a source says itself what its classes and levels are: leave these arguments away")
+        spec = data.spec
+        chosen["file"] |= {"levels": spec.levels or 0, "dequantize": spec.dequantize, "model_range": spec.model_range}
+        if spec.levels is None and len(spec.limits) == 1 and spec.limits[0][0] < spec.limits[0][1]:
+            chosen["file"]["limits"] = spec.limits[0]
+        sides = {"train": data.train, "test": data.test} if isinstance(data, Dataset) else {"train": data}
+        for side, source in sides.items():
+            values, told = read(source, slice(None))
             if told is not None and source.classes is None:
                 raise DataError("fit trains networks that are told classes, and the source has other conditions: use Trainer")
-            chosen["file"] |= {"dequantize": source.spec.dequantize, "model_range": source.spec.model_range}
-        arrays[side] = np.asarray(torch.as_tensor(values).detach().cpu())
-        if told is not None:
-            arrays[f"{side}_classes"] = np.asarray(torch.as_tensor(told).cpu())
+            _add(arrays, side, values, told)
     keys = {"key": "train", "classes": "train_classes", "test": "test", "test_classes": "test_classes"}
     chosen["file"] |= {option: name for option, name in keys.items() if name in arrays}
-    chosen["file"] |= {"path": str((folder / DATA).absolute()), "layout": "channels_first", "levels": levels}
-    _keep(folder, arrays)
-    return chosen
+    return chosen, arrays
 
 
-@contextmanager
-def _removed_if_refused(path: Path) -> Iterator[None]:
-    """Remove a file that is written within, if an error follows."""
-    existed = path.exists()
-    try:
-        yield
-    except BaseException:
-        if not existed:
-            path.unlink(missing_ok=True)
-        raise
+def _add(arrays: Arrays, side: str, values: Tensor | np.ndarray, classes: Any) -> None:
+    """Add samples and their classes to ``arrays``; numpy has no bfloat16."""
+    values = torch.as_tensor(values).detach().cpu()
+    arrays[side] = (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
+    if classes is not None:
+        arrays[f"{side}_classes"] = torch.as_tensor(classes).cpu().numpy()
 
 
-def _keep(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write the data of the run, or check that it is what the run was trained on."""
-    path = folder / DATA
-    if latest_checkpoint(folder / "checkpoints") and path.is_file():
-        kept = read_npz(path)
-        if kept.keys() != arrays.keys() or not all(np.array_equal(kept[name], arrays[name]) for name in kept):
-            raise RunError(f"the data is not that which {folder} was trained on: give another directory")
-    else:
-        write_npz(path, arrays)
+def _refuse_other_data(folder: Path, arrays: Arrays) -> None:
+    """Raise a ``RunError`` unless ``arrays`` are those that the run in ``folder`` was trained on."""
+    kept = read_npz(folder / DATA)
+    if kept.keys() != arrays.keys() or not all(np.array_equal(kept[name], arrays[name]) for name in kept):
+        raise RunError(f"the data is not that which {folder} was trained on: give another directory")
 
 
 def _set(chosen: dict[str, Any], options: Mapping[str, Any], kind: str, table: Table) -> None:

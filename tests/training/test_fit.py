@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import torch
 
 from score_sde import VESDE, VPSDE, TrainingOptions, fit, load
 from score_sde.cli import main
-from score_sde.data import DataSpec, TensorSource, read, two_moons
+from score_sde.data import DataSpec, TensorSource, read, standardized, two_moons
 from score_sde.files import read_json, write_json
 from score_sde.networks import MLP, UNet
 from score_sde.objectives import DenoisingScoreMatching
@@ -44,13 +44,15 @@ def held_out(folder):
     [
         (points(), (2,), None, MLP),
         (points().double().numpy(), (2,), None, MLP),
+        (points().bfloat16(), (2,), None, MLP),
+        (points().half(), (2,), None, MLP),
         (points(shape=(2, 6)), (2, 6), None, UNet),
         (torch.randint(256, (60, 1, 4, 4), dtype=torch.uint8), (1, 4, 4), 256, UNet),
         (points(shape=(2, 2, 2, 2)), (2, 2, 2, 2), None, MLP),
         (TensorSource(points(), DataSpec((2,))), (2,), None, MLP),
         (TensorSource(torch.randint(5, (60, 3)), DataSpec((3,), levels=5, dequantize=False)), (3,), 5, MLP),
     ],
-    ids=["tensor", "array", "signals", "images", "volumes", "source", "integers"],
+    ids=["tensor", "array", "bfloat16", "float16", "signals", "images", "volumes", "source", "integers"],
 )
 def test_data_of_any_kind_becomes_a_run(tmp_path, data, shape, levels, network):
     run = trained(data, tmp_path / "run")
@@ -175,6 +177,8 @@ class Unnamed(DenoisingScoreMatching):
         ({"data": torch.randint(5, (60, 3))}, "say how many levels"),
         ({"data": points() * torch.nan}, "NaN"),
         ({"data": "nowhere.npy"}, "not found"),
+        ({"data": two_moons(20), "classes": torch.zeros(20)}, "a source says itself what its classes and levels are"),
+        ({"data": TensorSource(points(), DataSpec((2,))), "levels": 3}, "a source says itself"),
     ],
 )
 def test_mistakes_are_refused(tmp_path, change, message):
@@ -182,6 +186,26 @@ def test_mistakes_are_refused(tmp_path, change, message):
         trained(**{"data": points(), "folder": tmp_path / "run", **change})
     assert not (tmp_path / "run" / "config.json").exists()
     assert not (tmp_path / "run" / "data.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"data": points() * torch.nan}, {"data": points()[:1]}, {"sde": "vpp"}, {"network_options": {"widht": 8}}]
+)
+def test_what_is_refused_leaves_the_data_of_the_folder_alone(tmp_path, change):
+    """Also where no checkpoint says that the data is in use."""
+    (tmp_path / "data.npz").write_bytes(b"data of before")
+    with pytest.raises(ValueError):
+        trained(**{"data": points(seed=1), "folder": tmp_path, **change})
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("data.npz", b"data of before")]
+
+
+def test_half_precision_is_trained_on_as_float32(tmp_path):
+    for dtype in (torch.bfloat16, torch.float16):
+        values = points().to(dtype)
+        trained(values, tmp_path / str(dtype))
+        with np.load(tmp_path / str(dtype) / "data.npz") as kept:
+            assert torch.equal(torch.from_numpy(kept["train"]), values.float())
+        assert trained(values, tmp_path / str(dtype), training=LONGER).step == 6
 
 
 def test_a_run_of_an_older_version_goes_on_and_says_so(tmp_path, capsys):
@@ -211,3 +235,15 @@ def test_a_scaling_that_is_not_kept_is_said(tmp_path, recwarn):
     for spec in (DataSpec((2,), location=(0.0, 0.0), spread=(5.0, 5.0)), DataSpec((2,), data_range=(-4.0, 4.0))):
         with pytest.warns(UserWarning, match="a scaling of its own, which fit does not keep"):
             fit(TensorSource(values, spec), tmp_path / f"own{spec.spread}", **fast)
+
+
+def test_limits_are_kept_or_it_is_said(tmp_path, recwarn):
+    """One pair for all coordinates is kept, in the run and for what goes on from it; a pair for each is measured anew."""
+    values = points()
+    spec = standardized(TensorSource(values, DataSpec((2,))))
+    source = TensorSource(values, replace(spec, limits=((-9.0, 9.0),)))
+    assert trained(source, tmp_path / "one").model.data.limits == ((-9.0, 9.0),)
+    assert trained(source, tmp_path / "one", training=LONGER).model.data.limits == ((-9.0, 9.0),)
+    assert not [warning for warning in recwarn if "of its own" in str(warning.message)]
+    with pytest.warns(UserWarning, match="the data has limits of its own, which fit does not keep"):
+        trained(TensorSource(values, replace(spec, limits=((-9.0, 9.0), (-8.0, 8.0)))), tmp_path / "each")
