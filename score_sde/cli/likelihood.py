@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from score_sde.cli.outputs import data_digest, output_files, output_folder, prot
 from score_sde.config import ConfigDict, ConfigError, chosen_only
 from score_sde.data import DataError, DataSource, TensorSource, read
 from score_sde.distributed import is_main, joined
-from score_sde.experiments.likelihood import learned_dequantizer, measure_bounds, measure_likelihood, require_integers
-from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS, BitsPerDim, VariationalDequantizer
+from score_sde.experiments.likelihood import learned_dequantizer, measure_bounds, model_name, require_integers
+from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS, BitsPerDim, VariationalDequantizer, bits_per_dim
 from score_sde.model import score_for_class
 from score_sde.run import Run, RunError
 from score_sde.tables import build, require_name
@@ -56,10 +57,15 @@ def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.bounds:
         folder = output_folder(options.output, run.folder / "bounds" / name, about["protocol"], marked="continuous_time.json")
         require_integers(run)
-        settings = likelihood_options(config, "dequantization", "truncation", "identity")
-        dequantizer = run_dequantizer(run, config, progress=progress)
         records = measure_bounds(
-            run, values, dequantizer, class_=options.class_, seed=options.seed, progress=progress, **settings
+            run,
+            values,
+            run_dequantizer(run, config, progress=progress),
+            class_=options.class_,
+            likelihood=partial(bits_per_dim, **likelihood_options(config, "dequantization", "truncation", "batch_size")),
+            batch_size=config.likelihood.batch_size,
+            seed=options.seed,
+            progress=progress,
         )
         if first:
             _show_bounds(run, records, about, folder)
@@ -114,7 +120,7 @@ def likelihood_digest(
 
 
 def likelihood_options(config: ConfigDict, *left_out: str) -> dict[str, Any]:
-    """The arguments of ``measure_likelihood`` that ``config.likelihood`` gives, but those that are ``left_out``."""
+    """The arguments of ``bits_per_dim`` that ``config.likelihood`` gives, but those that are ``left_out``."""
     settings = config.likelihood.to_dict()
     solver = build(LIKELIHOOD_SOLVERS, settings.pop("solver"), kind="likelihood.solver")
     del settings["dequantizer"]
@@ -134,13 +140,16 @@ def run_likelihood(
     class_: int | None = None,
     keep: Path | None = None,
 ) -> BitsPerDim:
-    """``measure_likelihood`` with the options of ``config.likelihood``."""
+    """``bits_per_dim`` of ``values`` under a run's model, with the options of ``config.likelihood``."""
     settings = likelihood_options(config)
-    if run.model.data.levels:
+    if run.model.data.levels is None:
+        del settings["dequantization"]
+    else:
         require_name("likelihood.dequantization", settings["dequantization"], (*DEQUANTIZATIONS, "variational"))
         if settings["dequantization"] == "variational":
             settings["dequantization"] = run_dequantizer(run, config, progress=progress)
-    return measure_likelihood(run, values, class_=class_, seed=seed, keep=keep, progress=progress, **settings)
+    score = score_for_class(run.model, class_)
+    return bits_per_dim(score, values, name=model_name(run), seed=seed, keep=keep, progress=progress, **settings)
 
 
 def run_dequantizer(run: Run, config: ConfigDict, *, progress: bool) -> VariationalDequantizer:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import config_dict
 
 from score_sde.data import DATASETS
-from score_sde.experiments.likelihood import learned_dequantizer, measure_likelihood
-from score_sde.likelihood import LIKELIHOOD_SOLVERS
+from score_sde.experiments.likelihood import learned_dequantizer
+from score_sde.likelihood import LIKELIHOOD_SOLVERS, bits_per_dim
 from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
 from score_sde.objectives import OBJECTIVES
@@ -33,7 +33,7 @@ def default_config() -> ConfigDict:
     """The defaults of everything. ``model.sigma_data`` is left open: it is then measured on the training data."""
     model = options_of(ScoreModel, "network", "sde", "data")
     model["sigma_data"] = config_dict.placeholder(float)
-    likelihood = options_of(measure_likelihood, "class_", "seed", "keep", "progress")
+    likelihood = options_of(bits_per_dim, "levels", "data", "cond", "seed", "name", "keep", "progress")
     likelihood |= {
         "target_error": config_dict.placeholder(float),
         "probes": config_dict.placeholder(int),

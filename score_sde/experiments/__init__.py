@@ -1,17 +1,16 @@
-"""What is done with a trained model, as the commands do it: samples, likelihoods, solvers compared and chosen.
+"""What is done with a trained model, as the commands do it: samples, bounds on likelihoods, solvers compared and chosen.
 
     from score_sde import experiments, load
 
     run = load("runs/digits")
     sample = experiments.draw_samples(run, 100)
-    record = experiments.measure_likelihood(run, values)
     tuned = experiments.tune_solvers(run, [6, 10])
 
-``compare`` and ``tune`` take any score, and no run.
+``compare`` and ``tune`` take any score, and no run. The likelihood of a run is ``bits_per_dim(run.model, values)``.
 """
 
 from score_sde.experiments.comparison import Comparison, compare
-from score_sde.experiments.likelihood import learned_dequantizer, measure_bounds, measure_likelihood
+from score_sde.experiments.likelihood import learned_dequantizer, measure_bounds
 from score_sde.experiments.quantities import QUANTITIES, Measurement, Quantity
 from score_sde.experiments.sampling import compare_solvers, draw_samples, tune_solvers
 from score_sde.experiments.tuning import tune
@@ -26,7 +25,6 @@ __all__ = [
     "draw_samples",
     "learned_dequantizer",
     "measure_bounds",
-    "measure_likelihood",
     "tune",
     "tune_solvers",
 ]

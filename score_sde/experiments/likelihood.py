@@ -1,10 +1,12 @@
-"""The likelihood of a run: bits/dim of data, with each dequantization and by each bound.
+"""The likelihood of integers under a run: with each dequantization, and by each bound.
 
     run = score_sde.load("runs/digits")
-    record = measure_likelihood(run, values, target_error=0.01)
-    print(record.sentence())
+    record = score_sde.bits_per_dim(run.model, values, target_error=0.01)     one likelihood
+    dequantizer = learned_dequantizer(run, lambda: data.train)
+    records = measure_bounds(run, values, dequantizer)                        all of them
+    print(records["ODE, variational"].sentence())
 
-The record says by which protocol it was measured.
+Each record says by which protocol it was measured.
 """
 
 import json
@@ -18,7 +20,6 @@ from torch import Tensor
 from score_sde.checkpoint import load_weights
 from score_sde.data import DataSource, View
 from score_sde.distributed import barrier, is_main
-from score_sde.divergence import Divergence
 from score_sde.files import DamagedError, read_metadata, write_safetensors
 from score_sde.likelihood import (
     BitsPerDim,
@@ -29,59 +30,13 @@ from score_sde.likelihood import (
     discrete_bound,
     fit_dequantizer,
 )
-from score_sde.likelihood.dequantization import Dequantization
 from score_sde.likelihood.evaluation import weights_digest
 from score_sde.model import score_for_class
 from score_sde.run import Run, read_weights
-from score_sde.solvers.transport import Transport
 from score_sde.transitions import VARIANCES
 
 DEQUANTIZER = "dequantizer.safetensors"
 """File of the learned dequantization in a run."""
-
-
-def measure_likelihood(
-    run: Run,
-    values: Tensor,
-    *,
-    class_: int | None = None,
-    dequantization: str | Dequantization = "uniform",
-    importance_samples: int = 1,
-    truncation: bool = False,
-    divergence: str | Divergence = "hutchinson",
-    probes: int | None = None,
-    target_error: float | None = None,
-    solver: Transport | None = None,
-    batch_size: int = 128,
-    audit: int = 32,
-    seed: int = 0,
-    keep: Path | str | None = None,
-    identity: str | None = None,
-    progress: bool = False,
-) -> BitsPerDim:
-    """``bits_per_dim`` of ``values`` under a run's model, for the class ``class_`` where one is given.
-
-    The other arguments, and what is raised, are those of ``bits_per_dim``. Continuous data has no dequantization.
-    """
-    return bits_per_dim(
-        score_for_class(run.model, class_),
-        values,
-        dequantization=dequantization if run.model.data.levels else "uniform",
-        importance_samples=importance_samples,
-        truncation=truncation,
-        divergence=divergence,
-        probes=probes,
-        target_error=target_error,
-        solver=solver,
-        batch_size=batch_size,
-        audit=audit,
-        seed=seed,
-        moments=run.model.moments,
-        name=f"averaged weights of step {run.step}",
-        keep=keep,
-        identity=identity,
-        progress=progress,
-    )
 
 
 def measure_bounds(
@@ -90,13 +45,8 @@ def measure_bounds(
     dequantizer: VariationalDequantizer,
     *,
     class_: int | None = None,
-    importance_samples: int = 1,
-    divergence: str | Divergence = "hutchinson",
-    probes: int | None = None,
-    target_error: float | None = None,
-    solver: Transport | None = None,
+    likelihood: Callable[..., BitsPerDim] = bits_per_dim,
     batch_size: int = 128,
-    audit: int = 32,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, BitsPerDim | VariationalBound]:
@@ -107,35 +57,21 @@ def measure_bounds(
         values: integers ``(N, *D)``.
         dequantizer: a learned one, as ``learned_dequantizer`` gives it.
         class_: the class of all values.
-        importance_samples, divergence, probes, target_error, solver, batch_size, audit, seed, progress: as for
-            ``bits_per_dim``.
+        likelihood: ``bits_per_dim``, with options of one's own: ``partial(bits_per_dim, target_error=0.01)``.
+        batch_size, seed, progress: as for ``bits_per_dim``, and for the bounds.
 
     Raises:
         ValueError: the data of the run is continuous.
     """
     require_integers(run)
-    measured = partial(
-        measure_likelihood,
-        run,
-        values,
-        class_=class_,
-        importance_samples=importance_samples,
-        divergence=divergence,
-        probes=probes,
-        target_error=target_error,
-        solver=solver,
-        batch_size=batch_size,
-        audit=audit,
-        seed=seed,
-        progress=progress,
-    )
+    score = score_for_class(run.model, class_)
+    measured = partial(likelihood, score, values, name=model_name(run), batch_size=batch_size, seed=seed, progress=progress)
     records: dict[str, BitsPerDim | VariationalBound] = {
         "ODE, uniform": measured(),
         "ODE, uniform, truncation": measured(truncation=True),
         "ODE, truncated normal": measured(dequantization="truncated_normal"),
         "ODE, variational": measured(dequantization=dequantizer),
     }
-    score = score_for_class(run.model, class_)
     steps = len(getattr(run.model.sde, "betas", range(1000)))
     for variance in VARIANCES:
         if variance != "learned" or run.model.learned_variance:
@@ -151,6 +87,11 @@ def measure_bounds(
             )
     records["continuous time"] = continuous_bound(score, values, times=100, seed=seed, batch_size=batch_size, progress=progress)
     return records
+
+
+def model_name(run: Run) -> str:
+    """What a record calls the model of a run."""
+    return f"averaged weights of step {run.step}"
 
 
 def require_integers(run: Run) -> None:

@@ -26,7 +26,7 @@ from score_sde.likelihood.dequantization import DEQUANTIZATIONS, Dequantization
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.evaluation import DataSet, Estimator, Values, spec_of, weights_digest
 from score_sde.likelihood.record import BitsPerDim
-from score_sde.score import Score
+from score_sde.score import Score, moments_of
 from score_sde.sdes import SDE
 from score_sde.solvers.transport import Transport
 from score_sde.tables import require_name
@@ -49,7 +49,6 @@ def bits_per_dim(
     batch_size: int = 128,
     audit: int = 32,
     seed: int = 0,
-    moments: Moments | None = None,
     name: str | None = None,
     keep: Path | str | None = None,
     identity: str | None = None,
@@ -81,7 +80,6 @@ def bits_per_dim(
         batch_size: samples at a time.
         audit: number of samples computed again to measure the parts of the error; 0 for none.
         seed: sample i is dequantized and probed by random numbers that depend on ``seed`` and i alone.
-        moments: of the training data, for ``prior_mismatch``.
         name: what the record calls the model.
         keep: folder for finished batches, from which an interrupted call goes on; removed at the end. Batches of another
             model, of other data or of another protocol, and damaged ones, are computed again.
@@ -141,7 +139,6 @@ def bits_per_dim(
         Audit(variances, solved),
         batch_size=batch_size,
         target_error=target_error,
-        mismatch=None if moments is None else prior_mismatch(model.sde, moments),
         name=name,
     )
 
@@ -205,12 +202,12 @@ def _record(
     *,
     batch_size: int,
     target_error: float | None,
-    mismatch: float | None,
     name: str | None,
 ) -> BitsPerDim:
     bits, count, spec, sde = found.bits, len(found.bits), estimator.data, estimator.model.sde
     stderr = (bits.std() / math.sqrt(count)).item() if count > 1 else math.nan
     parts, solved = audit.standard_errors(stderr, count), audit.solver
+    moments = moments_of(estimator.model)
     return BitsPerDim(
         mean=bits.mean().item(),
         stderr=stderr,
@@ -221,7 +218,7 @@ def _record(
         solver_bias=None if solved is None else solved.bias,
         solver_bias_stderr=None if solved is None else solved.bias_stderr,
         audited=0 if solved is None else solved.audited,
-        prior_mismatch=mismatch,
+        prior_mismatch=None if moments is None else prior_mismatch(sde, moments),
         samples=count,
         dim=spec.dim,
         levels=spec.levels,

@@ -31,7 +31,7 @@ class BitsPerDim:
       found by solving ``audited`` samples more finely; ``solver_bias_stderr``, the standard error of that mean over the choice
       of these samples. None without an audit.
     * ``prior_mismatch``: the divergence between the noised training data at T, taken as Gaussian, and the prior; None where the
-      training data's moments were not given.
+      model does not know the moments of its training data.
 
     How it was obtained: ``samples`` of ``dim`` coordinates and ``levels`` (None for continuous data), their ``dequantization``
     with ``importance_samples``, whether the noise of t_min is accounted for (``truncation``), the ``divergence``, the

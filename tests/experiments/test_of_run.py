@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from score_sde import DDIM, UniPC, bits_per_dim, experiments, load
 from score_sde.cli import main
 from score_sde.data import DATASETS
-from score_sde.likelihood import DEQUANTIZATIONS
+from score_sde.likelihood import DEQUANTIZATIONS, prior_mismatch
 from score_sde.model import ClassNeeded, score_for_class
 from score_sde.run import NoTuned, load_tuned
 from score_sde.score import ClassScore
@@ -75,24 +76,25 @@ def test_points_are_clipped_to_a_range_in_their_own_units(moons):
     assert values.max() <= 0.25 + 1e-2
 
 
-def test_a_likelihood_is_that_of_the_model(digits):
-    values = DATASETS["digits"]().test.batch(torch.arange(3)).values
-    record = experiments.measure_likelihood(digits, values, class_=2, probes=2, seed=1, **FAST)
-    score = ClassScore(digits.model, 2)
-    expected = bits_per_dim(score, values, probes=2, seed=1, **FAST)
-    assert record.per_sample == expected.per_sample
-    assert record.prior_mismatch is not None
-    assert "step 12" in record.sentence()
+def test_the_likelihood_of_a_run_tells_the_mismatch_of_its_prior(digits):
+    """The model of a run knows the moments of its training data, also where it is told a class."""
+    values = DATASETS["digits"]().test.batch(torch.arange(2)).values
+    record = bits_per_dim(ClassScore(digits.model, 2), values, **FAST)
+    assert record.prior_mismatch == prior_mismatch(digits.model.sde, digits.model.moments)
 
 
 def test_every_dequantization_and_bound_is_measured(digits):
     values = DATASETS["digits"]().test.batch(torch.arange(2)).values
     dequantizer = experiments.learned_dequantizer(digits, lambda: DATASETS["digits"]().train, steps=1)
-    records = experiments.measure_bounds(digits, values, dequantizer, class_=1, **FAST)
+    likelihood = partial(bits_per_dim, probes=2, **FAST)
+    records = experiments.measure_bounds(digits, values, dequantizer, class_=1, likelihood=likelihood, seed=1)
     fixed = [f"ODE, {name.replace('_', ' ')}" for name in DEQUANTIZATIONS]
     assert {*fixed, "ODE, variational", "ODE, uniform, truncation", "continuous time"} <= set(records)
     assert sum("chain" in name for name in records) == len(VARIANCES) - (not digits.model.learned_variance)
     assert all(np.isfinite(record.mean) for record in records.values())
+    uniform = records["ODE, uniform"]
+    assert uniform.per_sample == bits_per_dim(ClassScore(digits.model, 1), values, probes=2, seed=1, **FAST).per_sample
+    assert "averaged weights of step 12" in uniform.sentence()
 
 
 def test_bounds_are_for_integers(moons):
