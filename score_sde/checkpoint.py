@@ -57,12 +57,12 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path,
         OSError: one cannot be read; that does not say that it is damaged.
     """
     damaged: list[Path] = []
+    first: DamagedCheckpoint | None = None
     for path in reversed(_numbered(folder)):
         try:
             state = load_checkpoint(path, device)
         except DamagedCheckpoint as error:
-            if not damaged:
-                first = error
+            first = first or error
             damaged.append(path)
             continue
         if damaged:
@@ -71,7 +71,7 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path,
         return path, state
     if len(damaged) > 1:
         raise DamagedCheckpoint(f"every checkpoint is damaged: {', '.join(map(str, damaged))}; restore one from a copy")
-    if damaged:
+    if first is not None:
         raise first
     return None
 
@@ -163,7 +163,8 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], path: Path
     """
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path} holds {_brief(weights)} in place of weights")
-    for name, value in module.state_dict().items():
+    own: dict[str, Tensor] = module.state_dict()
+    for name, value in own.items():
         found = weights.get(name, value)
         if found.dtype != value.dtype and not (found.is_floating_point() and value.is_floating_point()):
             raise CheckpointError(f"{path} holds {name} as {found.dtype}, and the model has it as {value.dtype}")

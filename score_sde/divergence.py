@@ -26,7 +26,7 @@ The samples of a batch must not influence one another.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, TypeGuard
+from typing import Any, Protocol, Self, TypeGuard
 
 import torch
 from torch import Tensor
@@ -50,10 +50,11 @@ class Divergence(Protocol):
         """Whatever random numbers are needed, drawn once for a whole trajectory."""
         ...
 
-    def __call__(self, field: Field, x: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor, int]:
+    def __call__(self, field: Field, x: Tensor, probes: Any) -> tuple[Tensor, Tensor, int]:
         """The field at ``x`` ``(B, *D)``, estimates of its divergence ``(k, B)``, and the number of vector-Jacobian products.
 
-        The divergence is the mean of the k estimates. Where autograd is on, all of it can be differentiated once more.
+        ``probes`` is what ``draw`` gave. The divergence is the mean of the k estimates. Where autograd is on, all of it can be
+        differentiated once more.
         """
         ...
 

@@ -264,7 +264,7 @@ def write_sealed(path: Path | str, write: Callable[[BinaryIO], Any]) -> None:
     """
 
     def sealed(file: BinaryIO) -> None:
-        output = _Digesting(file)
+        output: Any = _Digesting(file)  # to write an archive no more than this is asked of a file
         write(output)
         if output.error is not None:
             raise output.error
@@ -319,7 +319,8 @@ _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueErro
 def write_npz(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as ``.npz`` with a digest, atomically."""
     archive = io.BytesIO()
-    np.savez(archive, **arrays)
+    named: dict[str, Any] = dict(arrays)
+    np.savez(archive, **named)
     write_sealed(path, lambda file: file.write(archive.getbuffer()))
 
 

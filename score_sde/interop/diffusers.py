@@ -12,7 +12,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,7 +22,7 @@ from score_sde.data import DataSpec
 from score_sde.model import ScoreModel
 from score_sde.networks.diffusers_unet import DiffusersUNet
 from score_sde.run import RunError
-from score_sde.sdes import ddpm_schedule
+from score_sde.sdes import TabulatedSDE, ddpm_schedule
 
 PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 """A scheduler's ``prediction_type`` -> our parameterization."""
@@ -90,10 +90,11 @@ def import_diffusers(path: Path | str, scheduler: Path | str | None = None) -> t
         RunError: as ``from_diffusers`` does.
     """
     model = from_diffusers(Path(path), scheduler)
+    sde = cast(TabulatedSDE, model.sde)
     config = {
         "seed": 0,
         "data": {"name": "file", "file": {"levels": 256}},
-        "sde": {"name": "ddpm", "ddpm": {"betas": list(model.sde.betas), "t_min": model.sde.t_min}},
+        "sde": {"name": "ddpm", "ddpm": {"betas": list(sde.betas), "t_min": sde.t_min}},
         "network": {"name": "diffusers", "diffusers": {"settings": model.network.settings}},
         "model": {
             "parameterization": model.parameterization,
@@ -216,7 +217,7 @@ def _read_scheduler(folder: Path) -> Any:
     diffusers, settings = require_diffusers(), _read_json(folder / "scheduler_config.json")
     name = settings.get("_class_name")
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not inspect.isclass(kind) or not issubclass(kind, diffusers.SchedulerMixin):
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
         raise RunError(f"{folder} holds a {name}, which is not one of diffusers' schedulers")
     try:
         return kind.from_config(settings)

@@ -29,6 +29,8 @@ class DiffusersUNet(Network):
     knows_no_class = False
     """Where there are classes, every sample must have one."""
 
+    unet: Any
+
     def __init__(self, shape: Sequence[int], *, settings: str = ""):
         super().__init__()
         self._hold(_build(shape, settings), shape)
@@ -45,8 +47,8 @@ class DiffusersUNet(Network):
         network._hold(unet, shape)
         return network
 
-    def _hold(self, unet: nn.Module, shape: Sequence[int]) -> None:
-        config: Any = unet.config
+    def _hold(self, unet: Any, shape: Sequence[int]) -> None:
+        config = unet.config
         if len(shape) != 3 or shape[0] != config.in_channels:
             raise ValueError(f"this UNet2DModel takes images of {config.in_channels} channels, the shape is {tuple(shape)}")
         if config.out_channels not in (shape[0], 2 * shape[0]):
@@ -68,9 +70,8 @@ class DiffusersUNet(Network):
     @property
     def settings(self) -> str:
         """The settings from which an equal network can be built."""
-        config: Any = self.unet.config
         known = inspect.signature(type(self.unet).__init__).parameters
-        return json.dumps({key: value for key, value in config.items() if key in known})
+        return json.dumps({key: value for key, value in self.unet.config.items() if key in known})
 
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """``x`` ``(B, C, H, W)``, the time step ``(B,)``, which may be a fraction, and classes ``(B,)`` to the model's output.

@@ -91,12 +91,16 @@ class DiT(Network):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        nn.init.xavier_uniform_(self.first.weight.view(len(self.first.weight), -1))  # a linear layer of flattened patches
-        nn.init.zeros_(self.first.bias)
-        for layer in self.embedding.layers[::2]:
-            nn.init.normal_(layer.weight, std=0.02)
-        for layer in (self.last, self.modulation, *(block.modulation for block in self.blocks)):
-            nn.init.zeros_(layer.weight)
+        weight, bias = self.first.parameters()
+        nn.init.xavier_uniform_(weight.view(len(weight), -1))  # a linear layer of flattened patches
+        nn.init.zeros_(bias)
+        for layer in self.embedding.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(self.last.weight)
+        for part in self.modules():
+            if isinstance(part, DiT | _Block):
+                nn.init.zeros_(part.modulation.weight)
 
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """``x`` ``(B, C, *sides)``, noise levels ``(B,)`` and classes ``(B,)`` to the shape of ``x``, or 2 C where so built."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ class Dropout(nn.Dropout):
         if not self.training or not self.p:
             return x
         if torch.compiler.is_compiling():  # it cannot follow a generator
-            return torch.compiler.disable(self._drop)(x)
+            drop: Any = torch.compiler.disable(self._drop)
+            return drop(x)
         return self._drop(x)
 
     def _drop(self, x: Tensor) -> Tensor:

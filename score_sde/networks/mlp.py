@@ -41,8 +41,9 @@ class MLP(Network):
         self.embedding = NoiseEmbedding(embedding, width, width, scale=fourier_scale, classes=classes)
         self.first = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
-        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, dim))
-        nn.init.zeros_(self.last[-1].weight)
+        last = nn.Linear(width, dim)
+        nn.init.zeros_(last.weight)
+        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), last)
 
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """``x`` ``(B, *D)``, the noise level ``(B,)`` and classes ``(B,)`` to ``(B, *D)``."""

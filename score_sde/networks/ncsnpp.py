@@ -18,6 +18,7 @@ Fourier embedding of log sigma and the residual input pyramid.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ from score_sde.networks.resample import Resample
 from score_sde.tables import require_name
 
 ACTIVATIONS = {"swish": nn.SiLU, "elu": nn.ELU, "relu": nn.ReLU, "lrelu": lambda: nn.LeakyReLU(0.2)}
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class NCSNpp(Network):
@@ -64,6 +67,9 @@ class NCSNpp(Network):
     Raises:
         ValueError: the event is not an image whose sides can be halved often enough, or an option is not one of those allowed.
     """
+
+    down: Any  # lists of _Level: torch knows of no list what it holds
+    up: Any
 
     def __init__(
         self,
@@ -137,8 +143,9 @@ class NCSNpp(Network):
                 classes=classes,
                 activation=style.activation,
             )
-            for layer in self.embedding.layers[::2]:
-                initialize(layer)
+            for layer in self.embedding.layers:
+                if isinstance(layer, nn.Linear):
+                    initialize(layer)
 
         def between(direction: str, channels: int) -> nn.Module:
             if block == "biggan":
@@ -188,6 +195,7 @@ class NCSNpp(Network):
         image = x if self.centered else 2 * x - 1
         x = self.first(image)
         skips = [x]
+        level: _Level
         for level in self.down:
             for block, attention in level.stage.pairs():
                 x = attention(block(x, embedding))
@@ -198,7 +206,7 @@ class NCSNpp(Network):
                     x, image = level.feed(x, image)
                 skips.append(x)
         before, attention, after = self.middle
-        x, image = after(attention(before(x, embedding)), embedding), None
+        x = after(attention(before(x, embedding)), embedding)
         for level in self.up:
             for block, attention in level.stage.pairs():
                 x = attention(block(torch.cat([x, skips.pop()], dim=1), embedding))
@@ -209,10 +217,11 @@ class NCSNpp(Network):
         return image if self.last is None else self.last(x)
 
 
-def initialize(layer: nn.Module, scale: float = 1.0) -> nn.Module:
+def initialize(layer: Layer, scale: float = 1.0) -> Layer:
     """DDPM's initial weights: uniform, of variance ``scale`` over the mean of inputs and outputs; no bias."""
-    nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale or 1e-10))
-    nn.init.zeros_(layer.bias)
+    weight, bias = layer.parameters()
+    nn.init.xavier_uniform_(weight, gain=math.sqrt(scale or 1e-10))
+    nn.init.zeros_(bias)
     return layer
 
 
@@ -253,7 +262,7 @@ class _Style:
 
     def resample(self, direction: str, inputs: int, outputs: int | None) -> Resample:
         layer = Resample(direction, self.fir, conv=(inputs, outputs) if outputs else None)
-        if outputs:
+        if layer.conv is not None:
             initialize(layer.conv)
         return layer
 
@@ -352,16 +361,16 @@ class InputResidual(nn.Module):
 
 
 class OutputSkip(nn.Module):
-    """The image so far, enlarged, plus what this level's features say of it."""
+    """The image so far, enlarged, plus what this level's features say of it; at ``first`` there is no image so far."""
 
     def __init__(self, style: _Style, channels: int, outputs: int, *, first: bool):
         super().__init__()
         self.resample = None if first else style.resample("up", outputs, None)
         self.head = style.head(channels, outputs)
 
-    def forward(self, x: Tensor, image: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         told = self.head(x)
-        return x, told if image is None else self.resample(image) + told
+        return x, told if self.resample is None else self.resample(image) + told
 
 
 class OutputResidual(nn.Module):
@@ -369,11 +378,11 @@ class OutputResidual(nn.Module):
 
     def __init__(self, style: _Style, image: int | None, channels: int):
         super().__init__()
-        self.style = style
+        self.style, self.first = style, image is None
         self.layer = style.head(channels, channels, 1.0) if image is None else style.resample("up", image, channels)
 
-    def forward(self, x: Tensor, image: Tensor | None) -> tuple[Tensor, Tensor]:
-        if image is None:
+    def forward(self, x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        if self.first:
             return x, self.layer(x)
         x = self.style.add(self.layer(image), x)
         return x, x

@@ -11,6 +11,7 @@ padded once, at the outset:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,8 @@ class Resample(nn.Module):
         fine = conv_transpose2d(x, weight, stride=2)
         excess = length - 4
         fine = upfirdn(fine, self.kernel, ((excess + 1) // 2 + 1, excess // 2 + 1))
-        return fine + self.conv.bias[:, None, None]
+        bias: Any = self.conv.bias  # not None, which torch does not know
+        return fine + bias[:, None, None]
 
     def _up(self, x: Tensor) -> Tensor:
         x = interpolate(x, scale_factor=2.0, mode="nearest")

@@ -9,6 +9,8 @@ is a Gauss-Legendre rule on the panels before t, tabulated once in float64, plus
 to t.
 """
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,11 +21,28 @@ _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss
 _EQUAL, _GEOMETRIC = 100, 40
 
 
-def linear_marginal(sde, t: Tensor) -> tuple[Tensor, Tensor]:
+class Process(Protocol):
+    """What is asked of an SDE here."""
+
+    @property
+    def T(self) -> float: ...
+
+    @property
+    def sigma_0(self) -> float: ...
+
+    def require_linear(self) -> None: ...
+
+    def drift_coefficient(self, t: Tensor) -> Tensor: ...
+
+    def diffusion(self, t: Tensor) -> Tensor: ...
+
+
+def linear_marginal(sde: Process, t: Tensor) -> tuple[Tensor, Tensor]:
     """log alpha(t) and sigma(t)^2 of a linear ``sde`` from its ``drift`` and ``diffusion``, in the shape of ``t``."""
     sde.require_linear()
     if t.ndim == 1 and t.stride(0) == 0 and len(t) > 1:  # one time, expanded to a batch: integrate once
-        return tuple(value.expand(t.shape) for value in linear_marginal(sde, t[:1]))
+        log_alpha, variance = linear_marginal(sde, t[:1])
+        return log_alpha.expand(t.shape), variance.expand(t.shape)
     edges, log_alphas, variances = _table_on(sde, t.dtype, t.device)
     flat = t.reshape(-1)
     panel = (torch.searchsorted(edges, flat.detach().contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
@@ -32,12 +51,12 @@ def linear_marginal(sde, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @remembered(64)
-def _table_on(sde, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+def _table_on(sde: Process, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     return tuple(values.to(device, dtype) for values in _table(sde))
 
 
 @remembered(64)
-def _table(sde) -> tuple[Tensor, Tensor, Tensor]:
+def _table(sde: Process) -> tuple[Tensor, Tensor, Tensor]:
     """Panel edges, and log alpha and sigma^2 at each of them, in float64."""
     equal = torch.linspace(0, sde.T, _EQUAL + 1, dtype=torch.float64, device="cpu")
     geometric = equal[1] * torch.logspace(-12, 0, _GEOMETRIC, dtype=torch.float64, device="cpu")
@@ -51,7 +70,7 @@ def _table(sde) -> tuple[Tensor, Tensor, Tensor]:
     return edges, torch.cat(log_alphas), torch.cat(variances)
 
 
-def _advance(sde, log_alpha: Tensor, variance: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+def _advance(sde: Process, log_alpha: Tensor, variance: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     """Carry log alpha and sigma^2 from ``start`` to ``end``, all ``(n,)``."""
     nodes, weights = (_NODES.to(end) + 1) / 2, _WEIGHTS.to(end) / 2
     length = end - start

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.sdes.vp import BetaSDE, VariancePreserving
+from score_sde.sdes.vp import VariancePreserving
 from score_sde.tables import require_name
 
 
 @dataclass(frozen=True)
-class TabulatedSDE(VariancePreserving, BetaSDE):
+class TabulatedSDE(VariancePreserving):
     """The VP SDE through the discrete table ``betas``.
 
     Args:

@@ -77,8 +77,9 @@ class LinearBetaSDE(BetaSDE):
         return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * self._slope * integral).sqrt())
 
 
-class VariancePreserving:
-    """sigma^2 = 1 - alpha^2 on top of a ``BetaSDE``."""
+@dataclass(frozen=True)
+class VariancePreserving(BetaSDE):
+    """A ``BetaSDE`` with sigma^2 = 1 - alpha^2."""
 
     def sigma(self, t: Tensor | float) -> Tensor:
         return (-torch.expm1(-self.integral(as_time(t)))).sqrt()
