@@ -97,7 +97,7 @@ def require_states(name: str, x: Tensor, event: Sequence[int] | None = None) -> 
         raise ValueError(f"{name} holds NaN or infinite values: remove or replace them")
 
 
-def require_classes(cond: Tensor, count: int, classes: int, *, no_class: bool = False) -> None:
+def require_classes(cond: object, count: int, classes: int, *, no_class: bool = False) -> None:
     """Raise a ``ValueError`` unless ``cond`` is one class from 0 to ``classes`` - 1 for each of ``count`` samples.
 
     ``no_class`` allows ``classes`` itself, which stands for no class. The range is looked at on the CPU alone: elsewhere the

@@ -8,7 +8,7 @@ If it does not, its parts are asked. Parts that disagree are refused where one a
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
@@ -21,7 +21,7 @@ from score_sde.composition import HiddenScore, around, attributes, modules, part
 from score_sde.data import DataSpec, Moments
 from score_sde.inputs import require_batch, require_float, require_states, require_time, whole
 from score_sde.sdes import SDE
-from score_sde.tensors import SampleNoise, batch_time, expand
+from score_sde.tensors import Condition, SampleNoise, batch_time, expand
 
 Answer = TypeVar("Answer")
 
@@ -43,8 +43,11 @@ class Score(Protocol):
         """The forward SDE."""
         ...
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """``x`` ``(B, *D)`` and ``t`` ``(B,)`` to the score ``(B, *D)``; ``cond`` ``(B, ...)`` is what it is conditioned on."""
+    def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """``x`` ``(B, *D)`` and ``t`` ``(B,)`` to the score ``(B, *D)``.
+
+        ``cond`` is what it is conditioned on: a tensor ``(B, ...)``, or several by their names where the score takes such.
+        """
         ...
 
 
@@ -58,10 +61,11 @@ def score_and_variance(score: Score, x: Tensor, t: Tensor, ends: Ends, cond: Ten
     Raises:
         NoLearnedVariance: the score has none.
     """
-    if not hasattr(score, "score_and_variance"):
+    evaluate = getattr(score, "score_and_variance", None)
+    if evaluate is None:
         named = type(score._leaf if isinstance(score, _CountedLeaf) else score).__name__
         raise NoLearnedVariance(f"{named} has no learned variance: choose beta or beta_tilde")
-    return score.score_and_variance(x, t, ends, cond)
+    return evaluate(x, t, ends, cond)
 
 
 # what stands around a score
@@ -80,7 +84,7 @@ class WrappedScore:
         """The SDE of the score within."""
         return self.score.sde
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         return self.changed(self.score(x, *self.told(x, t, cond)), x, t)
 
     def score_and_variance(self, x: Tensor, t: Tensor, ends: Ends, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -89,7 +93,7 @@ class WrappedScore:
         score, log_variance = score_and_variance(self.score, x, t_within, ends, cond)
         return self.changed(score, x, t), log_variance
 
-    def told(self, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def told(self, x: Tensor, t: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:
         """The time and the condition for the score within."""
         return t, cond
 
@@ -102,9 +106,9 @@ class WrappedScore:
 class BoundScore(WrappedScore):
     """A score with its condition: called with a state and one time for all samples, or one for each."""
 
-    cond: Tensor | None = None
+    cond: Condition | None = None
 
-    def told(self, x: Tensor, t: Tensor | float, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def told(self, x: Tensor, t: Tensor | float, cond: Condition | None) -> tuple[Tensor, Condition | None]:
         return batch_time(t, x), self.cond
 
     def changed(self, score: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
@@ -124,7 +128,8 @@ class ClippedScore(WrappedScore):
         alpha, variance = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t) ** 2, x)
         x0 = (x + variance * score) / alpha
         # what is not clipped keeps its score: (alpha x0 - x) / sigma^2 would lose its digits where sigma is small
-        return (score + alpha * (x0.clamp(self.low, self.high) - x0) / variance).to(x.dtype)
+        limits: Any = self.low, self.high  # torch asks for two numbers or two tensors
+        return (score + alpha * (x0.clamp(*limits) - x0) / variance).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +143,7 @@ class ClassScore(WrappedScore):
         if known and index >= known:
             raise ValueError(f"there is no class {index}: the score has classes 0 to {known - 1}")
 
-    def told(self, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def told(self, x: Tensor, t: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:
         return t, torch.full((len(x),), self.index, device=x.device)
 
 
@@ -266,7 +271,7 @@ def sigma_data_of(score: Score) -> float:
 # checks
 
 
-def require_inputs(score: Score, x: Tensor, cond: Tensor | None = None, *, name: str = "x") -> None:
+def require_inputs(score: Score, x: Tensor, cond: Condition | None = None, *, name: str = "x") -> None:
     """Refuse states and conditions that cannot be meant for ``score``.
 
     Raises:
@@ -278,10 +283,11 @@ def require_inputs(score: Score, x: Tensor, cond: Tensor | None = None, *, name:
     require_conditions(cond, len(x))
 
 
-def require_conditions(cond: Tensor | None, count: int) -> None:
+def require_conditions(cond: Condition | None, count: int) -> None:
     """Raise a ``ValueError`` unless there is one condition for each of ``count`` samples, or none at all."""
-    if isinstance(cond, Tensor) and (cond.ndim == 0 or len(cond) != count):
-        raise ValueError(f"cond must hold one condition for each of {count} samples, got the shape {tuple(cond.shape)}")
+    for told in cond.values() if isinstance(cond, Mapping) else (cond,):
+        if isinstance(told, Tensor) and (told.ndim == 0 or len(told) != count):
+            raise ValueError(f"cond must hold one condition for each of {count} samples, got the shape {tuple(told.shape)}")
 
 
 def require_path(score: Score, x: Tensor, t_from: float, t_to: float) -> None:
@@ -320,7 +326,7 @@ def draw_latents(
 def posterior_mean(score: BoundScore, x: Tensor, t: Tensor | float) -> Tensor:
     """E[x0 | x_t = x] by Tweedie's formula: one evaluation."""
     sde = score.sde
-    return (x + sde.sigma(t) ** 2 * score(x, t)) / sde.alpha(t)
+    return (x + sde.sigma(t) ** 2 * score(x, batch_time(t, x))) / sde.alpha(t)
 
 
 def _answers(
@@ -330,16 +336,17 @@ def _answers(
     if isinstance(score, _CountedLeaf):
         score = score._leaf
     for speaker in (score, wrapped_module(score)):
-        stated = getattr(speaker, name, None)
+        stated: Any = getattr(speaker, name, None)
         if isinstance(stated, kind):
             return [(speaker, torch.device(stated) if name == "device" else stated)]  # it may be a word
     within = parts(score, above)
     if within:
         above = above | {id(score)}
         return [answer for part in within for answer in _answers(part, name, kind, of_weights, above)]
+    if of_weights is None:
+        return [(score, None)]
     weights = (weight for module in modules(score) for weight in (*module.parameters(), *module.buffers()))
-    weight = next((weight for weight in weights if weight.is_floating_point()), None) if of_weights else None
-    return [(score, None if weight is None else of_weights(weight))]
+    return [(score, next((of_weights(weight) for weight in weights if weight.is_floating_point()), None))]
 
 
 def _agreed(

@@ -6,7 +6,7 @@ a 0-dimensional tensor shared by all of them. Nothing here, nor anywhere in the 
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,13 @@ from torch import Tensor
 
 Condition = Tensor | Mapping[str, Tensor]
 """What a model is told of each sample: a tensor ``(B, ...)``, such as class indices, or several by their names."""
+
+
+def condition_of(cond: Condition | None, rows: Tensor) -> Condition | None:
+    """What is told of some of the samples, given by their places ``(n,)``."""
+    if isinstance(cond, Mapping):
+        return {name: told[rows] for name, told in cond.items()}
+    return None if cond is None else cond[rows]
 
 
 def as_time(t: Tensor | float) -> Tensor:
@@ -52,6 +59,12 @@ def sum_event(x: Tensor) -> Tensor:
 def mean_event(x: Tensor) -> Tensor:
     """Average ``(B, *D)`` over its event dimensions: ``(B,)``."""
     return x.reshape(x.shape[0], -1).mean(dim=1)
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors, one or more: what ``sum`` gives, whose type is a tensor for certain."""
+    each = iter(terms)
+    return sum(each, 0 + next(each))
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -116,7 +129,7 @@ class SampleNoise:
         """Independent signs, +1 or -1, ``(B, *D)``."""
         return torch.where(self.uniform() < 0.5, -1.0, 1.0).to(self.dtype)
 
-    def _stack(self, draw, block: int) -> Tensor:
+    def _stack(self, draw: Callable[..., Tensor], block: int) -> Tensor:
         place = {"device": self.device, "dtype": self.dtype}
         if not self.generators:
             return torch.empty(0, block, *self.event, **place)

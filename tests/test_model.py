@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from score_sde import DataSpec, GaussianMixture, ScoreModel
+from score_sde import DDIM, DataSpec, GaussianMixture, ScoreModel, encode
 from score_sde.networks import MLP, UNet
 from score_sde.objectives import WEIGHTINGS, denoising_score_matching
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
@@ -184,6 +184,45 @@ def test_states_in_another_dtype_than_the_network():
         assert (double.dtype, half.dtype) == (torch.float64, torch.bfloat16)
         torch.testing.assert_close(double.float(), single, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(half.float(), single, rtol=0.01, atol=1e-4)
+
+
+def test_conditions_by_their_names_reach_the_network_from_everywhere():
+    """A network of two conditions, told by their names, is that of their sum, told as one: sampled, encoded, and trained."""
+
+    class Told(nn.Module):
+        def forward(self, x, noise, cond):
+            return 0.3 * x + (cond["shift"] + cond["more"] if isinstance(cond, dict) else cond)
+
+    sde, data = SDE_CASES["vp"], DataSpec((2,), data_range=(-4.0, 4.0))
+    model = ScoreModel(Told(), sde, data)
+    named = {"shift": torch.randn(3, 2, generator=generator(0)), "more": torch.randn(3, 2, generator=generator(1))}
+    one = named["shift"] + named["more"]
+    x, t = torch.randn(3, 2, generator=generator(2)), torch.tensor([0.1, 0.5, 0.9])
+    assert torch.equal(model(x, t, named), model(x, t, one))
+    solver, options = DDIM(steps=5), {"seed": 1, "clip": (-5.0, 5.0), "denoise": True}
+    drawn = [solver.sample(model, (3, 2), cond=cond, **options).x for cond in (named, one)]
+    assert torch.equal(*drawn)
+    assert torch.equal(encode(model, x, solver, cond=named), encode(model, x, solver, cond=one))
+    losses = [denoising_score_matching(model, x, t, torch.ones(3, 2), cond=cond) for cond in (named, one)]
+    assert torch.equal(*losses)
+    with pytest.raises(ValueError, match="one condition for each of 3 samples"):
+        solver.sample(model, (3, 2), cond={**named, "more": torch.zeros(2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"classes": 3}, "classes must be integers"),
+        ({"cond_shape": (2,)}, r"must have the shape \(3, 2\), got {'place': \(3, 2\)}"),
+    ],
+)
+def test_a_network_of_one_condition_refuses_several(stated, told):
+    network = MLP((2,), width=8)
+    for name, value in stated.items():
+        setattr(network, name, value)
+    model = ScoreModel(network, SDE_CASES["vp"], DataSpec((2,), data_range=(-4.0, 4.0)))
+    with pytest.raises(ValueError, match=told):
+        model(torch.zeros(3, 2), torch.full((3,), 0.5), {"place": torch.zeros(3, 2)})
 
 
 def test_condition_is_passed_on():

@@ -1,7 +1,21 @@
 import pytest
 import torch
 
-from score_sde.tensors import SampleNoise, derive_seed, expand
+from score_sde.tensors import SampleNoise, condition_of, derive_seed, expand, total
+
+
+def test_a_total_is_the_sum_to_the_last_bit():
+    terms = [torch.tensor([-0.0, 1e8, 0.1]), torch.tensor([-0.0, 1.0, 0.2]), torch.tensor([-0.0, -1e8, 0.3])]
+    for count in (1, 2, 3):
+        assert total(iter(terms[:count])).numpy().tobytes() == sum(terms[:count]).numpy().tobytes()
+
+
+def test_conditions_are_those_of_the_samples_asked_for():
+    rows, places, classes = torch.tensor([2, 0]), torch.arange(6.0).reshape(3, 2), torch.tensor([5, 6, 7])
+    named = condition_of({"place": places, "class": classes}, rows)
+    assert named["place"].tolist() == [[4.0, 5.0], [0.0, 1.0]]
+    assert named["class"].tolist() == condition_of(classes, rows).tolist() == [7, 5]
+    assert condition_of(None, rows) is None
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (4, 3, 5), (4, 1, 2, 2), (4, 1, 2, 3, 2)])

@@ -1,6 +1,7 @@
 """Any ``nn.Module`` as a ``ScoreModel``: what it predicts, how it takes time, and where its data lies."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,9 @@ from score_sde.data import DataSpec
 from score_sde.model import ScoreModel
 from score_sde.networks.contract import Network, state
 from score_sde.sdes import SDE
+from score_sde.tensors import Condition
 
-Call = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
+Call = Callable[[nn.Module, Tensor, Tensor, Any], Tensor]
 
 
 def adapt(
@@ -79,7 +81,7 @@ class _Adapted(Network):
         if call is not None:  # what the module is given is known to the call alone
             self.takes_logarithm = False
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None) -> Tensor:
         time = time if self.time is None else self.time(time)
         if self.call is not None:
             return self.call(self.module, x, time, cond)

@@ -25,6 +25,7 @@ from score_sde.networks.contract import Network
 from score_sde.networks.ncsnpp import ACTIVATIONS
 from score_sde.networks.recompute import Recomputed, recompute_blocks
 from score_sde.tables import require_name
+from score_sde.tensors import total
 
 
 class _Stage(NamedTuple):
@@ -308,7 +309,7 @@ class _Fusion(nn.Module):
     def forward(self, *features: Tensor) -> Tensor:
         size = features[0].shape[2:]
         convolved = (conv(x) for conv, x in zip(self.convs, features, strict=True))
-        return sum(interpolate(x, size=size, mode="bilinear", align_corners=True) for x in convolved)
+        return total(interpolate(x, size=size, mode="bilinear", align_corners=True) for x in convolved)
 
 
 class _ChainedPooling(nn.Module):

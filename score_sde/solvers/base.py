@@ -31,7 +31,7 @@ from score_sde.score import (
     require_inputs,
     require_path,
 )
-from score_sde.tensors import SampleNoise
+from score_sde.tensors import Condition, SampleNoise
 
 Observer = Callable[[float, Tensor], None]
 """Called with the time and the state after each step."""
@@ -80,7 +80,7 @@ class Solver(ABC):
         t_from: float,
         t_to: float,
         *,
-        cond: Tensor | None = None,
+        cond: Condition | None = None,
         noise: SampleNoise | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
@@ -120,7 +120,7 @@ class Solver(ABC):
         seed: int = 0,
         first: int = 0,
         x_T: Tensor | None = None,
-        cond: Tensor | None = None,
+        cond: Condition | None = None,
         t_end: float | None = None,
         denoise: bool = False,
         clip: tuple[float, float] | tuple[Tensor, Tensor] | None = None,
@@ -164,7 +164,7 @@ class Solver(ABC):
             require_inputs(score, x_T, cond, name="x_T")
             if shape is not None and tuple(shape) != tuple(x_T.shape):
                 raise ValueError(f"shape is {tuple(shape)}, but x_T has shape {tuple(x_T.shape)}")
-            x_T = x_T.to(device or x_T.device, dtype or x_T.dtype)
+            x_T, shape = x_T.to(device or x_T.device, dtype or x_T.dtype), x_T.shape
         elif shape is None:
             raise ValueError("give the shape (B, *D) of the samples, or x_T")
         else:

@@ -84,12 +84,14 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _of_moments(moments: Moments, dtype: torch.dtype, device: torch.device) -> Reference:
     """The reference with these moments, decomposed once."""
     with torch.inference_mode(False), torch.no_grad():
+        mean = moments.mean.to(device, dtype)
         if moments.covariance is not None:
             variances, basis = torch.linalg.eigh(moments.covariance.double())
-        else:
-            variances, basis = moments.spectrum.double().flatten(), None
-        placed = [v if v is None else v.to(device, dtype) for v in (moments.mean, variances.clamp_min(0), basis)]
-    return Reference(*placed, fourier=moments.covariance is None)
+            return Reference(mean, variances.clamp_min(0).to(device, dtype), basis.to(device, dtype))
+        if moments.spectrum is not None:
+            variances = moments.spectrum.double().flatten()
+            return Reference(mean, variances.clamp_min(0).to(device, dtype), fourier=True)
+    raise ValueError("the moments of a reference need a covariance or a spectrum")
 
 
 @lru_cache(maxsize=1024)

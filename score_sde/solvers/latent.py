@@ -15,13 +15,13 @@ from score_sde.inputs import require_finite
 from score_sde.score import Score, require_inputs
 from score_sde.solvers.base import Solver
 from score_sde.solvers.probability_flow import ProbabilityFlow
-from score_sde.tensors import expand, sum_event
+from score_sde.tensors import Condition, expand, sum_event
 
 EXACT = ProbabilityFlow(method="rk45")
 
 
 @torch.no_grad()
-def encode(score: Score, x: Tensor, solver: Solver = EXACT, *, cond: Tensor | None = None) -> Tensor:
+def encode(score: Score, x: Tensor, solver: Solver = EXACT, *, cond: Condition | None = None) -> Tensor:
     """The latents ``(B, *D)`` at T of data ``x`` ``(B, *D)`` in model coordinates, taken as states at t_min.
 
     Raises:
@@ -34,7 +34,7 @@ def encode(score: Score, x: Tensor, solver: Solver = EXACT, *, cond: Tensor | No
 
 
 @torch.no_grad()
-def decode(score: Score, latent: Tensor, solver: Solver = EXACT, *, cond: Tensor | None = None) -> Tensor:
+def decode(score: Score, latent: Tensor, solver: Solver = EXACT, *, cond: Condition | None = None) -> Tensor:
     """The data ``(B, *D)`` at t_min of latents ``(B, *D)`` at T: back to ``x`` from ``encode``, to the solver's accuracy.
 
     Data that the model finds very unlikely lies where the flow spreads apart, and comes back less well, or not at all.

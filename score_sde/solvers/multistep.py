@@ -36,7 +36,7 @@ from score_sde.sdes import SDE
 from score_sde.solvers.fixed_steps import GridSolver, History
 from score_sde.solvers.level import Level
 from score_sde.solvers.time_grids import TimeGrid
-from score_sde.tensors import SampleNoise
+from score_sde.tensors import SampleNoise, total
 
 
 class Node(NamedTuple):
@@ -112,7 +112,7 @@ class Multistep(GridSolver):
         z, output = self.read(score, x, here, history)
         nodes = [*history.nodes, Node(here, output)]
         if self.corrected and history.start is not None:
-            z = z + self._correction(nodes, sde, history)
+            z = z + self._correction(nodes, sde, history.start, history)
         nodes = nodes[-(min(self.p, history.left) if self.lower_order_final else self.p) :]
         if history.start is None and self.startup:
             nodes += self._first_nodes(score, z, nodes[0], there, history)
@@ -143,10 +143,10 @@ class Multistep(GridSolver):
         """The state at ``end`` in x, given the weights of the nodes."""
         return self.carry(start, end) * z + combine(weights, nodes)
 
-    def _correction(self, nodes: Sequence[Node], sde: SDE, history: MultistepHistory) -> Tensor:
-        """What the last of the nodes, at the end of the step before, adds to that step, which was taken without it."""
+    def _correction(self, nodes: Sequence[Node], sde: SDE, start: Level, history: MultistepHistory) -> Tensor:
+        """What the last of the nodes adds to the step before, from ``start`` to its level, which was taken without it."""
         levels = [node.level for node in nodes]
-        *with_, new = self.weights(levels, history.start, levels[-1], sde, history)
+        *with_, new = self.weights(levels, start, levels[-1], sde, history)
         return combine([*(a - b for a, b in zip(with_, history.weights, strict=True)), new], nodes)
 
     def _first_nodes(self, score: BoundScore, z: Tensor, first: Node, end: Level, history: MultistepHistory) -> list[Node]:
@@ -161,6 +161,6 @@ class Multistep(GridSolver):
         return found
 
 
-def combine(weights: Sequence[float] | Tensor, nodes: Sequence[Node]) -> Tensor:
+def combine(weights: Sequence[float | Tensor] | Tensor, nodes: Sequence[Node]) -> Tensor:
     """sum_i w_i output_i, each weight a number or, one for each coordinate of outputs ``(B, d)``, a tensor ``(d,)``."""
-    return sum(weight * node.output for weight, node in zip(weights, nodes, strict=True))
+    return total(weight * node.output for weight, node in zip(weights, nodes, strict=True))

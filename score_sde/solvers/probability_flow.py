@@ -14,7 +14,7 @@ independent check, not a way to sample.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class ProbabilityFlow(Solver):
     def with_budget(self, nfe: int) -> Self:
         """A method without a fixed cost has no budget: the midpoint rule stands in for it, on a log-SNR grid."""
         if self.order is None:
-            return ProbabilityFlow(method="midpoint", grid="log_snr").with_budget(nfe)
+            return type(self)(method="midpoint", grid="log_snr").with_budget(nfe)
         per_step = FIXED[self.method][1]
         if nfe < per_step:
             raise ValueError(f"a step of {self.method} takes {per_step} evaluations, got {nfe}")
@@ -165,7 +165,7 @@ class ProbabilityFlow(Solver):
         # scipy reports nothing between the ends, and torchdiffeq warns of a callback that it does not call
         function = watched.__call__ if self.method == "scipy_solver" else watched
         try:
-            states = odeint(function, y, ends, method=self.method, options=options, **tolerances)
+            states: Any = odeint(function, y, ends, method=self.method, options=options, **tolerances)
         except AssertionError as error:
             raise SolverError(watched.reason(str(error))) from error
         if len(states) < 2:  # scipy gave up without an exception

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from score_sde.solvers.base import Observer
 from score_sde.solvers.controller import Controller
+from score_sde.tensors import total
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """dy/dt as a function of t and y."""
@@ -95,7 +96,7 @@ def dormand_prince(
 
 
 def _combined(weights: Sequence[float], stages: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    return sum(weight * slope for weight, (_, slope) in zip(weights, stages, strict=True) if weight)
+    return total(weight * slope for weight, (_, slope) in zip(weights, stages, strict=True) if weight)
 
 
 def _first_step(

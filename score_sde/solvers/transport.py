@@ -20,6 +20,7 @@ from score_sde.divergence import Divergence
 from score_sde.score import BoundScore, Counter
 from score_sde.sdes import SDE
 from score_sde.solvers.base import Observer
+from score_sde.tensors import condition_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +38,7 @@ class Flow:
 
     def of(self, rows: Tensor) -> "Flow":
         """The same for some samples of the batch, given by their places ``(n,)``."""
-        cond = self.score.cond
-        score = BoundScore(self.score.score, None if cond is None else cond[rows])
+        score = BoundScore(self.score.score, condition_of(self.score.cond, rows))
         return Flow(score, self.divergence, None if self.probes is None else self.probes[:, rows], self.counter)
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ class Tuned(Solver):
     def choice(self) -> Choice:
         """The choice in use."""
         within = [choice for choice in self.choices if self.nfe is None or choice.nfe <= self.nfe]
-        if not within:
+        if self.nfe is not None and not within:
             raise NoChoice(self.nfe, min(choice.nfe for choice in self.choices))
         return max(within, key=lambda choice: choice.nfe)
 

@@ -69,9 +69,8 @@ def _coefficients(ratios: np.ndarray, h: float, variant: str) -> np.ndarray:
     """B(h) a_k of the differences at ``ratios``."""
     if len(ratios) == 1:
         return np.array([(-h if variant == "bh1" else math.expm1(-h)) / 2])
-    powers = np.arange(len(ratios))
-    moments = np.array([math.factorial(n + 1) * _phi(n + 2, -h) * -h for n in powers])
-    return np.linalg.solve(ratios[None, :] ** powers[:, None], moments)
+    moments = np.array([math.factorial(n + 1) * _phi(n + 2, -h) * -h for n in range(len(ratios))])
+    return np.linalg.solve(ratios[None, :] ** np.arange(len(ratios))[:, None], moments)
 
 
 def _phi(n: int, z: float) -> float:
