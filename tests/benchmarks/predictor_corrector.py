@@ -36,27 +36,13 @@ from score_sde.solvers import Solver
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script sees its own folder, not the one above tests
 
-from tests.oracles import mixture
+from tests.oracles import BatchNoise, mixture
 
 SDES = {"VP": VPSDE(), "sub-VP": SubVPSDE(), "VE": VESDE(sigma_max=50.0)}
 CORRECTORS = {
     **{f"snr {snr}": Langevin(snr=snr) for snr in (0.05, 0.1, 0.16, 0.3)},
     "norm ratio 0.16": Langevin(snr=0.16, rule="norm_ratio"),
 }
-
-
-class BatchNoise:
-    """Noise for the whole batch from one generator.
-
-    ``SampleNoise`` has a generator for every sample, so that a sample does not depend on its batch; making thousands of them
-    for each of hundreds of short runs would take most of the time of this script, which needs no such independence.
-    """
-
-    def __init__(self, seed: int, shape: tuple[int, ...]):
-        self.generator, self.shape = torch.Generator().manual_seed(seed), shape
-
-    def normal(self) -> Tensor:
-        return torch.randn(self.shape, generator=self.generator)
 
 
 def solvers(grid: str) -> dict[str, Solver]:
@@ -75,7 +61,7 @@ def budgets(dim: int, sde: SDE) -> dict[str, tuple[int, ...]]:
 
 def draw(solver: Solver, truth: GaussianMixture, sde: SDE, nfe: int, count: int, seed: int = 0) -> Tensor:
     """``count`` samples with at most ``nfe`` evaluations and a denoising step."""
-    noise = BatchNoise(seed, (count, *truth.event))
+    noise = BatchNoise(seed, (count, *truth.event), torch.float32)
     with counting(truth.score(sde)) as (score, counter):
         x = solver.with_budget(nfe).solve(score, sde.prior_noise(noise.normal()).float(), sde.T, sde.t_min, noise=noise)
     if counter.nfe != nfe:

@@ -1,7 +1,7 @@
 """What tests and benchmarks share: SDEs, mixtures with known answers, scores around others, moments of solvers, peers."""
 
 from tests.oracles.mixtures import cell_probabilities, digits_mixture, exact_moments, gaussian, mixture
-from tests.oracles.moments import affine_moments, check_moments, expectation
+from tests.oracles.moments import BatchNoise, Given, affine_moments, check_moments, expectation
 from tests.oracles.scores import Around, BrokenScore, OwnPrecision, Recorder, ScaledScore, autograd_score
 from tests.oracles.sdes import PUBLISHED, SDE_CASES, CosineSDE, DoubleWellSDE, NoisyStartSDE, OrnsteinUhlenbeckSDE
 
@@ -9,9 +9,11 @@ __all__ = [
     "PUBLISHED",
     "SDE_CASES",
     "Around",
+    "BatchNoise",
     "BrokenScore",
     "CosineSDE",
     "DoubleWellSDE",
+    "Given",
     "NoisyStartSDE",
     "OrnsteinUhlenbeckSDE",
     "OwnPrecision",

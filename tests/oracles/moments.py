@@ -8,7 +8,6 @@ from numpy.polynomial.hermite_e import hermegauss
 from scipy.interpolate import CubicSpline
 
 from score_sde.score import BoundScore
-from score_sde.tensors import SampleNoise
 from tests.oracles.mixtures import mixture
 
 
@@ -21,6 +20,26 @@ class Impulses:
     def normal(self):
         self.drawn += 1
         return torch.eye(self.rows, dtype=torch.float64)[:, 1 + self.drawn, None]
+
+
+class BatchNoise:
+    """Noise for a whole batch from one generator: a generator for each of thousands of samples takes most of the time."""
+
+    def __init__(self, seed, shape, dtype=torch.float64):
+        self.generator, self.shape, self.dtype = torch.Generator().manual_seed(seed), shape, dtype
+
+    def normal(self):
+        return torch.randn(self.shape, generator=self.generator, dtype=self.dtype)
+
+
+class Given:
+    """In place of noise: these numbers, at every draw."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def normal(self):
+        return self.numbers
 
 
 def affine_moments(solver, score, mean, variance, t_from, t_to, draws=1):
@@ -53,7 +72,7 @@ def expectation(solver, score, function, t_from, t_to, *, nodes=24, points=601):
     for t, s in reversed(list(pairwise(solver.times(sde, t_from, t_to)))):
         x = np.linspace(-spread(t), spread(t), points)
         states = torch.from_numpy(np.repeat(x, nodes)[:, None])
-        given = type("Given", (), {"normal": lambda self, drawn=np.tile(z, points): torch.from_numpy(drawn[:, None])})()
+        given = Given(torch.from_numpy(np.tile(z, points)[:, None]))
         moved = solver.move(BoundScore(score), states, t, s, given).numpy().reshape(points, nodes)
         u = CubicSpline(x, u(moved) @ weights)
     x = np.linspace(-spread(t_from), spread(t_from), 8001)
@@ -66,15 +85,15 @@ def check_moments(solver, sde, truth=None):
     """Within four standard errors of the mixture's own, from the exact marginal at T, with the solver's bias allowed 2 %."""
     truth = mixture() if truth is None else truth
     count, dim = 3000, truth.means.shape[1]
-    score = truth.score(sde)
-    z = SampleNoise(9, (count, dim), dtype=torch.float64).normal()
-    x_T = sde.perturb(truth.sample(count, seed=8), sde.T, z)
-    x = solver.sample(score, x_T=x_T, seed=1).x
+    noise = BatchNoise(9, (count, dim))
+    x_T = sde.perturb(truth.sample(count, seed=8), sde.T, noise.normal())
+    with torch.no_grad():
+        x = solver.solve(truth.score(sde), x_T, sde.T, sde.t_min, noise=noise)
     covariance = truth.covariance()
-    noise = float(sde.sigma(sde.t_min)) ** 2
+    left = float(sde.sigma(sde.t_min)) ** 2
     standard = covariance.diagonal().sqrt()
     assert ((x.mean(0) - truth.mean()).abs() < 4 * standard / count**0.5 + 0.02 * standard).all()
-    error = (x.T.cov() - covariance - noise * torch.eye(dim)).abs()
+    error = (x.T.cov() - covariance - left * torch.eye(dim)).abs()
     # the standard error of a covariance, from the sample's own fourth moments
     deviation = x - x.mean(0)
     products = deviation[:, :, None] * deviation[:, None, :]

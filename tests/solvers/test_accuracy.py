@@ -23,7 +23,7 @@ from score_sde.solvers import (
 )
 from score_sde.solvers.probability_flow import FIXED, METHODS
 from score_sde.tensors import SampleNoise
-from tests.oracles import PUBLISHED, SDE_CASES, ScaledScore, check_moments, mixture
+from tests.oracles import PUBLISHED, SDE_CASES, Given, ScaledScore, check_moments, mixture
 from tests.solvers.variants import ALL, DECLARED, with_steps
 
 LOWERED = {
@@ -36,18 +36,19 @@ FULL = {words: solver for words, solver in DECLARED.items() if words not in LOWE
 
 @lru_cache
 def converged(name):
-    """Four states at t = 0.9 of a mixture, and at 0.3."""
+    """Four states at t = 0.8 of a mixture, and at 0.5."""
     score = mixture().score(SDE_CASES[name])
     random = torch.Generator().manual_seed(0)
-    x = score.sde.sigma(0.9) * torch.randn(4, 2, generator=random, dtype=torch.float64) + score.sde.alpha(0.9)
-    return score, x, ProbabilityFlow(method="dopri8", rtol=1e-12, atol=1e-12).solve(score, x, 0.9, 0.3)
+    x = score.sde.sigma(0.8) * torch.randn(4, 2, generator=random, dtype=torch.float64) + score.sde.alpha(0.8)
+    return score, x, ProbabilityFlow(method="dopri8", rtol=1e-12, atol=1e-12).solve(score, x, 0.8, 0.5)
 
 
 def measured_order(solver, name):
-    """Slope of the error against the number of steps, between t = 0.9 and 0.3 on a mixture, against a converged solution."""
+    """Slope of the error against the number of steps, between t = 0.8 and 0.5 on a mixture, against a converged solution."""
     score, x, exact = converged(name)
     cost = FIXED[solver.method][1] if isinstance(solver, ProbabilityFlow) else solver.evaluations
-    found = [with_steps(solver, evaluations // cost).solve(score, x, 0.9, 0.3) for evaluations in (128, 256)]
+    with torch.no_grad():
+        found = [with_steps(solver, evaluations // cost).solve(score, x, 0.8, 0.5) for evaluations in (48, 96)]
     errors = [float((end - exact).square().mean().sqrt()) for end in found]
     return math.log2(errors[0] / errors[1])
 
@@ -102,7 +103,7 @@ def test_an_easy_batch_does_not_hide_a_hard_sample():
 
 
 MOMENT_CASES = {
-    "euler_maruyama": EulerMaruyama(steps=500),
+    "euler_maruyama": EulerMaruyama(steps=250),
     "euler_maruyama_log_snr": EulerMaruyama(steps=500, grid="log_snr"),
     "reverse_diffusion": ReverseDiffusion(steps=500),
     "ancestral_beta": Ancestral(steps=400, grid="log_snr", variance="beta"),
@@ -119,6 +120,10 @@ MOMENT_CASES = {
     "pc_first": PredictorCorrector(SDEDPMSolverPP(steps=150), Langevin(snr=0.1), corrections=2, first=True),
 }
 
+QUICK_MOMENTS = ("euler_maruyama", "reverse_diffusion", "ancestral_beta", "ancestral_beta_tilde", "stochastic_heun")
+QUICK_MOMENTS += ("adaptive_sde", "pc", "sde_dpm_solver_pp", "edm", "pc_first")
+"""Without those whose step or order is measured elsewhere, or that differ by their grid."""
+
 
 def test_the_moments_of_every_stochastic_solver_are_checked():
     """Those of annealed Langevin dynamics, which widens its samples, in a test of their own."""
@@ -126,7 +131,7 @@ def test_the_moments_of_every_stochastic_solver_are_checked():
     assert stochastic - {AnnealedLangevin} <= {type(solver) for solver in MOMENT_CASES.values() if solver.stochastic}
 
 
-@pytest.mark.parametrize("case", MOMENT_CASES)
+@pytest.mark.parametrize("case", QUICK_MOMENTS)
 def test_mean_and_covariance_of_samples_under_vp(case):
     check_moments(MOMENT_CASES[case], SDE_CASES["vp"])
 
@@ -154,21 +159,18 @@ def test_ddim_is_exact_for_a_point_mass(sde):
 
 
 def test_ddim_at_eta_1_draws_from_the_posterior():
-    """One step on a point mass with eta = 1: mean and variance of p(x_s | x_t, x0) by Gaussian conditioning."""
+    """One step on a point mass with eta = 1: mean and spread of p(x_s | x_t, x0) by Gaussian conditioning."""
     sde = SDE_CASES["subvp"]
     point = GaussianMixture(torch.tensor([[0.5]], dtype=torch.float64), [0.0])
     t, s = (torch.tensor(value, dtype=torch.float64) for value in (0.6, 0.35))
-    count = 40000
-    x_t = torch.full((count, 1), 1.1, dtype=torch.float64)
-    noise = SampleNoise(0, x_t.shape, dtype=torch.float64)
-    x_s = DDIM(eta=1.0).move(BoundScore(point.score(sde)), x_t, t, s, noise)
+    x_t, z = torch.full((4, 1), 1.1, dtype=torch.float64), torch.randn(4, 1, dtype=torch.float64)
+    x_s = DDIM(eta=1.0).move(BoundScore(point.score(sde)), x_t, t, s, Given(z))
     # joint Gaussian of (x_s, x_t) given x0: conditioning on x_t
     ratio = sde.alpha(t) / sde.alpha(s)
     gain = ratio * sde.sigma(s) ** 2 / sde.sigma(t) ** 2
     mean = sde.alpha(s) * 0.5 + gain * (1.1 - sde.alpha(t) * 0.5)
     variance = sde.sigma(s) ** 2 - gain * ratio * sde.sigma(s) ** 2
-    assert abs(x_s.mean() - mean) < 4 * (variance / count) ** 0.5
-    assert abs(x_s.var() / variance - 1) < 4 * (2 / count) ** 0.5
+    torch.testing.assert_close(x_s, mean + variance.sqrt() * z)
 
 
 @pytest.mark.parametrize("rule", ["sigma", "norm_ratio"])

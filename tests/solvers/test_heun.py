@@ -9,7 +9,7 @@ import torch
 from score_sde import EDM, GaussianMixture, Heun, decode, encode
 from score_sde.score import BoundScore
 from score_sde.tensors import SampleNoise
-from tests.oracles import SDE_CASES, Around, Recorder, mixture
+from tests.oracles import SDE_CASES, Around, Given, Recorder, mixture
 
 
 def test_without_churn_it_is_heun(sde):
@@ -28,16 +28,14 @@ def test_a_step_raises_the_noise_level_first(name):
     recorder = Recorder(point.score(sde), [])
     t, s = (sde.inverse_log_snr(torch.tensor(-2 * math.log(rho), dtype=torch.float64)) for rho in (0.5, 0.2))
     solver = EDM(steps=10, s_churn=3.0, s_min=0.0, s_max=50.0, s_noise=1.0)
-    count = 40000
-    x = (float(sde.alpha(t)) * 0.5 + float(sde.sigma(t)) * 1.3) * torch.ones(count, 1, dtype=torch.float64)
-    end = solver.move(BoundScore(recorder), x, t, s, SampleNoise(0, x.shape, dtype=torch.float64))
+    z = torch.randn(4, 1, dtype=torch.float64)
+    x = (float(sde.alpha(t)) * 0.5 + float(sde.sigma(t)) * 1.3) * torch.ones(4, 1, dtype=torch.float64)
+    end = solver.move(BoundScore(recorder), x, t, s, Given(z))
     raised = torch.tensor(recorder.times[0], dtype=torch.float64)
     assert float(sde.sigma(raised) / sde.alpha(raised)) == pytest.approx(1.3 * 0.5, rel=1e-6)  # gamma = 3 / 10
     # the noise 0.5 * 1.3 of x and new noise of variance 0.65^2 - 0.5^2, both scaled to the level 0.2
-    y = end / sde.alpha(s) - 0.5
-    mean, spread = 0.2 / 0.65 * 0.5 * 1.3, 0.2 / 0.65 * math.sqrt(0.65**2 - 0.5**2)
-    assert abs(float(y.mean()) - mean) < 4 * spread / count**0.5
-    assert abs(float(y.std()) / spread - 1) < 4 / (2 * count) ** 0.5
+    expected = 0.2 / 0.65 * (0.5 * 1.3 + math.sqrt(0.65**2 - 0.5**2) * z)
+    torch.testing.assert_close(end / sde.alpha(s) - 0.5, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_churn_is_limited():
@@ -79,11 +77,12 @@ def test_s_noise_is_the_factor_of_what_is_added(s_noise, sde):
             return self.inner(x, t, cond)
 
     t = sde.inverse_log_snr(torch.tensor(-2 * math.log(0.5), dtype=torch.float64))
-    x = torch.full((20000, 1), 0.3, dtype=torch.float64)
+    x, z = torch.full((4, 1), 0.3, dtype=torch.float64), torch.randn(4, 1, dtype=torch.float64)
     solver = EDM(steps=10, s_churn=3.0, s_min=0.0, s_noise=s_noise)
-    solver.move(BoundScore(Asked(mixture((1,)).score(sde))), x, t, 0.9 * t, SampleNoise(0, x.shape, dtype=torch.float64))
+    solver.move(BoundScore(Asked(mixture((1,)).score(sde))), x, t, 0.9 * t, Given(z))
     raised = asked[0][0] / sde.alpha(asked[0][1]) - x / sde.alpha(t)
-    assert float(raised.std()) == pytest.approx(s_noise * math.sqrt(0.65**2 - 0.5**2), rel=0.03)  # gamma = 3 / 10
+    added = s_noise * math.sqrt(0.65**2 - 0.5**2) * z  # gamma = 3 / 10
+    torch.testing.assert_close(raised, added, rtol=1e-5, atol=1e-6)
 
 
 def test_churn_alone_makes_it_stochastic():

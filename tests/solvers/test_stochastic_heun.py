@@ -18,14 +18,14 @@ from tests.oracles import PUBLISHED, SDE_CASES, affine_moments, exact_moments, e
 def test_gaussian_data_has_the_exact_mean_and_a_variance_of_order_2(sde, grid):
     start, end = 0.8 * sde.T, 0.2 * sde.T
     errors = []
-    for steps in (64, 128):
+    for steps in (32, 64):
         solver = StochasticHeun(steps=steps, grid=grid)
         mean, variance = affine_moments(solver, gaussian().score(sde), *exact_moments(sde, start), start, end)
         expected_mean, expected_variance = map(float, exact_moments(sde, end))
         assert mean == pytest.approx(expected_mean, rel=1e-9)
         errors.append(abs(variance - expected_variance))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2), errors
-    assert errors[1] < 2e-3 * expected_variance
+    assert errors[1] < 8e-3 * expected_variance
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
