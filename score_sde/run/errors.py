@@ -10,6 +10,11 @@ class RunError(ValueError):
     """A directory is not a run, or something in it cannot be used; the message says what is wrong."""
 
 
+def damaged(path: Path, what: object) -> RunError:
+    """The error of a file at ``path`` that is not as a run has it; ``what`` is wrong with it."""
+    return RunError(f"{path} is damaged or of another program: {what}")
+
+
 class NotARun(RunError):
     """``folder`` has no config.json."""
 

@@ -10,7 +10,7 @@ from score_sde.data import Moments
 from score_sde.files import write_safetensors
 from score_sde.model import ScoreModel
 from score_sde.run.building import Config, build_model
-from score_sde.run.errors import NoWeights, RunError
+from score_sde.run.errors import NoWeights, RunError, damaged
 from score_sde.run.moments import load_moments, save_moments
 from score_sde.run.saved import KnownData, load_config, load_identity, load_known_data, new_identity, save_config
 from score_sde.run.weights import WEIGHTS, read_weights
@@ -69,7 +69,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu", accept_edite
     try:
         model = build_model(config, spec).to(device)
     except (TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{folder / 'config.json'} is damaged or of another program: {error}") from error
+        raise damaged(folder / "config.json", error) from error
     except OptionError as error:
         raise RunError(f"{folder / 'config.json'}: {error}") from error
     except (RuntimeError, MemoryError) as error:

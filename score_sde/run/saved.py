@@ -9,7 +9,7 @@ from score_sde.checkpoint import latest_checkpoint
 from score_sde.data import DataSpec
 from score_sde.files import DamagedError, read_json, write_json
 from score_sde.run.building import Config
-from score_sde.run.errors import EditedConfig, NotARun, RunError
+from score_sde.run.errors import EditedConfig, NotARun, RunError, damaged
 from score_sde.run.migrations import FORMAT, migrated, supply
 
 
@@ -55,7 +55,7 @@ def load_begun(folder: Path, *, accept_edited_config: bool = False) -> Begun | N
         try:
             return Begun(int(saved["begun"]["format"]), int(saved["begun"]["steps"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path} is damaged or of another program: {error}") from error
+            raise damaged(path, error) from error
     return Begun(saved.get("format", 1), int(newest.stem)) if saved.get("format", 1) < FORMAT and newest else None
 
 
@@ -69,7 +69,7 @@ def load_identity(folder: Path, *, accept_edited_config: bool = False) -> str | 
     path = Path(folder) / "config.json"
     identity = _read(path, accept_edited_config).get("run") if path.is_file() else None
     if not isinstance(identity, str | None):
-        raise RunError(f"{path} is damaged or of another program: its run is {str(identity)[:40]}")
+        raise damaged(path, f"its run is {str(identity)[:40]}")
     return identity
 
 
@@ -100,7 +100,7 @@ def load_config(folder: Path, *, accept_edited_config: bool = False) -> tuple[di
         supply(config["data"], spec)
         return config, spec
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path} is damaged or of another program: {error}") from error
+        raise damaged(path, error) from error
 
 
 def _read(path: Path, accept_edited: bool) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _read(path: Path, accept_edited: bool) -> dict[str, Any]:
         raise (EditedConfig if "edited" in str(error) else RunError)(str(error)) from error
     number = saved.get("format", 1)
     if type(number) is not int or number < 1:
-        raise RunError(f"{path} is damaged or of another program: its format is {str(number)[:40]}")
+        raise damaged(path, f"its format is {str(number)[:40]}")
     if number > FORMAT:
         raise RunError(
             f"{path} was written by a newer version of score_sde, in format {number}, and this version reads formats up to "
@@ -133,4 +133,4 @@ def load_known_data(folder: Path, *, accept_edited_config: bool = False) -> Know
             raise TypeError(f"what it says of the data is {saved!r}")
         return known
     except (AttributeError, TypeError) as error:
-        raise RunError(f"{path} is damaged or of another program: {error}") from error
+        raise damaged(path, error) from error
