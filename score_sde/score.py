@@ -226,7 +226,7 @@ def counting(score: Score) -> Iterator[tuple[Score, Counter]]:
 
 def device_of(score: Score) -> torch.device:
     """Where a score is evaluated: where it says, or its parts say, or where their weights are; else on the CPU."""
-    stated = _agreed(score, "device", torch.device | str, lambda weight: weight.device)
+    stated = _agreed(score, "device", torch.device | str, lambda weight: weight.device, alike=_with_index)
     return torch.device("cpu") if stated is None else stated
 
 
@@ -355,8 +355,9 @@ def _agreed(
     kind: type[Answer] | Any,
     of_weights: Callable[[Tensor], Answer] | None = None,
     ignored: object = None,
+    alike: Callable[[Answer], Any] = lambda answer: answer,
 ) -> Answer | None:
-    """What all who know say of ``name``; None where nobody does.
+    """What all who know say of ``name``; None where nobody does. Answers agree where ``alike`` makes the same of them.
 
     Raises:
         ValueError: they disagree.
@@ -364,9 +365,15 @@ def _agreed(
     answers = [(who, answer) for who, answer in _answers(score, name, kind, of_weights) if answer not in (None, ignored)]
     for who, answer in answers[1:]:
         first, said = answers[0]
-        if answer != said:
+        if alike(answer) != alike(said):
             raise ValueError(
                 f"the scores within {type(score).__name__} disagree about {name}: {type(first).__name__} says {said}, "
                 f"{type(who).__name__} says {answer}; make them agree, or give {type(score).__name__} an attribute {name}"
             )
     return answers[0][1] if answers else None
+
+
+def _with_index(device: torch.device) -> tuple[str, int]:
+    """A device by its type and number. Without a number, it is the current one of its type."""
+    current = torch.cuda.current_device() if device.type == "cuda" and torch.cuda.is_initialized() else 0
+    return device.type, current if device.index is None else device.index

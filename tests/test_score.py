@@ -547,6 +547,21 @@ def test_leaves_that_disagree_are_refused_where_one_answer_is_needed():
     assert device_of(Product(worded, high)) == torch.device("cpu")  # the same in a word
 
 
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu", "cpu"])
+def test_a_device_without_a_number_is_the_first_of_its_kind(kind):
+    """Devices are compared by what they name; none of them is needed for that."""
+
+    def on(device):
+        score = Foreign(model().network)
+        score.device = device
+        return score
+
+    for first, second in ((kind, f"{kind}:0"), (f"{kind}:0", kind), (torch.device(kind), torch.device(kind, 0))):
+        assert device_of(Product(on(first), on(second))) == torch.device(first)
+    with pytest.raises(ValueError, match="disagree about device"):
+        device_of(Product(on(kind), on(f"{kind}:1")))
+
+
 def test_moments_are_those_of_all_leaves_or_of_none():
     one, other, foreign = mixture(), mixture(), Foreign(model().network)
     assert moments_of(Product(one, one)) is one.moments
