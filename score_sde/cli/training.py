@@ -60,12 +60,12 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     refuse_without_effect(overrides, config, idle=_idle_of_continuous(config, data.spec), kept=KEPT)
     plain = config.to_dict()
     build_solver(plain)
-    trainer = prepare(folder, plain, data, device=device, accept_edited_config=edited)
+    trainer, known = prepare(folder, plain, data, device=device, accept_edited_config=edited)
     state, data, steps = trainer.state, trainer.data, trainer.options.steps
     if resumed:
         saved = from_saved(load_config(folder, accept_edited_config=edited)[0]).to_dict()
         _refuse_idle_training(folder, state.step, plain, saved)
-    write_run(trainer, plain)
+    write_run(trainer, plain, known)
     print(_summary(config, data, state.model, device))
     if state.step:
         print(f"continuing {folder} from step {state.step} of {steps}")

@@ -106,12 +106,12 @@ def fit(
         config["model"] |= {"parameterization": parameterization, "time_input": time_input, "sigma_data": None}
         if latest_checkpoint(folder / "checkpoints"):
             config = _continued(folder, config)
-        trainer = prepare(folder, config, found, device=device)
+        trainer, known = prepare(folder, config, found, device=device)
         if arrays and not kept:
             write_npz(folder / DATA, arrays)
         stopped = None
         if trainer.state.step < training.steps:
-            write_run(trainer, config)
+            write_run(trainer, config, known)
             if trainer.state.step and (earlier := about_earlier(folder)):
                 print(earlier)
             stopped = trainer.train(progress=progress)

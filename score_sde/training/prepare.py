@@ -31,10 +31,10 @@ from score_sde.training.trainer import Trainer
 
 def prepare(
     folder: Path, config: dict[str, Any], data: Dataset, *, device: torch.device | str, accept_edited_config: bool = False
-) -> Trainer:
+) -> tuple[Trainer, KnownData]:
     """The training of the run in ``folder``: from its newest checkpoint, its imported weights, or the beginning.
 
-    Nothing is written yet.
+    Nothing is written yet. With the training comes what ``write_run`` writes of the data.
 
     Args:
         folder: the run's; it may hold nothing.
@@ -49,8 +49,13 @@ def prepare(
         ValueError: an option is refused.
     """
     resumed, pretrained = latest_checkpoint(folder / "checkpoints") is not None, (folder / WEIGHTS).exists()
-    if resumed:
-        _refuse_other_data(folder, load_known_data(folder, accept_edited_config=accept_edited_config), data)
+    known = KnownData(fingerprint(data), data.class_names)
+    before = load_known_data(folder, accept_edited_config=accept_edited_config).fingerprint if resumed else ""
+    if before not in ("", known.fingerprint):
+        raise RunError(
+            f"the data is not that which {folder} was trained on: samples, classes or what is held out have changed since; "
+            "restore it to continue, or train on the new data in another directory"
+        )
     if resumed or pretrained:
         data = _as_before(data, load_config(folder, accept_edited_config=accept_edited_config)[1], folder)
     if config["model"]["sigma_data"] is None:
@@ -61,7 +66,8 @@ def prepare(
     options = TrainingOptions(**config["training"])
     identity = load_identity(folder, accept_edited_config=accept_edited_config)
     state = begin(model, objective, options, device=device, pretrained=pretrained, identity=identity)
-    return Trainer(resume(folder, state), data, folder, options, objective, hooks=STANDARD_HOOKS, seed=config["seed"])
+    state = resume(folder, state)
+    return Trainer(state, data, folder, options, objective, hooks=STANDARD_HOOKS, seed=config["seed"]), known
 
 
 def about_earlier(folder: Path, *, accept_edited_config: bool = False) -> str:
@@ -72,23 +78,13 @@ def about_earlier(folder: Path, *, accept_edited_config: bool = False) -> str:
     return f"an earlier version trained it to step {begun.steps}: since then random numbers are drawn in another way"
 
 
-def write_run(trainer: Trainer, config: dict[str, Any]) -> None:
-    """Write ``config.json`` and the moments of the data, and give the run its identity."""
+def write_run(trainer: Trainer, config: dict[str, Any], known: KnownData) -> None:
+    """Write ``config.json``, with what is ``known`` of the data, and its moments; give the run its identity."""
     folder, state, data = trainer.folder, trainer.state, trainer.data
     state.identity = state.identity or new_identity()
-    known = KnownData(fingerprint(data), data.class_names)
     save_config(folder, config, data.spec, identity=state.identity, known_data=known)
     if not state.checkpoint or not has_moments(folder, identity=state.identity):
         save_moments(folder, moments(data.train), identity=state.identity)
-
-
-def _refuse_other_data(folder: Path, known: KnownData, data: Dataset) -> None:
-    """Raise a ``RunError`` unless ``data`` is what the run in ``folder`` was trained on so far, as far as it is known."""
-    if known.fingerprint not in ("", fingerprint(data)):
-        raise RunError(
-            f"the data is not that which {folder} was trained on: samples, classes or what is held out have changed since; "
-            "restore it to continue, or train on the new data in another directory"
-        )
 
 
 def _as_before(data: Dataset, known: DataSpec, folder: Path) -> Dataset:

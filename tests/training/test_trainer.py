@@ -15,11 +15,13 @@ from torch import nn
 
 from score_sde import DDIM, VPSDE, DataSpec, GaussianMixture, ScoreModel, load
 from score_sde.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
-from score_sde.data import Batch, Dataset, TensorSource, moments, read, two_moons
+from score_sde.config import default_config
+from score_sde.data import Batch, Dataset, TensorSource, View, moments, read, two_moons
 from score_sde.draws import Draws
 from score_sde.ema import EMA
 from score_sde.networks import MLP, UNet
 from score_sde.objectives import DenoisingScoreMatching, Objective, Terms
+from score_sde.run import RunError
 from score_sde.tensors import generator
 from score_sde.training import (
     STANDARD_HOOKS,
@@ -30,7 +32,9 @@ from score_sde.training import (
     TrainStep,
     begin,
     held_out_loss,
+    prepare,
     resume,
+    write_run,
 )
 
 OPTIONS = TrainingOptions(steps=12, batch_size=16, log_every=4, sample_every=6, checkpoint_every=5, warmup=2)
@@ -397,6 +401,36 @@ def test_learning_rate_rises_and_falls():
     assert max(rates) == pytest.approx(rates[9])
     assert rates[50] == pytest.approx(0.5)
     assert rates[99] < 1e-3
+
+
+class Counting(View):
+    """A source that counts the rows that are read."""
+
+    def batch(self, rows):
+        counts.append(len(rows))
+        return super().batch(rows)
+
+
+counts: list[int] = []
+
+
+def test_a_run_that_goes_on_reads_its_data_once_before_it_trains(tmp_path):
+    """For the fingerprint, which is checked and then written. Of integers, nothing is measured anew."""
+    values = torch.randint(4, (50, 2), generator=generator(0))
+    source = TensorSource(values, DataSpec((2,), levels=4))
+    config = default_config().to_dict()
+    config["network"] = {"name": "mlp", "mlp": {"width": 8}}
+    config["training"] |= {"steps": 2, "batch_size": 4, "sample_every": 0}
+    trainer, known = prepare(tmp_path, config, Dataset(source, source), device="cpu")
+    write_run(trainer, config, known)
+    trainer.train(progress=False)
+    counts.clear()
+    counted = Dataset(Counting(source), Counting(source))
+    trainer, known = prepare(tmp_path, {**config, "training": {**config["training"], "steps": 4}}, counted, device="cpu")
+    write_run(trainer, config, known)
+    assert sum(count for count in counts if count > 1) == 100
+    with pytest.raises(RunError, match="samples, classes or what is held out have changed"):
+        prepare(tmp_path, config, Dataset(TensorSource(values + (values < 3), source.spec), source), device="cpu")
 
 
 @pytest.mark.slow
