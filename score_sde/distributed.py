@@ -5,12 +5,15 @@ of it, and without ``torchrun``, a process is alone: its rank is 0, of a world o
 """
 
 import os
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Answer = TypeVar("Answer")
 
 
 def started() -> int:
@@ -69,6 +72,32 @@ def gathered(part: Any) -> list[Any]:
     if len(parts) > 1:
         torch.distributed.all_gather_object(parts, part)
     return parts
+
+
+def together(work: Callable[[], Answer]) -> list[Answer]:
+    """What ``work`` gives in each process of the group, in the order of their ranks.
+
+    If it fails in one process, all of them raise that error: none waits for an answer that never comes. If it fails in
+    several, all raise the error of the lowest rank.
+    """
+    answer, failed = None, None
+    try:
+        answer = work()
+    except Exception as error:
+        failed = error
+    everybody = gathered((answer, None if failed is None else _portable(failed)))
+    first = next((rank for rank, (_, error) in enumerate(everybody) if error is not None), None)
+    if first is not None:
+        raise failed if failed is not None and first == rank() else everybody[first][1]
+    return [answer for answer, _ in everybody]
+
+
+def _portable(error: Exception) -> Exception:
+    """An error in a form that other processes can read: its type and its message, or a ``RuntimeError`` that tells both."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever the constructor of its type wants
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _in_a_group() -> bool:

@@ -6,8 +6,19 @@ import socket
 import pytest
 import torch
 
-from score_sde import fit
-from score_sde.distributed import barrier, gathered, is_main, joined, local_rank, rank, require_one_process, started, world
+from score_sde import SolverError, fit
+from score_sde.distributed import (
+    barrier,
+    gathered,
+    is_main,
+    joined,
+    local_rank,
+    rank,
+    require_one_process,
+    started,
+    together,
+    world,
+)
 
 
 def test_a_process_without_torchrun_is_alone():
@@ -15,6 +26,9 @@ def test_a_process_without_torchrun_is_alone():
         assert (rank(), world(), started(), local_rank(), is_main()) == (0, 1, 1, 0, True)
         barrier()
         assert gathered("mine") == ["mine"]
+        assert together(lambda: "mine") == ["mine"]
+        with pytest.raises(SolverError, match="process 0 cannot"):
+            together(lambda: fail(0))
 
 
 def test_what_one_process_does_is_refused_to_several(monkeypatch, tmp_path):
@@ -25,6 +39,21 @@ def test_what_one_process_does_is_refused_to_several(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="fit works in one process"):
         fit(torch.randn(20, 2), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def fail(number):
+    raise SolverError(f"process {number} cannot")
+
+
+class Particular(Exception):
+    """An error that no other process can make again from its message."""
+
+    def __init__(self, what, number):
+        super().__init__(f"{what} of {number}")
+
+
+def fail_particularly():
+    raise Particular("told", 3)
 
 
 def _one_of(number, count, port, folder):
@@ -38,6 +67,12 @@ def _one_of(number, count, port, folder):
         barrier()
         assert (folder / "written").exists()
         assert gathered({number: number**2}) == [{0: 0}, {1: 1}]
+        assert together(lambda: number + 1) == [1, 2]
+        for failing in ([1], [0], [0, 1]):
+            with pytest.raises(SolverError, match=f"process {failing[0]} cannot"):
+                together(lambda failing=failing: fail(number) if number in failing else None)
+        with pytest.raises((Particular, RuntimeError)[1 - number], match="told of 3"):
+            together(lambda: number and fail_particularly())
     assert world() == 1
 
 

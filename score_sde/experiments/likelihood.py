@@ -19,7 +19,7 @@ from torch import Tensor
 
 from score_sde.checkpoint import load_weights
 from score_sde.data import DataSource, View
-from score_sde.distributed import barrier, is_main
+from score_sde.distributed import is_main, together
 from score_sde.files import DamagedError, read_metadata, write_safetensors
 from score_sde.likelihood import (
     BitsPerDim,
@@ -129,10 +129,13 @@ def learned_dequantizer(
         "learning_rate": learning_rate,
     }
     path, made = run.folder / DEQUANTIZER, {"weights": str(weights_digest(run.model)), "options": json.dumps(options)}
-    if _made(path) != made and is_main():  # it is not there, damaged, of another checkpoint, or trained otherwise
-        fitted = fit_dequantizer(run.model, View(train(), described=run.model.data), progress=progress, **options)
-        write_safetensors(path, fitted.state_dict(), made)
-    barrier()
+
+    def learn() -> None:
+        if is_main() and _made(path) != made:  # it is not there, damaged, of another checkpoint, or trained otherwise
+            fitted = fit_dequantizer(run.model, View(train(), described=run.model.data), progress=progress, **options)
+            write_safetensors(path, fitted.state_dict(), made)
+
+    together(learn)
     dequantizer = VariationalDequantizer(run.model.data, couplings=couplings, width=width)
     load_weights(dequantizer, read_weights(path, "cpu")[0], path)
     return dequantizer.to(run.model.device).eval().requires_grad_(False)

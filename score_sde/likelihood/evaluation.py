@@ -17,7 +17,7 @@ from torch import Tensor
 
 from score_sde.composition import modules
 from score_sde.data import DataSpec
-from score_sde.distributed import barrier, gathered, is_main, rank, world
+from score_sde.distributed import is_main, rank, together, world
 from score_sde.divergence import Divergence
 from score_sde.likelihood.dequantization import Dequantization, truncation
 from score_sde.likelihood.identity import Unidentified, identify, raw_bytes
@@ -168,21 +168,24 @@ class DataSet:
         kept = None
         if folder is not None:
             kept = Kept(folder, fingerprint(estimator, self, places))
-            if is_main():
-                kept.prepare()
-            barrier()
-        done: dict[int, dict[str, np.ndarray]] = {}
-        with Progress(doing, len(places), unit="sample", shown=self.progress and is_main()) as bar:
-            for i in range(rank(), len(batches), world()):
-                batch, first = batches[i], i * self.batch_size
-                arrays = None if kept is None else kept.read(first, len(batch))
-                if arrays is None:
-                    arrays = self._batch(estimator, batch)
-                    if kept is not None:
-                        kept.write(first, arrays)
-                done[i] = arrays
-                bar.update(world() * len(batch))
-        done = {i: arrays for part in gathered(done) for i, arrays in part.items()}
+            together(lambda: kept.prepare() if is_main() else None)
+
+        def mine() -> dict[int, dict[str, np.ndarray]]:
+            """The batches of this process by their numbers."""
+            done: dict[int, dict[str, np.ndarray]] = {}
+            with Progress(doing, len(places), unit="sample", shown=self.progress and is_main()) as bar:
+                for i in range(rank(), len(batches), world()):
+                    batch, first = batches[i], i * self.batch_size
+                    arrays = None if kept is None else kept.read(first, len(batch))
+                    if arrays is None:
+                        arrays = self._batch(estimator, batch)
+                        if kept is not None:
+                            kept.write(first, arrays)
+                    done[i] = arrays
+                    bar.update(world() * len(batch))
+            return done
+
+        done = {i: arrays for part in together(mine) for i, arrays in part.items()}
         whole = {name: torch.from_numpy(np.concatenate([done[i][name] for i in range(len(batches))])) for name in done[0]}
         return Values(**whole)
 

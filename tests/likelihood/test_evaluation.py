@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 
-from score_sde import VPSDE, DataSpec, ProbabilityFlow, ScoreModel, bits_per_dim
+from score_sde import VPSDE, DataSpec, ProbabilityFlow, ScoreModel, SolverError, bits_per_dim
 from score_sde.divergence import GivenProbes
-from score_sde.likelihood import DEQUANTIZATIONS
+from score_sde.likelihood import DEQUANTIZATIONS, DualWeighted
 from score_sde.likelihood.evaluation import DataSet, Estimator, fingerprint, weights_digest
 from score_sde.networks import MLP
 from score_sde.score import ClassScore
@@ -230,6 +232,60 @@ def _one_of(rank, ranks, folder, count):
     record = bits_per_dim(score, values, keep=f"{folder}/kept{ranks}", **HOW)
     torch.save((record.per_sample, record.sentence()), f"{folder}/{ranks}_{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+class Brittle:
+    """A solver that cannot solve large values; with ``finely`` it can, but not more finely."""
+
+    def __init__(self, inner, *, finely):
+        self.inner, self.finely = inner, finely
+
+    def transport(self, flow, x, t_from, t_to, *, observe=None):
+        if x.mean() > 0.5 and not self.finely:
+            raise SolverError("too large")
+        return self.inner.transport(flow, x, t_from, t_to, observe=observe)
+
+    def finer(self):
+        return Brittle(self.inner.finer(), finely=False)
+
+    def with_steps(self, steps):
+        return Brittle(self.inner.with_steps(steps), finely=self.finely)
+
+    def describe(self):
+        return "brittle"
+
+
+def brittle(finely, **options):
+    """bits/dim of four small values and, the second process's, of four large ones."""
+    values = torch.tensor([[1, 2]] * 4 + [[15, 14]] * 4)
+    solver = Brittle(DualWeighted(steps=8, doublings=0), finely=finely)
+    return bits_per_dim(mixture().score(VPSDE()), values, data=SPEC, batch_size=4, solver=solver, **options)
+
+
+def _fails_alike(rank, folder):
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    torch.set_num_threads(1)
+    said = []
+    for keep in (None, folder):  # which holds other files
+        with pytest.raises((SolverError, ValueError)) as failed:
+            brittle(False, keep=keep)
+        said.append(f"{type(failed.value).__name__}: {failed.value}")
+    Path(folder, f"{rank}.json").write_text(json.dumps([*said, brittle(True).sentence()]))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_do_stops_all_with_the_same_words(tmp_path):
+    """The other one waits for no answer that never comes; an audit that fails in one process goes on in both."""
+    started = torch.multiprocessing.spawn(_fails_alike, args=(str(tmp_path),), nprocs=2, join=False)
+    assert started.join(timeout=180) or started.join(timeout=180)  # false as long as one of them runs
+    said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert said[0] == said[1]
+    unsolved, foreign, sentence = said[0]
+    assert unsolved == "SolverError: samples 4 to 7, counted from 0: too large"
+    assert "holds other files" in foreign
+    assert sentence == brittle(True).sentence()
 
 
 @pytest.mark.slow
