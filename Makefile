@@ -1,8 +1,8 @@
 # make demo      train on real digits, sample, measure, compare: runs/demo/report.html
 # make test      the quick tests, two to five minutes
 # make test-all  all tests
-# make lint      style
-# make types     types of the package, by pyright
+# make lint      style and types
+# make types     types of the package and of the Python in README and docs, by pyright
 # make lowest    everything once with the oldest packages that pyproject.toml allows; LOWEST_TORCH=2.13.0 spares the old torch
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ LOWEST_TORCH ?= 2.5.0
 # tests of small tensors: a process for each core, and each with one thread; compiled tests are kept for the next run
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
-.PHONY: demo test test-all slow lint types lowest clean
+.PHONY: demo test test-all slow lint style types lowest clean
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -34,12 +34,14 @@ slow: .venv/installed
 
 test-all: test slow
 
-lint: .venv/installed
+lint: style types
+
+style: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: .venv/installed
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m tests.check_types
 
 # in an environment of its own; PyPI has the oldest torch with CUDA alone, which is 5.5 GB
 lowest:

@@ -55,7 +55,7 @@ class NoLearnedVariance(TypeError, ValueError):
     """The learned variance was asked of a score that has none."""
 
 
-def score_and_variance(score: Score, x: Tensor, t: Tensor, ends: Ends, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def score_and_variance(score: Score, x: Tensor, t: Tensor, ends: Ends, cond: Condition | None = None) -> tuple[Tensor, Tensor]:
     """What ``score.score_and_variance`` returns, for any score: the score and log Sigma, ``(B, *D)``, by one evaluation.
 
     Raises:
@@ -87,7 +87,7 @@ class WrappedScore:
     def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         return self.changed(self.score(x, *self.told(x, t, cond)), x, t)
 
-    def score_and_variance(self, x: Tensor, t: Tensor, ends: Ends, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def score_and_variance(self, x: Tensor, t: Tensor, ends: Ends, cond: Condition | None = None) -> tuple[Tensor, Tensor]:
         """The score, and log Sigma of the step with these ``ends`` as it is within, by one evaluation."""
         t_within, cond = self.told(x, t, cond)
         score, log_variance = score_and_variance(self.score, x, t_within, ends, cond)

@@ -9,17 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-DOCS = tuple(f"docs/{name}.md" for name in ("samplers", "likelihoods", "data", "models", "design"))
-PAGES = ("README.md", *DOCS, "CONTRIBUTING.md")
-
-
-def text(page):
-    return (ROOT / page).read_text()
-
-
-def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", text(page), flags=re.MULTILINE | re.DOTALL)
+from tests.pages import PAGES, ROOT, blocks, text
 
 
 def test_all_pages_are_read():

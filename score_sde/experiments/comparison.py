@@ -35,6 +35,7 @@ from score_sde.files import write_text
 from score_sde.progress import Progress
 from score_sde.score import Score, WrappedScore, draw_latents
 from score_sde.solvers import SOLVERS, ProbabilityFlow, Solver, SolverError
+from score_sde.tensors import Condition
 
 CONVERGED, DATA = "converged ODE", "data against data"
 """The names of the two rows that are not solvers."""
@@ -108,7 +109,7 @@ class TimedScore(WrappedScore):
 
     clock: Clock
 
-    def told(self, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def told(self, x: Tensor, t: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:
         _wait(x.device)
         self.clock.start = time.perf_counter()
         return t, cond

@@ -43,7 +43,7 @@ from score_sde.solvers.fixed_steps import GridSolver
 from score_sde.solvers.multistep import Multistep
 from score_sde.solvers.time_grids import TIME_GRIDS, ExplicitGrid, TimeGrid
 from score_sde.solvers.tuned import QUANTILES, Choice, Tuned
-from score_sde.tensors import expand
+from score_sde.tensors import Condition, expand
 
 KNOTS = 5
 """Knots of a bend; the last has height 0, since only the proportions of steps count."""
@@ -254,7 +254,7 @@ class Roughness:
         self.log_snr: list[float] = []
         self.sizes: list[Tensor] = []
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         score = self.score(x, t, cond)
         alpha, sigma = (expand(value, x) for value in (self.sde.alpha(t), self.sde.sigma(t)))
         scale = torch.hypot(alpha, sigma)
