@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time, _HOMES says whe
     from score_sde.model import ScoreModel
     from score_sde.run import load
     from score_sde.score import Score
-    from score_sde.sdes import SDE, VESDE, VPSDE, SubVPSDE, TabulatedSDE
+    from score_sde.sdes import SDE, VESDE, VPSDE, CosineSDE, LogSNRSDE, StraightSDE, SubVPSDE, TabulatedSDE
     from score_sde.solvers import (
         DDIM,
         DEIS,
@@ -61,6 +61,7 @@ __all__ = [
     "AdaptiveSDE",
     "Ancestral",
     "AnnealedLangevin",
+    "CosineSDE",
     "DDIM",
     "DEIS",
     "DPMSolver",
@@ -76,6 +77,7 @@ __all__ = [
     "HutchPlusPlus",
     "Hutchinson",
     "Langevin",
+    "LogSNRSDE",
     "PredictorCorrector",
     "ProbabilityFlow",
     "ReverseDiffusion",
@@ -86,6 +88,7 @@ __all__ = [
     "ScoreModel",
     "SolverError",
     "StochasticHeun",
+    "StraightSDE",
     "SubVPSDE",
     "TabulatedSDE",
     "TensorSource",
@@ -117,7 +120,7 @@ _HOMES = {
     "model": "ScoreModel",
     "run": "load",
     "score": "Score",
-    "sdes": "SDE VESDE VPSDE SubVPSDE TabulatedSDE",
+    "sdes": "SDE VESDE VPSDE CosineSDE LogSNRSDE StraightSDE SubVPSDE TabulatedSDE",
     "solvers": (
         "DDIM DEIS EDM AdaptiveSDE Ancestral AnnealedLangevin DPMSolver DPMSolverPP EulerMaruyama GaussianReference "
         "Heun Langevin PredictorCorrector ProbabilityFlow ReverseDiffusion Sample SDEDPMSolverPP SolverError "

@@ -16,6 +16,10 @@ def _reproducible():
     torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
 
+LIKE_OTHERS = ("cosine", "snr", "quarter_circle")
+"""SDEs that are variance preserving, as others: they are quick in tests of the SDE itself, and slow with solvers."""
+
+
 @pytest.fixture(params=SDE_CASES, ids=str)
 def sde(request) -> SDE:
     return SDE_CASES[request.param]
@@ -24,6 +28,10 @@ def sde(request) -> SDE:
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items):
     """Of a grid marked ``covering(n)``, tests that together have every n-tuple of values are quick; the others are slow."""
+    for item in items:
+        chosen = item.callspec.params.get("sde") if hasattr(item, "callspec") else None
+        if chosen in LIKE_OTHERS and item.path.parent.name in ("solvers", "likelihood", "experiments"):
+            item.add_marker(pytest.mark.slow)
     grids = defaultdict(list)
     for item in items:
         if marker := item.get_closest_marker("covering"):

@@ -88,12 +88,13 @@ def test_epsilon_input_is_untouched_under_vp():
 
 
 def test_time_inputs(sde):
-    t = torch.tensor([0.02, 0.5, 1.0], dtype=torch.float64)
+    share = torch.tensor([0.02, 0.5, 1.0], dtype=torch.float64)
+    t = share * sde.T
     ratio = sde.sigma(t) / sde.alpha(t)
     wanted = {
-        "label": 999 * t,
-        "reversed": 999 - 999 * t,
-        "step": 1000 * t - 1,
+        "label": 999 * share,
+        "reversed": 999 - 999 * share,
+        "step": 1000 * share - 1,
         "time": t,
         "sigma": sde.sigma(t),
         "log_snr": -2 * ratio.log(),

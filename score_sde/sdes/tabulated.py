@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_sde.sdes.cubic import Cubic, monotone_cubic
 from score_sde.sdes.vp import VariancePreserving
 from score_sde.tables import require_name
 
@@ -34,14 +35,10 @@ class TabulatedSDE(VariancePreserving):
             raise ValueError("betas must be at least two numbers, each above 0 and below 1")
 
     def integral(self, t: Tensor) -> Tensor:
-        start, (cubic, square, slope, value) = self._cell(t)
-        step = t - start
-        return ((cubic * step + square) * step + slope) * step + value
+        return _curve(self.betas, self.T, t.dtype, t.device).value(t)
 
     def beta(self, t: Tensor) -> Tensor:
-        start, (cubic, square, slope, _) = self._cell(t)
-        step = t - start
-        return (3 * cubic * step + 2 * square) * step + slope
+        return _curve(self.betas, self.T, t.dtype, t.device).slope(t)
 
     def inverse_integral(self, integral: Tensor) -> Tensor:
         low, high = torch.zeros_like(integral), torch.full_like(integral, self.T)
@@ -51,20 +48,12 @@ class TabulatedSDE(VariancePreserving):
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
         return (low + high) / 2
 
-    def _cell(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        nodes, coefficients = _cubic(self.betas, self.T, t.dtype, t.device)
-        cell = (torch.searchsorted(nodes, t.detach().contiguous(), right=True) - 1).clamp(0, len(self.betas) - 1)
-        return nodes[cell], coefficients[:, cell]
-
 
 @lru_cache(maxsize=16)
-def _cubic(betas: tuple[float, ...], T: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    from scipy.interpolate import PchipInterpolator  # here: it takes long to import
-
+def _curve(betas: tuple[float, ...], T: float, dtype: torch.dtype, device: torch.device) -> Cubic:
     nodes = np.arange(len(betas) + 1) * (T / len(betas))
     integral = np.concatenate([[0.0], np.cumsum(-np.log1p(-np.asarray(betas)))])
-    cubic = PchipInterpolator(nodes, integral)
-    return (torch.tensor(nodes, dtype=dtype, device=device), torch.tensor(cubic.c, dtype=dtype, device=device))
+    return monotone_cubic(nodes, integral, dtype, device)
 
 
 def ddpm_schedule(

@@ -322,7 +322,7 @@ class NoScore:
 def test_expectations_in_closed_form(sde):
     """E e^2 = 1: with beta-tilde half the sum of SNR_s / SNR_t - 1, in continuous time half the range of log-SNR."""
     spec, values = DataSpec((50,), levels=4), torch.zeros(200, 50, dtype=torch.long)
-    nodes = torch.linspace(0.3, 1, 12, dtype=torch.float64) * sde.T
+    nodes = torch.linspace(0.3, 0.9, 12, dtype=torch.float64) * sde.T
     snr = (sde.alpha(nodes) / sde.sigma(nodes)) ** 2
     chain = ((snr[:-1] / snr[1:] - 1).sum() / 2 / math.log(2)).item()
     integral = ((sde.log_snr(sde.t_min) - sde.log_snr(sde.T)) / 2 / math.log(2)).item()

@@ -3,7 +3,7 @@
 from tests.oracles.mixtures import cell_probabilities, digits_mixture, exact_moments, gaussian, mixture
 from tests.oracles.moments import BatchNoise, Given, affine_moments, check_moments, expectation
 from tests.oracles.scores import Around, BrokenScore, OwnPrecision, Recorder, ScaledScore, autograd_score
-from tests.oracles.sdes import PUBLISHED, SDE_CASES, CosineSDE, DoubleWellSDE, NoisyStartSDE, OrnsteinUhlenbeckSDE
+from tests.oracles.sdes import PUBLISHED, SDE_CASES, DoubleWellSDE, NoisyStartSDE, OrnsteinUhlenbeckSDE, QuarterCircleSDE
 
 __all__ = [
     "PUBLISHED",
@@ -11,12 +11,12 @@ __all__ = [
     "Around",
     "BatchNoise",
     "BrokenScore",
-    "CosineSDE",
     "DoubleWellSDE",
     "Given",
     "NoisyStartSDE",
     "OrnsteinUhlenbeckSDE",
     "OwnPrecision",
+    "QuarterCircleSDE",
     "Recorder",
     "ScaledScore",
     "affine_moments",

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 
 from score_sde import SDE, VESDE, VPSDE, SubVPSDE
-from score_sde.sdes import ddpm_schedule
+from score_sde.sdes import CosineSDE, LogSNRSDE, StraightSDE, ddpm_schedule
 from score_sde.tensors import as_time
 
 
 @dataclass(frozen=True)
-class CosineSDE(SDE):
-    """Defined by alpha and sigma alone (Nichol and Dhariwal 2021, in continuous time, cut before alpha vanishes)."""
+class QuarterCircleSDE(SDE):
+    """Defined by alpha and sigma alone, which go along a quarter of a circle, cut before alpha vanishes."""
 
     def alpha(self, t):
         return torch.cos(as_time(t) * math.pi / 2 * 0.98)
@@ -61,7 +61,10 @@ SDE_CASES = {
     "subvp": SubVPSDE(),
     "ve": VESDE(),
     "ddpm": ddpm_schedule(),
-    "cosine": CosineSDE(t_min=1e-3),
+    "cosine": CosineSDE(),
+    "straight": StraightSDE(),
+    "snr": LogSNRSDE(times=(0.0, 0.25, 0.7, 1.0), log_snrs=(13.0, 6.0, -3.0, -10.0)),
+    "quarter_circle": QuarterCircleSDE(t_min=1e-3),
     "ornstein_uhlenbeck": OrnsteinUhlenbeckSDE(t_min=1e-3),
     "noisy_start": NoisyStartSDE(),
 }

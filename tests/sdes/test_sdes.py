@@ -10,10 +10,10 @@ import torch
 from scipy.integrate import quad, solve_ivp
 
 from score_sde import DDIM, SDE, VESDE, VPSDE, SubVPSDE, TabulatedSDE
-from score_sde.sdes import SDES, ddpm_schedule
+from score_sde.sdes import SDES, CosineSDE, LogSNRSDE, StraightSDE, ddpm_schedule
 from score_sde.solvers.level import Level
 from score_sde.tensors import as_time, batch_time, expand
-from tests.oracles import SDE_CASES, CosineSDE, DoubleWellSDE, OrnsteinUhlenbeckSDE, mixture
+from tests.oracles import SDE_CASES, DoubleWellSDE, OrnsteinUhlenbeckSDE, QuarterCircleSDE, mixture
 
 
 def times(sde, count=13):
@@ -42,20 +42,21 @@ def test_moment_equations_hold(sde):
 
 
 def test_moments_agree_with_simulation(sde):
-    """Euler-Maruyama on the forward SDE from a point: mean and standard deviation of x_T within four standard errors."""
-    count, steps = 4000, 1000
+    """Euler-Maruyama on the forward SDE from a point: mean and standard deviation near T within four standard errors.
+
+    Not at T itself, where the drift of some SDEs is too strong for equal steps.
+    """
+    count, steps, end = 4000, 1000, 0.95 * sde.T
     random = torch.Generator().manual_seed(0)
     x0 = 0.7
-    x = sde.sigma_0 * torch.randn(count, 1, generator=random, dtype=torch.float64) + x0
-    if isinstance(sde, VESDE):
-        x += sde.sigma(0.0) * torch.randn(count, 1, generator=random, dtype=torch.float64)
-    grid = torch.linspace(0, sde.T, steps + 1, dtype=torch.float64)
+    x = sde.alpha(0.0) * x0 + sde.sigma(0.0) * torch.randn(count, 1, generator=random, dtype=torch.float64)
+    grid = torch.linspace(0, end, steps + 1, dtype=torch.float64)
     for t, s in itertools.pairwise(grid):
         middle = (t + s) / 2  # midpoint coefficients: the scheme's own bias is then far below the noise
         z = torch.randn(count, 1, generator=random, dtype=torch.float64)
         x = x + sde.drift(x, middle) * (s - t) + sde.diffusion(middle) * (s - t).sqrt() * z
-    std = float(sde.sigma(sde.T))
-    assert abs(x.mean() - x0 * float(sde.alpha(sde.T))) < 4 * std / count**0.5
+    std = float(sde.sigma(end))
+    assert abs(x.mean() - x0 * float(sde.alpha(end))) < 4 * std / count**0.5
     assert abs(x.std() / std - 1) < 4 / (2 * count) ** 0.5 + 2e-3
 
 
@@ -94,7 +95,7 @@ def test_log_snr_is_finite_falls_and_has_its_inverse(sde):
 def test_log_snr_falls_at_the_rate_of_the_likelihood_weight(sde):
     """-d log-SNR / dt = g^2 / sigma^2, by quadrature of the right-hand side."""
     rate = lambda t: float((sde.diffusion(t) / sde.sigma(t)) ** 2)
-    for t, s in ((0.1, 0.3), (0.5, 1.0)):
+    for t, s in ((0.1, 0.3), (0.5, sde.T)):
         fallen, _ = quad(rate, t, s, limit=200, epsrel=1e-8)
         assert float(sde.log_snr(t) - sde.log_snr(s)) == pytest.approx(fallen, rel=1e-5)
 
@@ -148,6 +149,68 @@ def test_tabulated_sde_agrees_with_its_table_at_every_node():
     np.testing.assert_allclose(sde.log_snr(nodes[5:]).numpy(), VPSDE().log_snr(nodes[5:]).numpy(), rtol=0.02, atol=0.15)
 
 
+def test_cosine_is_the_published_schedule():
+    """Nichol and Dhariwal 2021, Eq. 17; their table of betas has it at k / N, but for the last, whose beta is cut."""
+    t = torch.tensor([1e-3, 0.1, 0.4, 0.6, 0.99], dtype=torch.float64)
+    f = lambda t: torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    torch.testing.assert_close(CosineSDE().alpha(t) ** 2, f(t) / f(torch.zeros_like(t)), rtol=1e-12, atol=0)
+    nodes = torch.arange(1, 1000, dtype=torch.float64) / 1000
+    table = ddpm_schedule(schedule="cosine")
+    torch.testing.assert_close(CosineSDE().log_snr(nodes), table.log_snr(nodes), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cosine_loses_no_digits_at_its_ends(dtype):
+    """Without shift it is a quarter of a circle; with it, sigma^2 = 2 w tan(theta_0) t and alpha = w (1 - t) / cos(theta_0)."""
+    rtol, atol = (1e-6, 0.0) if dtype == torch.float32 else (1e-12, 0.0)
+    t = torch.tensor([1e-6, 1e-3, 0.3, 0.7, 0.999], dtype=dtype)
+    circle, angle = CosineSDE(shift=0.0), t.double() * math.pi / 2
+    torch.testing.assert_close(circle.sigma(t).double(), angle.sin(), rtol=rtol, atol=atol)
+    torch.testing.assert_close(circle.alpha(t).double(), ((1 - t.double()) * math.pi / 2).sin(), rtol=rtol, atol=atol)
+    torch.testing.assert_close(circle.diffusion(t).double() ** 2, math.pi * angle.tan(), rtol=5 * rtol, atol=atol)
+    early, late = torch.tensor(1e-9, dtype=dtype), torch.tensor(1 - 2.0**-20, dtype=dtype)
+    rate = math.pi / 2 / 1.008
+    assert float(CosineSDE().sigma(early)) ** 2 == pytest.approx(2 * rate * math.tan(0.008 * rate) * 1e-9, rel=1e-6)
+    assert float(CosineSDE().alpha(late)) == pytest.approx(rate * 2.0**-20 / math.cos(0.008 * rate), rel=1e-6)
+
+
+def test_straight_is_a_line_from_the_data_to_the_noise():
+    """Its velocity, the drift of the probability-flow ODE for a single point, is epsilon - x0 at every time."""
+    sde, t = StraightSDE(), torch.tensor([1e-3, 0.2, 0.9, 0.999], dtype=torch.float64)
+    x0, epsilon = torch.randn(2, 4, 3, dtype=torch.float64)
+    x = sde.perturb(x0, t, epsilon)
+    torch.testing.assert_close(x, x0 + expand(t, x0) * (epsilon - x0))
+    velocity = sde.probability_flow(x, t, -epsilon / expand(sde.sigma(t), x))
+    torch.testing.assert_close(velocity, epsilon - x0, rtol=1e-9, atol=1e-9)
+
+
+def test_a_log_snr_is_met_at_its_times_and_falls_between_them():
+    times, given = (0.0, 0.1, 0.5, 0.9, 1.0), (12.0, 11.9, 4.0, 3.9, -10.0)
+    sde = LogSNRSDE(times=times, log_snrs=given)
+    np.testing.assert_allclose(sde.log_snr(torch.tensor(times, dtype=torch.float64)), given, rtol=1e-12)
+    axis = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    assert (sde.log_snr(axis).diff() < 0).all()
+    assert (sde.diffusion(axis) > 0).all()
+    torch.testing.assert_close(sde.alpha(axis) ** 2 + sde.sigma(axis) ** 2, torch.ones_like(axis))
+
+
+def test_a_log_snr_at_many_times_is_that_of_the_sde_it_was_taken_from():
+    times = torch.linspace(0, 1, 401, dtype=torch.float64)
+    log_snrs = VPSDE().log_snr(times.clamp_min(1e-3))
+    log_snrs[0] += 1.0
+    sde = LogSNRSDE(times=tuple(times.tolist()), log_snrs=tuple(log_snrs.tolist()))
+    t = torch.linspace(0.1, 0.99, 50, dtype=torch.float64)
+    torch.testing.assert_close(sde.log_snr(t), VPSDE().log_snr(t), rtol=0, atol=1e-4)
+    torch.testing.assert_close(sde.diffusion(t), VPSDE().diffusion(t), rtol=1e-3, atol=0)
+
+
+def test_the_log_snr_is_a_line_by_default():
+    """The likelihood weighting g^2 / sigma^2 is then 24 at all times."""
+    sde, t = LogSNRSDE(), torch.linspace(0, 1, 11, dtype=torch.float64)
+    torch.testing.assert_close(sde.log_snr(t), 14 - 24 * t)
+    torch.testing.assert_close((sde.diffusion(t) / sde.sigma(t)) ** 2, torch.full_like(t, 24))
+
+
 def test_ornstein_uhlenbeck_in_closed_form():
     sde, t = OrnsteinUhlenbeckSDE(t_min=1e-3), torch.tensor([1e-3, 0.01, 0.3, 1.0], dtype=torch.float64)
     torch.testing.assert_close(sde.alpha(t), torch.exp(-3 * t), rtol=1e-12, atol=0)
@@ -176,7 +239,7 @@ def test_one_time_for_a_whole_batch_has_its_gradient():
 def test_works_in_inference_mode():
     with torch.inference_mode():
         t = torch.tensor([0.5])
-        assert CosineSDE(t_min=1e-3).diffusion(t).isfinite().all()
+        assert QuarterCircleSDE(t_min=1e-3).diffusion(t).isfinite().all()
 
 
 def test_what_is_known_of_an_sde_is_not_taken_for_another():
@@ -259,6 +322,15 @@ def test_nonlinear_drift_says_what_it_cannot_do():
         (lambda: VESDE(sigma_min=0.0), "sigma_min < sigma_max"),
         (lambda: TabulatedSDE(betas=(0.1,)), "at least two"),
         (lambda: TabulatedSDE(betas=(0.1, 1.5)), "below 1"),
+        (lambda: CosineSDE(T=1.0), "T must be below 1"),
+        (lambda: CosineSDE(shift=-0.1), "shift must be 0 or more"),
+        (lambda: StraightSDE(T=1.0), "T must be below 1"),
+        (lambda: LogSNRSDE(times=(0.0, 0.5, 1.0)), "a log_snr for each of two or more times, got 2 for 3"),
+        (lambda: LogSNRSDE(times=(0.1, 1.0)), "must rise from 0 to T = 1"),
+        (lambda: LogSNRSDE(T=2.0), "must rise from 0 to T = 2"),
+        (lambda: LogSNRSDE(times=(0.0, 0.6, 0.6, 1.0), log_snrs=(3.0, 2.0, 1.0, 0.0)), "must rise"),
+        (lambda: LogSNRSDE(log_snrs=(-10.0, 14.0)), "log_snrs must fall"),
+        (lambda: LogSNRSDE(log_snrs=(math.nan, 14.0)), r"log_snrs\[0\] must be a finite number"),
     ],
 )
 def test_bad_values_are_refused(build, message):

@@ -110,7 +110,7 @@ def test_the_smaller_variance_is_exact_for_a_point(sde):
     assert variance == pytest.approx(float(sde.sigma(s) ** 2 - gain * sde.alpha(t) / sde.alpha(s) * sde.sigma(s) ** 2))
 
 
-@pytest.mark.parametrize("name", ["vp", "ddpm", "cosine"])
+@pytest.mark.parametrize("name", ["vp", "ddpm", "cosine", "snr"])
 def test_the_larger_variance_is_exact_for_a_standard_normal(name):
     """x_t is then N(0, 1) at all times, with correlation a between s and t: x_s given x_t is N(a x_t, 1 - a^2)."""
     sde = SDE_CASES[name]

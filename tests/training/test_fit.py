@@ -19,7 +19,7 @@ from score_sde.objectives import DenoisingScoreMatching
 from score_sde.run import build_objective
 from score_sde.time_sampling import LogSNRTimes
 from score_sde.training import TrainStep
-from tests.oracles.sdes import CosineSDE
+from tests.oracles.sdes import QuarterCircleSDE
 
 SHORT = TrainingOptions(steps=4, batch_size=8, log_every=2, sample_every=0)
 LONGER = TrainingOptions(steps=6, batch_size=8, log_every=2, sample_every=0)
@@ -169,7 +169,7 @@ class Unnamed(DenoisingScoreMatching):
     ("change", "message"),
     [
         ({"sde": "vpp"}, "unknown sde 'vpp', did you mean vp"),
-        ({"sde": CosineSDE(t_min=1e-3)}, "sde CosineSDE.* cannot be written to config.json: give one of vp"),
+        ({"sde": QuarterCircleSDE(t_min=1e-3)}, "sde QuarterCircleSDE.* cannot be written to config.json: give one of vp"),
         ({"objective": Unnamed()}, "objective Unnamed.* cannot be written"),
         ({"network": "unett"}, "unknown network 'unett'"),
         ({"network_options": {"widht": 8}}, "network.mlp has no option widht"),
