@@ -25,6 +25,7 @@ How the time is fed, c_noise, is a choice of its own, ``TIME_INPUTS``. Networks 
     label      (N - 1) t / T       continuous models of the VP family, with N = 1000: from 0 to 999 (Song et al. 2021, code)
     reversed   (N - 1) (1 - t / T) NCSN, whose noise levels fall from the first to the last
     step       N t / T - 1         DDPM's table of betas, whose k-th step (from 0) ends at t = (k + 1) T / N
+    rescaled_step                  the same as a share of 1000: 1000 k / N (Nichol and Dhariwal 2021, code)
 
 Between the steps these are not whole numbers, and a network with a sinusoidal embedding interpolates.
 """
@@ -96,6 +97,7 @@ TIME_INPUTS: dict[str, Callable[[SDE, Tensor, int], Tensor]] = {
     "label": lambda sde, t, labels: (labels - 1) * t / sde.T,
     "reversed": lambda sde, t, labels: (labels - 1) * (1 - t / sde.T),
     "step": lambda sde, t, labels: labels * t / sde.T - 1,
+    "rescaled_step": lambda sde, t, labels: 1000 * (t / sde.T - 1 / labels),
     "time": lambda sde, t, labels: t,
     "sigma": lambda sde, t, labels: sde.sigma(t),
     "log_snr": lambda sde, t, labels: sde.log_snr(t),

@@ -95,6 +95,7 @@ def test_time_inputs(sde):
         "label": 999 * share,
         "reversed": 999 - 999 * share,
         "step": 1000 * share - 1,
+        "rescaled_step": 1000 * share - 1,
         "time": t,
         "sigma": sde.sigma(t),
         "log_snr": -2 * ratio.log(),
@@ -113,6 +114,7 @@ def test_labels_count_the_steps_of_the_discrete_chains():
     t = (k + 1) / 20
     torch.testing.assert_close(table.alpha(t) ** 2, alpha_bar)
     torch.testing.assert_close(TIME_INPUTS["step"](table, t, 20), k)
+    torch.testing.assert_close(TIME_INPUTS["rescaled_step"](table, t, 20), 50 * k)
     ve = SDE_CASES["ve"]
     sigmas = torch.logspace(math.log10(ve.sigma_max), math.log10(ve.sigma_min), 20, dtype=torch.float64)
     t = 1 - k / 19

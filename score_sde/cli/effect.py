@@ -100,7 +100,7 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str]]:
     model = config.model
     if model.parameterization != "edm":
         yield "model.sigma_data", f"the parameterization is {model.parameterization}, and only edm uses it"
-    if model.time_input not in ("label", "reversed", "step"):
+    if model.time_input not in ("label", "reversed", "step", "rescaled_step"):
         yield "model.labels", f"the time_input is {model.time_input}, which counts no labels"
     if not config.network.get(config.network.name, {}).get("learned_variance", config.network.name == "diffusers"):
         yield "model.variance", "the network has no learned_variance"

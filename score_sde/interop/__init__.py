@@ -1,15 +1,25 @@
-"""Models of other programs: checkpoints of score_sde_pytorch, diffusers' U-Nets, and any ``nn.Module``."""
+"""Models of other programs: of score_sde_pytorch, diffusers, guided-diffusion, improved-diffusion, and any ``nn.Module``."""
 
 from score_sde.interop.adapter import adapt
 from score_sde.interop.diffusers import from_diffusers, import_diffusers
 from score_sde.interop.diffusers_export import to_diffusers
+from score_sde.interop.guided_diffusion import (
+    from_guided_diffusion,
+    from_improved_diffusion,
+    guided_diffusion_config,
+    improved_diffusion_config,
+)
 from score_sde.interop.published import import_published, published_config, read_settings
 
 __all__ = [
     "adapt",
     "from_diffusers",
+    "from_guided_diffusion",
+    "from_improved_diffusion",
+    "guided_diffusion_config",
     "import_diffusers",
     "import_published",
+    "improved_diffusion_config",
     "published_config",
     "read_settings",
     "to_diffusers",
