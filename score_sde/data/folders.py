@@ -102,19 +102,19 @@ def _class_names(root: Path, tree: Tree, classes: str) -> list[str]:
     if classes == "none" or (classes == "auto" and len(names) < 2):
         return []
     if not names:
-        message = f"{root} has no folders with pictures, so there are no classes: give classes=none"
+        message = f"{root} has no folders with pictures, so there are no classes: give classes='none'"
         raise DataError(message, remedy=("folder.classes", "none"))
     if classes == "auto" and beside:
         raise DataError(
-            f"{len(beside)} pictures ({_some(beside)}) lie beside the folders {_some(names)} in {root}: give classes=folders "
-            "to take the folders for classes without those pictures, or classes=none to take all pictures without classes",
+            f"{len(beside)} pictures ({_some(beside)}) lie beside the folders {_some(names)} in {root}: give classes='folders' "
+            "to take the folders for classes without those pictures, or classes='none' to take all pictures without classes",
             remedy=("folder.classes", "folders"),
         )
     for first, second in tree.doubles:
         if first.parts[0] != second.parts[0]:
             raise DataError(
                 f"{root / second} leads to the same as {root / first}, in another class: remove one of them, or give "
-                "classes=none",
+                "classes='none'",
                 remedy=("folder.classes", "none"),
             )
     if beside:

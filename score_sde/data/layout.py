@@ -68,12 +68,12 @@ def arranged(values: Tensor, source: str, *, shape: tuple[int, ...] = (), layout
         return values.reshape(len(values), *shape)
     remedy = None
     if found == (*shape[1:], shape[0]) and layout != "channels_last":
-        how, remedy = "its channels come last: give layout=channels_last", ("file.layout", "channels_last")
+        how, remedy = "its channels come last: give layout='channels_last'", ("file.layout", "channels_last")
     elif layout and event == tuple(shape):
-        how, remedy = "they have it as they are stored: give layout=channels_first", ("file.layout", "channels_first")
+        how, remedy = "they have it as they are stored: give layout='channels_first'", ("file.layout", "channels_first")
     else:
         how = "shape may add or remove axes of length 1, flatten, or unflatten; transpose the array for anything else"
-    with_layout = f", with layout={layout} {found}" if layout else ""
+    with_layout = f", with layout={layout!r} {found}" if layout else ""
     raise DataError(
         f"{source} has samples of shape {event}{with_layout}; to reshape them to {tuple(shape)} would mix their values up: "
         f"{how}",
@@ -112,7 +112,7 @@ def _unflattened(values: Tensor, source: str, shape: tuple[int, ...], layout: st
         return values.reshape(len(values), *shape[1:], shape[0]).movedim(-1, 1).contiguous()
     if shape[0] > 1 and layout != "channels_first":
         raise DataError(
-            f"samples of {source} are flat, and {tuple(shape)} has {shape[0]} channels: give layout=channels_first where the "
+            f"samples of {source} are flat, and {tuple(shape)} has {shape[0]} channels: give layout='channels_first' where the "
             f"values lie channel by channel, or channels_last where the {shape[0]} values of a point lie beside one another "
             "(for one channel, let shape begin with 1)",
             remedy=("file.layout", "channels_first"),

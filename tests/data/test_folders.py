@@ -150,7 +150,7 @@ def test_a_stray_picture_beside_class_folders_is_refused(tmp_path):
     pictures(tmp_path / "cat")
     pictures(tmp_path / "dog", grey=50)
     Image.new("L", (4, 4), 99).save(tmp_path / "stray.png")
-    with pytest.raises(DataError, match=r"1 pictures \(stray.png\) lie beside the folders cat, dog .*classes=folders"):
+    with pytest.raises(DataError, match=r"1 pictures \(stray.png\) lie beside the folders cat, dog .*classes='folders'"):
         read(tmp_path)
     assert by_class(read(tmp_path, classes="folders")) == {"cat": [0, 1, 2, 3], "dog": [50, 51, 52, 53]}
     data = read(tmp_path, classes="none")

@@ -98,7 +98,7 @@ def test_a_shape_that_keeps_the_order_of_the_values_is_taken(event, shape):
 @pytest.mark.parametrize(
     ("event", "shape", "message"),
     [
-        ((16, 16, 3), (3, 16, 16), "its channels come last: give layout=channels_last"),
+        ((16, 16, 3), (3, 16, 16), "its channels come last: give layout='channels_last'"),
         ((1, 16, 16, 3), (3, 16, 16), "would mix their values up"),
         ((12, 7), (7, 12), "its channels come last"),
         ((16, 20), (20, 16), "would mix their values up"),
@@ -108,7 +108,7 @@ def test_a_shape_that_keeps_the_order_of_the_values_is_taken(event, shape):
         (
             (768,),
             (3, 16, 16),
-            "samples of mine are flat, and .* has 3 channels: give layout=channels_first",
+            "samples of mine are flat, and .* has 3 channels: give layout='channels_first'",
         ),
         ((768,), (16, 48), "has 16 channels"),
         ((768,), (1, 28, 28), "which does not fill"),
@@ -128,7 +128,7 @@ def test_channels_last_and_a_shape_go_together():
     for stored in (values, values.flatten(1)):
         assert torch.equal(arranged(stored, "mine", shape=(3, 16, 20), layout="channels_last"), wanted)
     assert torch.equal(arranged(wanted.flatten(1), "mine", shape=(3, 16, 20), layout="channels_first"), wanted)
-    with pytest.raises(DataError, match=r"as they are stored: give layout=channels_first"):
+    with pytest.raises(DataError, match=r"as they are stored: give layout='channels_first'"):
         arranged(wanted, "mine", shape=(3, 16, 20), layout="channels_last")
 
 
