@@ -31,10 +31,22 @@ def whole(name: str, value: Any, least: int) -> int:
     return number
 
 
+def require_kind(name: str, thing: object, kind: type) -> None:
+    """Raise a ``ValueError`` unless ``thing`` is an instance of ``kind``."""
+    if isinstance(thing, kind):
+        return
+    got = f"the class {thing.__name__}: pass {thing.__name__}(...)" if isinstance(thing, type) else repr(thing)[:80]
+    raise ValueError(f"{name} must be an instance of {kind.__name__}, got {got}")
+
+
 def require_finite(numbers: Mapping[str, float]) -> None:
     """Raise a ``ValueError`` that names the first of ``numbers`` that is NaN, infinite or no number."""
     for name, value in numbers.items():
-        if isinstance(value, complex) or not math.isfinite(value):
+        try:
+            finite = math.isfinite(value)
+        except TypeError:
+            finite = False
+        if not finite:
             raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
@@ -79,14 +91,24 @@ def require_float(name: str, x: object) -> None:
 
 def require_batch(name: str, shape: Sequence[int], event: Sequence[int] | None) -> None:
     """Raise a ``ValueError`` unless ``shape`` is ``(B, *D)`` with a sample or more, D being ``event`` where that is known."""
-    shape = tuple(shape)
     wanted = "(B, *D)" if event is None else f"(B, {', '.join(map(str, event))})"
+    try:
+        shape = tuple(shape)
+    except TypeError:
+        raise ValueError(f"{name} must be {wanted}, where B is the number of samples, got {shape!r}") from None
     if len(shape) < 2 or (event is not None and shape[1:] != tuple(event)):
-        raise ValueError(f"{name} must have the shape {wanted}, got {shape}")
+        raise ValueError(f"{'samples' if name == 'shape' else name} must have the shape {wanted}, got {shape}")
     if shape[0] < 1:
         raise ValueError(f"a batch has at least one sample, got none: {name} has the shape {shape}")
     for side in shape:
-        whole(f"a side of the shape of {name}", side, 1)
+        whole("a side of the shape", side, 1)
+
+
+def require_times(t: Tensor, count: int) -> None:
+    """Raise a ``ValueError`` unless ``t`` is a tensor ``(B,)`` of a time for each of ``count`` samples."""
+    if not isinstance(t, Tensor) or t.shape != (count,):
+        got = f"one of shape {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
+        raise ValueError(f"t must be a tensor of shape {(count,)}, one time for each sample, got {got}")
 
 
 def require_states(name: str, x: Tensor, event: Sequence[int] | None = None) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.data import DataSpec, Moments
-from score_sde.inputs import require_classes, require_finite, require_float, whole
+from score_sde.inputs import require_classes, require_finite, require_float, require_kind, require_times, whole
 from score_sde.networks.contract import Network, require_condition, state
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS, Coefficients
 from score_sde.score import ClassScore, Ends, NoLearnedVariance, Score
@@ -46,8 +46,8 @@ class ScoreModel(Network):
     ``moments`` are those of the training data, where they are known: set by ``load``, taken by solvers.
 
     Raises:
-        ValueError: a name is unknown, ``sigma_data`` is not positive, there are fewer than two labels, or ``time_input`` is
-            not positive where the network takes its logarithm.
+        ValueError: a name is unknown, the network states another shape than the data's, ``sigma_data`` is not positive, there
+            are fewer than two labels, or ``time_input`` is not positive where the network takes its logarithm.
     """
 
     score_parts = ()
@@ -66,6 +66,8 @@ class ScoreModel(Network):
         variance: str = "learned_range",
     ):
         super().__init__()
+        for name, thing, of in (("network", network, nn.Module), ("sde", sde, SDE), ("data", data, DataSpec)):
+            require_kind(name, thing, of)
         for kind, name, table in (
             ("parameterization", parameterization, PARAMETERIZATIONS),
             ("time_input", time_input, TIME_INPUTS),
@@ -78,6 +80,9 @@ class ScoreModel(Network):
             raise ValueError(f"sigma_data must be positive, got {sigma_data}")
         whole("labels", labels, 2)
         state(self, network)
+        if self.event is not None and tuple(self.event) != data.shape:
+            raise ValueError(f"the network was built for samples of shape {self.event}, the data has {data.shape}")
+        self.event = data.shape
         if self.takes_logarithm:
             ends = torch.tensor([sde.t_min, sde.T], dtype=torch.float64, device="cpu")
             lowest = TIME_INPUTS[time_input](sde, ends, labels).min().item()
@@ -105,11 +110,6 @@ class ScoreModel(Network):
     def _sample(self) -> Tensor:
         """Any parameter, or buffer; a network may have none."""
         return next(chain(self.parameters(), self.buffers()), torch.empty(0))
-
-    @property
-    def event(self) -> tuple[int, ...]:
-        """Shape of one sample, D."""
-        return self.data.shape
 
     def coefficients(self, t: Tensor | float) -> Coefficients:
         """a, b and c_in of score = a x + b F(c_in x, c_noise) at ``t``."""
@@ -177,6 +177,7 @@ class ScoreModel(Network):
     def _evaluate(self, x: Tensor, t: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor | None]:
         """The score, and the second half of the network's output where there is one."""
         require_float("x", x)
+        require_times(t, len(x))
         if self.classes and cond is not None:
             require_classes(cond, len(x), self.classes, no_class=self.knows_no_class)
         elif self.cond_shape is not None and cond is not None:

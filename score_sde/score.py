@@ -271,6 +271,13 @@ def sigma_data_of(score: Score) -> float:
 # checks
 
 
+def require_score(score: object) -> None:
+    """Raise a ``ValueError`` unless ``score`` carries an SDE, and is no class."""
+    if isinstance(score, type) or not hasattr(score, "sde"):
+        name = f"the class {score.__name__}" if isinstance(score, type) else f"a {type(score).__name__}"
+        raise ValueError(f"a score carries its SDE, as ScoreModel(network, sde, data) does; {name} is no score")
+
+
 def require_inputs(score: Score, x: Tensor, cond: Condition | None = None, *, name: str = "x") -> None:
     """Refuse states and conditions that cannot be meant for ``score``.
 
@@ -278,6 +285,7 @@ def require_inputs(score: Score, x: Tensor, cond: Condition | None = None, *, na
         ValueError: the log-SNR of the SDE is not finite or does not fall, ``x`` is no batch ``(B, *D)`` of finite
             floating-point numbers, D is not the shape of the score's data where that is known, or ``cond`` has another length.
     """
+    require_score(score)
     score.sde.require_ends()
     require_states(name, x, event_of(score))
     require_conditions(cond, len(x))
@@ -297,6 +305,7 @@ def require_path(score: Score, x: Tensor, t_from: float, t_to: float) -> None:
         ValueError: the log-SNR of the SDE is not finite or does not fall, ``x`` is no batch ``(B, *D)`` of floating-point
             numbers, or of other data than the score's, or a time is outside [0, T].
     """
+    require_score(score)
     score.sde.require_ends()
     require_float("x", x)
     shape = (1, *x.shape[1:]) if x.shape[:1] == (0,) else x.shape  # no samples are no error here

@@ -224,7 +224,7 @@ CALLED_ELSEWHERE = {
     # options
     "p": "order solver_order",
     "steps": "num_inference_steps num_steps num_train_timesteps timesteps max_steps iterations",
-    "nfe": "num_inference_steps num_steps",
+    "nfe": "num_inference_steps num_steps steps nsteps nstep",
     "labels": "num_train_timesteps timesteps",
     "count": "num_samples",
     "grid": "schedule timestep_spacing",

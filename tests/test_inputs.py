@@ -1,6 +1,7 @@
 """What can only be a mistake is refused where it enters, before it becomes a number that looks right."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -339,7 +340,58 @@ def test_whole_numbers_of_numpy_are_whole():
     assert DataSpec((2,), levels=np.uint8(16)).levels == 16
 
 
+@pytest.mark.parametrize("t", [0.5, None, torch.tensor(0.5), torch.full((1,), 0.5), torch.full((3, 1), 0.5)], ids=str)
+def test_a_model_takes_a_time_for_each_sample(t):
+    got = re.escape(f"one of shape {tuple(t.shape)}" if isinstance(t, torch.Tensor) else repr(t))
+    with pytest.raises(ValueError, match=rf"t must be a tensor of shape \(3,\), one time for each sample, got {got}$"):
+        MODEL(X.float(), t)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sde": VPSDE}, r"sde must be an instance of SDE, got the class VPSDE: pass VPSDE\(...\)"),
+        ({"sde": "vp"}, "sde must be an instance of SDE, got 'vp'"),
+        ({"network": MLP}, r"network must be an instance of Module, got the class MLP: pass MLP\(...\)"),
+        ({"data": (2,)}, r"data must be an instance of DataSpec, got \(2,\)"),
+        ({"sigma_data": "0.5"}, "sigma_data must be a finite number, got '0.5'"),
+    ],
+)
+def test_a_model_is_made_of_instances(changed, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        ScoreModel(**{"network": MODEL.network, "sde": VPSDE(), "data": SPEC, **changed})
+
+
+@pytest.mark.parametrize("value", ["0.1", None, 1j, math.nan])
+def test_a_number_is_no_text(value):
+    for call in (lambda: VPSDE(value), lambda: VESDE(sigma_max=value), lambda: ProbabilityFlow(rtol=value)):
+        with pytest.raises(ValueError, match=f"must be a finite number, got {value!r}"):
+            call()
+
+
+def test_what_carries_no_sde_is_no_score():
+    for call in (
+        lambda score: DDIM(steps=2).sample(score, (3, 2)),
+        lambda score: DDIM(steps=2).solve(score, X, 1.0, 0.5),
+        lambda score: log_likelihood(score, X),
+    ):
+        with pytest.raises(ValueError, match=r"a score carries its SDE, as .*; a MLP is no score"):
+            call(MODEL.network)
+        with pytest.raises(ValueError, match="the class ScoreModel is no score"):
+            call(ScoreModel)
+
+
+def test_a_solver_is_an_instance():
+    with pytest.raises(TypeError, match=r"a solver must be an instance: DDIM\(\).sample"):
+        DDIM.sample(SCORE, (3, 2))
+    with pytest.raises(ValueError, match=r"solver must be an instance, ProbabilityFlow\(...\), got the class"):
+        log_likelihood(SCORE, X, solver=ProbabilityFlow)
+
+
 def test_a_shape_is_that_of_the_data():
+    for given in (4, 4.0):
+        with pytest.raises(ValueError, match=rf"shape must be \(B, 2\), where B is the number of samples, got {given}"):
+            DDIM(steps=2).sample(SCORE, given)
     for shape in ((3,), (3, 4), (3, 1, 2), (0, 2), (3, 2.0)):
         with pytest.raises(ValueError, match="shape"):
             DDIM(steps=2).sample(SCORE, shape)

@@ -178,8 +178,8 @@ def test_bfloat16_output_is_combined_in_float32():
 def test_states_in_another_dtype_than_the_network():
     """A float32 network under a float64 or a bfloat16 state: it sees its own dtype, the state keeps its own."""
     for network in (MLP((3,), width=8), UNet((3, 8), width=8, multipliers=(1,), attention=())):
-        model = ScoreModel(network, SDE_CASES["vp"], DataSpec((3,)))
-        x = torch.randn(2, *((3,) if isinstance(network, MLP) else (3, 8)), dtype=torch.float64)
+        model = ScoreModel(network, SDE_CASES["vp"], DataSpec(network.event))
+        x = torch.randn(2, *model.event, dtype=torch.float64)
         t = torch.tensor([0.2, 0.7], dtype=torch.float64)
         nn.init.normal_(list(network.parameters())[-2])
         x, t = x.bfloat16().double(), t.bfloat16().double()  # the same numbers in every dtype

@@ -27,7 +27,7 @@ def load_run(options: argparse.Namespace, overrides: list[str], sections: Sequen
     config = override(from_saved(run.config), overrides)  # first: a misspelt key is named as one
     refuse_sections(overrides, sections, options.command)
     remove_leftovers(run.folder)
-    options.class_ = class_index(run.known_data, getattr(options, "class_", None))
+    options.class_ = class_index(run, getattr(options, "class_", None))
     return run, config
 
 

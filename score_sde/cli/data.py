@@ -106,17 +106,19 @@ def _check(run: Run, values: Tensor, source: str) -> None:
         )
 
 
-def class_index(known: KnownData, text: str | None) -> int | None:
+def class_index(run: Run, text: str | None) -> int | None:
     """The index of a class that was given by its name or its number.
 
     A name comes first. Where all names are numbers, a number means a name; otherwise it counts from 0.
     """
+    known = run.known_data
     if text is None or text in known.class_names:
         return None if text is None else known.class_names.index(text)
     numbered = bool(known.class_names) and all(name.isdecimal() for name in known.class_names)
     if text.isdecimal() and not numbered:
         return int(text)
     names = f"it has {', '.join(known.class_names)}" if known.class_names else "its classes have numbers, from 0 on"
+    names = names if run.model.classes else "its model was trained without classes"
     raise RunError(f"there is no class {text!r} in this run: {names}")
 
 

@@ -10,7 +10,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from score_sde.tables import did_you_mean
+from score_sde.tables import did_you_mean, nearest
+
+CONFIGURED = {
+    "train": {name: f"training.{name}" for name in ("steps", "batch_size", "learning_rate")}
+    | {name: name for name in ("seed", "data", "sde", "network", "objective")},
+    "likelihood": {name: f"likelihood.{name}" for name in ("solver", "divergence", "probes", "batch_size", "target_error")},
+}
+"""Command -> word that is often taken for an option of it -> the key of the config that it means."""
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -93,7 +100,10 @@ class _Parser(argparse.ArgumentParser):
         if "unrecognized arguments" in message:
             given = message.split(":", 1)[1].split()[0].split("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
-            message = f"unknown option {given}{did_you_mean(given, known)}"
+            configured = CONFIGURED.get(self.prog.split()[-1], {})
+            meant = nearest(given, [*known, *configured])
+            meant = f"--config.{configured[meant]}=VALUE" if meant in configured else meant
+            message = f"unknown option {given}{f', did you mean {meant}?' if meant else ''}"
         elif found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
         print(f"{self.prog}: {message}; {self.prog} --help shows what it takes", file=sys.stderr)

@@ -17,6 +17,7 @@ Its columns may have any units. Both are applied in float64: a value far from 0 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -80,7 +81,11 @@ class DataSpec:
 
     def __post_init__(self):
         for name in ("shape", "data_range", "model_range", "location", "spread"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if not isinstance(value, Iterable) or isinstance(value, str):
+                example = "(3, 32, 32)" if name == "shape" else "(0.0, 1.0)"
+                raise ValueError(f"{name} must be a tuple, such as {example}, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
         object.__setattr__(self, "limits", tuple(map(tuple, self.limits)))
         if not self.shape or any(side < 1 for side in self.shape):
             raise ValueError(f"shape must be positive sizes, one or more, got {self.shape}")

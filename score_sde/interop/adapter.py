@@ -79,7 +79,7 @@ class _Adapted(Network):
         self.module, self.call, self.time = module, call, time
         state(self, module)
         if call is not None:  # what the module is given is known to the call alone
-            self.takes_logarithm = False
+            self.takes_logarithm, self.event = False, None
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None) -> Tensor:
         time = time if self.time is None else self.time(time)

@@ -23,6 +23,7 @@ from score_sde.progress import TimeProgress
 from score_sde.score import BoundScore, Score, counting, require_inputs
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.solvers.transport import Flow, Transport
+from score_sde.tables import require_instance
 from score_sde.tensors import SampleNoise
 
 
@@ -86,6 +87,7 @@ def log_likelihood(
         ValueError: the divergence is unknown; x holds integers, NaN or infinite values, or is not of the shape of the score's
             data; t_min is outside [the SDE's t_min, T); or the prior does not give one number for each sample.
     """
+    require_instance("solver", solver)
     if not hasattr(solver, "transport"):
         raise TypeError(f"log p needs a ProbabilityFlow or a DualWeighted, got {type(solver).__name__}")
     divergence = as_divergence(divergence)

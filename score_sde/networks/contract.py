@@ -11,6 +11,7 @@ class Network(nn.Module):
     """The base of our networks. Any other module may state the same attributes; what it does not state is as here.
 
     Attributes:
+        event: the shape of one sample, D in ``(B, *D)``; None where it does not say.
         classes: the number of classes where the condition is one, else 0.
         learned_variance: whether it returns twice the channels, the second half for the variance.
         knows_no_class: whether it may be told no class: the index ``classes``, or no condition.
@@ -19,6 +20,7 @@ class Network(nn.Module):
             tensors; None where it takes no condition, or classes alone, or does not say.
     """
 
+    event: tuple[int, ...] | None = None
     classes: int = 0
     learned_variance: bool = False
     knows_no_class: bool = True

@@ -62,7 +62,7 @@ class DiffusersUNet(Network):
             raise ValueError("this UNet2DModel knows whole time steps only: its time_embedding_type is learned")
         if config.class_embed_type is not None:
             raise ValueError(f"this UNet2DModel has class_embed_type {config.class_embed_type!r}; only None is known")
-        self.unet = unet
+        self.unet, self.event = unet, tuple(shape)
         self.learned_variance = config.out_channels == 2 * shape[0]
         self.classes = config.num_class_embeds or 0
         self.takes_logarithm = config.time_embedding_type == "fourier"

@@ -60,6 +60,7 @@ class DiT(Network):
         recompute: bool = False,
     ):
         super().__init__()
+        self.event = tuple(shape)
         channels, *sides = shape
         if len(sides) not in (1, 2):
             raise ValueError(f"a transformer needs an event (C, L) or (C, H, W), got {tuple(shape)}; the mlp takes any")

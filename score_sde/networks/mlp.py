@@ -35,6 +35,7 @@ class MLP(Network):
         classes: int = 0,
     ):
         super().__init__()
+        self.event = tuple(shape)
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
         dim, self.classes = math.prod(shape), classes

@@ -102,6 +102,7 @@ class NCSNv2(Network):
         recompute: bool = False,
     ):
         super().__init__()
+        self.event = tuple(shape)
         if len(shape) != 3:
             raise ValueError(
                 f"this network needs images (C, H, W), got {tuple(shape)}; the unet takes signals, the mlp anything"

@@ -119,6 +119,7 @@ class Encoder(Network):
 
     def __init__(self, shape: Sequence[int], design: Design):
         super().__init__()
+        self.event = tuple(shape)
         channels, *sides = shape
         levels = len(design.multipliers)
         if min(sides) < 2 ** (levels - 1):

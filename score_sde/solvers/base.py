@@ -30,6 +30,7 @@ from score_sde.score import (
     require_conditions,
     require_inputs,
     require_path,
+    require_score,
 )
 from score_sde.tensors import Condition, SampleNoise
 
@@ -148,11 +149,14 @@ class Solver(ABC):
 
         Raises:
             SolverError: the state stopped being finite.
-            ValueError: ``shape`` and ``x_T`` are both absent, disagree, hold no sample or are not of the score's data; x_T is
-                not finite or holds integers; ``t_end`` is outside [t_min, T); ``clip`` does not rise.
+            TypeError: it is called on the class of a solver.
+            ValueError: ``score`` carries no SDE; ``shape`` and ``x_T`` are both absent, disagree, hold no sample or are not of
+                the score's data; x_T is not finite or holds integers; ``t_end`` is outside [t_min, T); ``clip`` does not rise.
         """
-        start = time.perf_counter()
-        sde = score.sde
+        if not isinstance(self, Solver):  # DDIM.sample(score, shape): the score is self
+            raise TypeError("a solver must be an instance: DDIM().sample(score, shape), not DDIM.sample(score, shape)")
+        require_score(score)
+        start, sde = time.perf_counter(), score.sde
         sde.require_ends()
         t_end = sde.t_min if t_end is None else t_end
         require_time("t_end", t_end, sde.t_min, sde.T, below=True)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from score_sde.cli import main
+from score_sde.cli.parser import CONFIGURED
+from score_sde.config import default_config, flat
 from tests.cli.conftest import MOONS, less, refused, run
 
 # mistakes on the command line
@@ -17,7 +19,13 @@ from tests.cli.conftest import MOONS, less, refused, run
         (["train"], "arguments are required: --workdir"),
         (["train", "--workdir=x"], "x is not a run yet: give a config"),
         (["train", "--workdir=x", "--config=two_mons"], "config 'two_mons' not found, did you mean two_moons?"),
-        (["train", "--workdir=x", "--config=two_moons", "--step=3"], "unknown option --step"),
+        (["train", "--workdir=x", "--step=3"], "unknown option --step, did you mean --config.training.steps=VALUE?"),
+        (["train", "--workdir=x", "--lr=3"], "unknown option --lr, did you mean --config.training.learning_rate=VALUE?"),
+        (["train", "--workdir=x", "--seed", "3"], "unknown option --seed, did you mean --config.seed=VALUE?"),
+        (["likelihood", "--workdir=x", "--solver="], "unknown option --solver, did you mean --config.likelihood.solver=VALUE?"),
+        (["sample", "--workdir=x", "--nstep"], "unknown option --nstep, did you mean --nfe?"),
+        (["compare", "--workdir=x", "--steps=3"], "unknown option --steps, did you mean --nfe?"),
+        (["sample", "--workdir=x", "--qqqqqqqq"], "unknown option --qqqqqqqq; score-sde sample --help shows what it takes"),
         (["train", "--workdir=x", "--config=two_moons", "--device=abacus"], "device 'abacus' cannot be used here"),
         (["sample", "--workdir=x"], "x is not a run directory: it has no config.json; train one with score-sde train"),
         (["likelihood", "--workdir=x"], "x is not a run directory"),
@@ -144,7 +152,8 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
         (["compare", "--solvers=ode,od"], "unknown solver 'od', did you mean ode?"),
         (["compare", "--solvers=ddim,ode,ddim"], "--solvers=ddim,ode,ddim names ddim more than once"),
         (["compare", "--config.solver.name=ddim"], "compare takes several solvers, as --solvers=pc,ddim"),
-        (["sample", "--solver=tuned", "--class=9"], "there is no class 9: the model"),
+        (["sample", "--solver=tuned", "--class=9"], "there is no class 9: the model was trained without classes"),
+        (["sample", "--class=cat"], "there is no class 'cat' in this run: its model was trained without classes"),
         (["compare", "--nfe=ten"], "--nfe takes numbers of evaluations separated by commas, got 'ten'"),
         (["tune", "--nfe=ten"], "--nfe takes numbers of evaluations separated by commas, got 'ten'"),
         (["tune", "--nfe=1"], "give numbers of evaluations, each at least 2, got [1]"),
@@ -161,6 +170,13 @@ def test_a_negative_seed_in_the_config(capsys, tmp_path):
 def test_mistakes_with_a_run(capsys, trained, arguments, message):
     command, *options = arguments
     assert message in refused(capsys, command, f"--workdir={trained / 'moons'}", *options)
+
+
+def test_what_is_meant_to_be_set_in_the_config_is_there():
+    config = default_config()
+    known = {known for key in flat(config) for known in (key, key.removesuffix(".name"))}
+    for keys in CONFIGURED.values():
+        assert set(keys.values()) <= known
 
 
 def test_a_comparison_in_which_no_budget_suffices(capsys, moons):

@@ -118,6 +118,10 @@ def test_displayed_images_fill_the_unit_interval():
     [
         ({"shape": ()}, "shape must be positive"),
         ({"shape": (3, 0)}, "shape must be positive"),
+        ({"shape": 2}, r"shape must be a tuple, such as \(3, 32, 32\), got 2"),
+        ({"shape": "2"}, r"shape must be a tuple, such as \(3, 32, 32\), got '2'"),
+        ({"shape": (2.5,)}, "a side of the shape must be a whole number, got 2.5"),
+        ({"shape": (3,), "data_range": 1.0}, r"data_range must be a tuple, such as \(0.0, 1.0\), got 1.0"),
         ({"shape": (3,), "levels": 1}, "levels must be at least 2"),
         ({"shape": (3,), "data_range": (1.0, 1.0)}, "data_range must rise"),
         ({"shape": (3,), "model_range": (1.0, 0.0)}, "model_range must rise"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from score_sde import DDIM, VESDE, VPSDE, GaussianMixture, bits_per_dim
 from score_sde.interop import adapt
-from score_sde.networks import UNet
+from score_sde.networks import MLP, UNet
 from score_sde.networks.contract import STATED, Network
 from score_sde.networks.ncsnpp import NCSNpp
 from score_sde.parameterization import PARAMETERIZATIONS
@@ -116,7 +116,8 @@ def test_a_network_that_takes_a_logarithm_is_not_given_zero():
 
 def test_all_that_a_network_says_of_itself_is_handed_on():
     network = nn.Identity()
-    said = {"classes": 3, "learned_variance": True, "knows_no_class": False, "takes_logarithm": True, "cond_shape": ()}
+    said = {"event": (2, 4, 4), "classes": 3, "learned_variance": True, "knows_no_class": False}
+    said |= {"takes_logarithm": True, "cond_shape": ()}
     assert tuple(said) == STATED
     for name, value in said.items():
         setattr(network, name, value)
@@ -127,9 +128,18 @@ def test_all_that_a_network_says_of_itself_is_handed_on():
 
 def test_a_network_that_says_nothing_of_itself_is_one_of_ours_that_says_nothing():
     model, ours = adapt(nn.Identity(), (2, 4, 4), VESDE()), Network()
-    defaults = dict(zip(STATED, (0, False, True, False, None), strict=True))
-    for stating in (model, model.network, ours):
+    defaults = dict(zip(STATED, (None, 0, False, True, False, None), strict=True))
+    for stating in (model.network, ours):
         assert {name: getattr(stating, name) for name in STATED} == defaults
+    assert {name: getattr(model, name) for name in STATED} == {**defaults, "event": (2, 4, 4)}
+
+
+def test_a_network_whose_inputs_a_call_makes_states_no_shape():
+    flat = MLP((12,), width=8)
+    model = adapt(flat, (3, 4), VPSDE(), call=lambda module, x, time, cond: module(x.flatten(1), time).reshape(x.shape))
+    assert model(torch.randn(2, 3, 4), torch.full((2,), 0.5)).shape == (2, 3, 4)
+    with pytest.raises(ValueError, match=r"built for samples of shape \(12,\), the data has \(3, 4\)"):
+        adapt(flat, (3, 4), VPSDE())
 
 
 def test_no_class_is_told_to_a_network_that_knows_it_alone():

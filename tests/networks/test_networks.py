@@ -135,6 +135,14 @@ def test_starts_from_zero(name):
     assert out.abs().max() < 0.2
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_a_network_states_its_shape_and_a_model_refuses_data_of_another(name):
+    network = NETWORKS[name]([1, 16, 16], **SMALL[name])
+    assert network.event == ScoreModel(network, VPSDE(), DataSpec((1, 16, 16))).event == (1, 16, 16)
+    with pytest.raises(ValueError, match=r"built for samples of shape \(1, 16, 16\), the data has \(1, 8, 16\)"):
+        ScoreModel(network, VPSDE(), DataSpec((1, 8, 16)))
+
+
 @torch.no_grad()
 def test_initial_weights_of_ncsnpp_have_the_published_variances():
     """scale / mean of inputs and outputs, with a scale of 1, of 0.1 for attention's q, k, v, and for ddpm's shortcuts."""

@@ -497,7 +497,8 @@ def test_classes_that_do_not_fit_the_data_are_refused(tmp_path):
         model = ScoreModel(MLP((2,), width=8, classes=classes), VPSDE(), data.spec)
         with pytest.raises(ValueError, match=message):
             trainer_of(model, data, tmp_path, OPTIONS)
-    model = ScoreModel(UNet((1, 4, 4), width=8, multipliers=(1,), attention=(), learned_variance=True), VPSDE(), moons.spec)
+    network = UNet((1, 4, 4), width=8, multipliers=(1,), attention=(), learned_variance=True)
+    model = ScoreModel(network, VPSDE(), DataSpec((1, 4, 4)))
     with pytest.raises(ValueError, match="learned_variance"):
         trainer_of(model, moons, tmp_path, OPTIONS)
 
