@@ -264,7 +264,7 @@ def prior_mismatch(sde: SDE, moments: Moments) -> float:
 
 def _warn_of_noise(sde: SDE, spec: DataSpec) -> None:
     """Warn where the noise at t_min is more than a quarter of the variance of dequantization."""
-    noise = float(sde.sigma(sde.t_min) / sde.alpha(sde.t_min))
+    noise = float(sde.noise_level(sde.t_min))
     width = spec.slope
     if noise**2 > width**2 / 12 / 4:
         floor = math.log2(math.sqrt(2 * math.pi) * noise / width)

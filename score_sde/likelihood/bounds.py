@@ -67,8 +67,21 @@ class Batch:
         return error, log_variance
 
 
-Terms = Callable[[Batch], tuple[Tensor, Tensor]]
-"""A draw of the diffusion and of the reconstruction of a batch, in nats, ``(B,)`` each."""
+@dataclass(frozen=True)
+class Terms:
+    """What differs from bound to bound: its terms, and what the record says of them.
+
+    ``draw`` gives a draw of the diffusion and of the reconstruction of a batch, in nats, ``(B,)`` each, by ``times`` times for
+    each sample. The others are as in the record.
+    """
+
+    draw: Callable[[Batch], tuple[Tensor, Tensor]]
+    bound: str
+    times: int
+    t_min: float
+    T: float
+    steps: int | None = None
+    variance: str | None = None
 
 
 def estimate_bound(
@@ -76,24 +89,14 @@ def estimate_bound(
     values: Tensor,
     terms: Terms,
     *,
-    bound: str,
-    steps: int | None,
-    variance: str | None,
-    times: int,
     draws: int,
-    t_min: float,
-    T: float,
     data: DataSpec | None,
     cond: Tensor | None,
     batch_size: int,
     seed: int,
     progress: bool,
 ) -> VariationalBound:
-    """The bound on ``values``, each sample once; the arguments are those of the record and of the bound that asks for it.
-
-    Args:
-        terms: of a batch, called ``draws`` times, with ``times`` times for each sample.
-    """
+    """The bound of these terms on ``values``, each sample once; the other arguments are those of ``discrete_bound``."""
     sde, spec = model.sde, spec_of(model, data)
     if spec.levels is None:
         raise ValueError("the data is continuous, and these bounds are for integers: use bits_per_dim or log_likelihood")
@@ -103,7 +106,7 @@ def estimate_bound(
     if cond is not None and len(cond) != len(values):
         raise ValueError(f"cond must hold one condition for each of {len(values)} samples, got {len(cond)}")
     device, dtype = device_of(model), torch.promote_types(dtype_of(model), torch.float32)
-    snr, nfe, parts = float(sde.log_snr(T).exp()), 0.0, []
+    snr, nfe, parts = float(sde.log_snr(terms.T).exp()), 0.0, []
     conditions = [None] * math.ceil(len(values) / batch_size) if cond is None else cond.split(batch_size)
     chunks = values.split(batch_size)
     shown = Progress("bound", len(chunks), unit="batch", shown=progress)
@@ -111,13 +114,13 @@ def estimate_bound(
         for i, (chunk, condition) in enumerate(zip(chunks, conditions, strict=True)):
             first = i * batch_size
             noise = SampleNoise(seed, chunk.shape, first=first, purpose="bound", device=device, dtype=dtype)
-            shape = (len(chunk), times)
+            shape = (len(chunk), terms.times)
             uniform = SampleNoise(seed, shape, first=first, purpose="bound times", dtype=torch.float64)
             integers = chunk.to(device).double()
             x0 = centres(integers, spec)
             batch = Batch(BoundScore(counted, condition), spec, integers, x0.to(dtype), noise, uniform)
             before = counter.nfe
-            drawn = torch.stack([torch.stack(terms(batch)) for _ in range(draws)])
+            drawn = torch.stack([torch.stack(terms.draw(batch)) for _ in range(draws)])
             nfe += (counter.nfe - before) * len(chunk) / len(values)
             prior = (snr / 2 * sum_event(x0**2)).expand(draws, 1, -1)
             parts.append(torch.cat([prior, drawn], dim=1).cpu())
@@ -140,13 +143,13 @@ def estimate_bound(
         nfe=nfe,
         per_sample=tuple(single.tolist()),
         per_sample_stderr=None if errors is None else tuple(errors.tolist()),
-        bound=bound,
-        steps=steps,
-        variance=variance,
-        times=times,
+        bound=terms.bound,
+        steps=terms.steps,
+        variance=terms.variance,
+        times=terms.times,
         draws=draws,
-        t_min=t_min,
-        T=T,
+        t_min=terms.t_min,
+        T=terms.T,
         seed=seed,
         batch_size=batch_size,
     )

@@ -6,12 +6,12 @@ from torch import Tensor
 from score_sde.chain import Chain, chain_nodes
 from score_sde.data import DataSpec
 from score_sde.inputs import whole
-from score_sde.likelihood.bounds import Batch, estimate_bound
+from score_sde.likelihood.bounds import Batch, Terms, estimate_bound
 from score_sde.likelihood.record import VariationalBound
 from score_sde.score import Score
 from score_sde.sdes import SDE
 from score_sde.tables import require_name
-from score_sde.tensors import expand
+from score_sde.tensors import expand, total
 from score_sde.transitions import VARIANCES
 
 
@@ -69,33 +69,19 @@ def discrete_bound(
         error, log_variance = batch.error(chain.nodes[step], ends)
         return error, log_variance - expand(ends[0].to(error), error)
 
-    def terms(batch: Batch) -> tuple[Tensor, Tensor]:
-        if sampled_steps is None:
-            taken = torch.arange(inner_steps)
-        else:
-            taken = (batch.stratified() * inner_steps).long().clamp_max(inner_steps - 1).T
+    def draw(batch: Batch) -> tuple[Tensor, Tensor]:
+        every = torch.arange(inner_steps)
+        taken = every if sampled_steps is None else (batch.stratified() * inner_steps).long().clamp_max(inner_steps - 1).T
         inner = ((*evaluated(batch, step), step) for step in taken + 1)
-        diffusion = sum((chain.divergence(error, step, r) for error, r, step in inner), torch.zeros(()))
+        diffusion = total(chain.divergence(error, step, r) for error, r, step in inner)
         error, r = evaluated(batch, torch.tensor(0))
         reconstruction = chain.reconstruction(batch.x0, batch.integers, error, r, batch.data)
         return diffusion * (inner_steps / times), reconstruction
 
+    first, last = chain.nodes[[0, -1]].tolist()
+    terms = Terms(draw, "discrete", times, first, last, steps=inner_steps + 1, variance=variance)
     return estimate_bound(
-        model,
-        values,
-        terms,
-        bound="discrete",
-        steps=len(chain.nodes),
-        variance=variance,
-        times=times,
-        draws=draws,
-        t_min=float(chain.nodes[0]),
-        T=float(chain.nodes[-1]),
-        data=data,
-        cond=cond,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
+        model, values, terms, draws=draws, data=data, cond=cond, batch_size=batch_size, seed=seed, progress=progress
     )
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from score_sde.data import DataSpec
 from score_sde.inputs import whole
-from score_sde.likelihood.bounds import Batch, estimate_bound
+from score_sde.likelihood.bounds import Batch, Terms, estimate_bound
 from score_sde.likelihood.record import VariationalBound
 from score_sde.score import Score
-from score_sde.tensors import sum_event
+from score_sde.tensors import sum_event, total
 
 
 def continuous_bound(
@@ -40,44 +40,21 @@ def continuous_bound(
         model: a ``ScoreModel``, or any score together with ``data``.
         values: integers from 0 to levels - 1, ``(N, *D)``.
         times: evaluations per sample and draw, one at random in each of as many equal parts of the log-SNR's range.
-        draws: number of independent repetitions to be averaged; two or more give Monte-Carlo errors.
-        data: description of the data; by default the model's.
-        cond: condition of each sample, ``(N, ...)``.
-        batch_size: samples at a time.
-        seed: the noise and the times of sample i depend on ``seed`` and i alone.
-        progress: show a progress bar.
-
-    Raises:
-        DataError: the values are not data of this description.
-        SolverError: the score returned NaN or infinite values.
-        ValueError: an argument is not one of those allowed, or the data has no levels.
+        draws, data, cond, batch_size, seed, progress: as for ``discrete_bound``. So are the errors.
     """
     whole("times", times, 1)
     sde = model.sde
     sde.require_ends()
     low, high = float(sde.log_snr(sde.T)), float(sde.log_snr(sde.t_min))
 
-    def terms(batch: Batch) -> tuple[Tensor, Tensor]:
+    def draw(batch: Batch) -> tuple[Tensor, Tensor]:
         t = sde.inverse_log_snr(low + (high - low) * batch.stratified()).clamp(sde.t_min, sde.T)
-        squares = sum((sum_event(batch.error(column)[0] ** 2) for column in t.unbind(1)), start=torch.zeros(()))
+        squares = total(sum_event(batch.error(column)[0] ** 2) for column in t.unbind(1))
         return (high - low) / 2 * squares / times, _level_surprisal(batch, sde.t_min)
 
+    terms = Terms(draw, "continuous", times, sde.t_min, sde.T)
     return estimate_bound(
-        model,
-        values,
-        terms,
-        bound="continuous",
-        steps=None,
-        variance=None,
-        times=times,
-        draws=draws,
-        t_min=sde.t_min,
-        T=sde.T,
-        data=data,
-        cond=cond,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
+        model, values, terms, draws=draws, data=data, cond=cond, batch_size=batch_size, seed=seed, progress=progress
     )
 
 

@@ -54,7 +54,7 @@ from score_sde.solvers.interpolation import lagrange_weights
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.solvers.time_grids import check_grid, time_grid
 from score_sde.solvers.transport import Flow, Transported
-from score_sde.tensors import sum_event
+from score_sde.tensors import sum_event, total
 
 ORDER = 3
 """Nodes through which predictor and corrector interpolate."""
@@ -174,7 +174,7 @@ class DualWeighted:
         sde.require_linear()
         times = time_grid("log_snr", sde, *ends, self.steps)
         alpha, sigma = sde.alpha(times), sde.sigma(times)
-        scale, tangent, slope = (alpha**2 + sigma**2).sqrt(), sigma / alpha, alpha * sigma / (alpha**2 + sigma**2)
+        scale, tangent, slope = (alpha**2 + sigma**2).sqrt(), sde.noise_level(times), alpha * sigma / (alpha**2 + sigma**2)
         weights, dim = _Weights(tangent.log().numpy()), x[0].numel()
         corrected = z = x / scale[0]
         states, forces, gradients, densities = [], [], [], []
@@ -208,8 +208,7 @@ class DualWeighted:
 
 
 def _weighted(weights: np.ndarray, values: Sequence[Tensor]) -> Tensor:
-    terms = (float(weight) * value for weight, value in zip(weights, values, strict=True) if weight)
-    return sum(terms, start=torch.zeros(()))
+    return total(float(weight) * value for weight, value in zip(weights, values, strict=True) if weight)
 
 
 class _Weights:

@@ -24,7 +24,7 @@ from score_sde.score import BoundScore, Score, counting, require_inputs
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.solvers.transport import Flow, Transport
 from score_sde.tables import require_instance
-from score_sde.tensors import SampleNoise
+from score_sde.tensors import Condition, SampleNoise
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def log_likelihood(
     solver: Transport = ProbabilityFlow(method="rk45"),
     divergence: str | Divergence = "exact",
     prior: Callable[[Tensor], Tensor] | None = None,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     seed: int = 0,
     first: int | Sequence[int] = 0,
     t_min: float | None = None,

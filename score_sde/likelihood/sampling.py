@@ -20,7 +20,7 @@ from score_sde.progress import TimeProgress
 from score_sde.score import BoundScore, Score, counting, draw_latents, event_of, require_conditions, require_inputs
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.solvers.transport import Flow
-from score_sde.tensors import SampleNoise
+from score_sde.tensors import Condition, SampleNoise
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def sample_with_log_prob(
     solver: ProbabilityFlow = ProbabilityFlow(method="rk45"),
     divergence: str | Divergence = "exact",
     prior: Callable[[Tensor], Tensor] | None = None,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     x_T: Tensor | None = None,
     seed: int = 0,
     first: int = 0,

@@ -40,7 +40,7 @@ from score_sde.score import Score, device_of, dtype_of
 from score_sde.sdes import SDE
 from score_sde.solvers.base import SolverError
 from score_sde.solvers.transport import Transport
-from score_sde.tensors import SampleNoise, derive_seed, sum_event
+from score_sde.tensors import Condition, SampleNoise, derive_seed, sum_event
 
 
 class VariationalDequantizer(nn.Module):
@@ -127,7 +127,7 @@ def bound(
     model: Score,
     integers: Tensor,
     uniform: Tensor,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     *,
     solver: Transport = DualWeighted(steps=24, tolerance=0.1, doublings=4),
     divergence: str | Divergence = "hutchinson",
@@ -208,10 +208,8 @@ def fit_dequantizer(
             rows = torch.randint(len(source), (batch_size,), generator=random)
             uniform = torch.rand(batch_size, *spec.shape, generator=random, dtype=torch.float64).to(device)
             batch, noise = source.batch(rows).to(device), derive_seed(seed, "dequantizer", step)
-            told = batch.cond if conditional else None
-            if not (told is None or isinstance(told, Tensor)):
-                raise ValueError("the source tells several things of a sample, and a likelihood is conditioned on one tensor")
-            loss = bound(flow, model, batch.values, uniform, told, dtype=dtype, seed=noise).mean() / spec.dim
+            cond = batch.cond if conditional else None
+            loss = bound(flow, model, batch.values, uniform, cond, dtype=dtype, seed=noise).mean() / spec.dim
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
