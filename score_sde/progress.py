@@ -106,7 +106,7 @@ def _draws_over_lines() -> bool:
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
 
 
-def _bar(progress: Progress, stays: bool):
+def _bar(progress: Progress, stays: bool) -> Any:
     import warnings
 
     with warnings.catch_warnings():

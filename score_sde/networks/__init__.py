@@ -5,6 +5,8 @@ classes, their indices ``(B,)``. It returns the shape of ``x``, or twice the cha
 knows nothing of SDEs. What it says of itself is named by ``Network``.
 """
 
+from collections.abc import Callable
+
 from score_sde.networks.contract import Network
 from score_sde.networks.diffusers_unet import DiffusersUNet
 from score_sde.networks.dit import DiT
@@ -13,7 +15,7 @@ from score_sde.networks.ncsnpp import NCSNpp, ddpm
 from score_sde.networks.refinenet import NCSNv2
 from score_sde.networks.unet import UNet, adm
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     "mlp": MLP,
     "unet": UNet,
     "ddpm": ddpm,

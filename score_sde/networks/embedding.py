@@ -1,6 +1,8 @@
 """Embeddings of the noise level and of the class: a number per sample to a vector that a network can use."""
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +40,13 @@ class FourierEmbedding(nn.Module):
     Made for inputs of the order of 1, such as log-SNR or ln(sigma / alpha) / 4; ``scale`` says how finely they are told apart.
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int, scale: float = 1.0):
         super().__init__()
         self.register_buffer("frequencies", 2 * math.pi * scale * torch.randn(width // 2))
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         exact = self.frequencies
         super()._apply(fn, recurse)
         if self.frequencies.element_size() < 4:  # half precision would make them others

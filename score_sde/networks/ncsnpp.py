@@ -16,7 +16,7 @@ Fourier embedding of log sigma and the residual input pyramid.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,7 +31,12 @@ from score_sde.networks.recompute import Recomputed, recompute_blocks
 from score_sde.networks.resample import Resample
 from score_sde.tables import require_name
 
-ACTIVATIONS = {"swish": nn.SiLU, "elu": nn.ELU, "relu": nn.ReLU, "lrelu": lambda: nn.LeakyReLU(0.2)}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "swish": nn.SiLU,
+    "elu": nn.ELU,
+    "relu": nn.ReLU,
+    "lrelu": lambda: nn.LeakyReLU(0.2),
+}
 
 Layer = TypeVar("Layer", bound=nn.Module)
 

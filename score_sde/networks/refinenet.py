@@ -14,7 +14,7 @@ where plain instance normalization would forget the m_k. (The paper learns the p
 form of the published weights.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -213,7 +213,11 @@ class VarianceNorm(nn.Module):
         return self.alpha[:, None, None] * x / (x.var(dim=(2, 3), keepdim=True) + 1e-5).sqrt()
 
 
-_NORMALIZATIONS = {"instance++": InstanceNormPlus, "instance": nn.InstanceNorm2d, "variance": VarianceNorm}
+_NORMALIZATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "instance++": InstanceNormPlus,
+    "instance": nn.InstanceNorm2d,
+    "variance": VarianceNorm,
+}
 
 
 def _conv(inputs: int, outputs: int, *, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -246,7 +250,7 @@ class _ResidualBlock(Recomputed):
         inputs: int,
         outputs: int,
         dilation: int,
-        norm: type,
+        norm: Callable[[int], nn.Module],
         activation: nn.Module,
         *,
         shortcut: nn.Module | None = None,

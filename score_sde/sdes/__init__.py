@@ -1,5 +1,7 @@
 """Forward SDEs. ``SDES`` maps the names that configs use to the classes (or small factories) that build them."""
 
+from collections.abc import Callable
+
 from score_sde.sdes.base import SDE
 from score_sde.sdes.cosine import CosineSDE
 from score_sde.sdes.log_snr import LogSNRSDE
@@ -9,7 +11,7 @@ from score_sde.sdes.tabulated import TabulatedSDE, ddpm_schedule
 from score_sde.sdes.ve import VESDE
 from score_sde.sdes.vp import VPSDE
 
-SDES = {
+SDES: dict[str, Callable[..., SDE]] = {
     "vp": VPSDE,
     "subvp": SubVPSDE,
     "ve": VESDE,
