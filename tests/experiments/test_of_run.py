@@ -85,7 +85,7 @@ def test_the_likelihood_of_a_run_tells_the_mismatch_of_its_prior(digits):
 
 def test_every_dequantization_and_bound_is_measured(digits):
     values = DATASETS["digits"]().test.batch(torch.arange(2)).values
-    dequantizer = experiments.learned_dequantizer(digits, lambda: DATASETS["digits"]().train, steps=1)
+    dequantizer = experiments.learned_dequantizer(digits, lambda: DATASETS["digits"]().train, steps=1, batch_size=2)
     likelihood = partial(bits_per_dim, probes=2, **FAST)
     records = experiments.measure_bounds(digits, values, dequantizer, class_=1, likelihood=likelihood, seed=1)
     fixed = [f"ODE, {name.replace('_', ' ')}" for name in DEQUANTIZATIONS]
@@ -109,11 +109,12 @@ def test_a_dequantization_is_learned_once_for_the_same_options(digits):
         read.append(1)
         return DATASETS["digits"]().train
 
-    first, second = (experiments.learned_dequantizer(digits, train, steps=2) for _ in range(2))
+    learned = partial(experiments.learned_dequantizer, digits, train, width=4, couplings=2, batch_size=2)
+    first, second = (learned(steps=1) for _ in range(2))
     assert len(read) == 1
     for name, weights in first.state_dict().items():
         assert torch.equal(weights, second.state_dict()[name])
-    experiments.learned_dequantizer(digits, train, steps=3)
+    learned(steps=2)
     assert len(read) == 2
 
 

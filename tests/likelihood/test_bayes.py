@@ -18,6 +18,7 @@ def component(truth, k):
 
 @pytest.mark.parametrize("event", [(2,), (1, 2, 2)], ids=str)
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(sigma_max=1000.0)], ids=["vp", "ve"])
+@pytest.mark.covering(1)
 def test_posterior_of_the_components_of_a_mixture(sde, event):
     """Its own weights as the prior: the share of each component in the density at t_min."""
     truth = mixture(event)

@@ -173,7 +173,9 @@ def test_an_sde_whose_prior_is_not_known_is_refused():
         bits_per_dim(Well(), torch.zeros(2, 1), data=DataSpec((1,)))
 
 
-@pytest.mark.parametrize("target", [0.05, 0.01, pytest.param(0.002, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "target", [0.05, pytest.param(0.01, marks=pytest.mark.slow), pytest.param(0.002, marks=pytest.mark.slow)]
+)
 def test_a_target_error_is_reached(target):
     """What is reported, and what the closed form says: each sample within the target, and the mean of the noise as well."""
     score, x = mixture((16,)).score(VPSDE()), mixture((16,)).sample(128, seed=4)
@@ -194,7 +196,7 @@ def _solver_of(record):
     return DualWeighted(steps=int(words[words.index("steps") - 1]), tolerance=float(words[words.index("above") + 1]))
 
 
-@pytest.mark.parametrize("divergence", ["hutchinson", "hutchinson_orthogonal"])
+@pytest.mark.parametrize("divergence", [pytest.param("hutchinson", marks=pytest.mark.slow), "hutchinson_orthogonal"])
 def test_a_smaller_target_takes_more_probes(divergence):
     score, x = mixture((16,)).score(VPSDE()), mixture((16,)).sample(64, seed=4)
     records = [

@@ -73,7 +73,7 @@ def test_a_sample_alone_and_in_a_batch_of_64(name, method):
     sde = PUBLISHED[name]
     score, x = mixture((4, 4)).score(sde), mixture((4, 4)).sample(64, seed=3)
     x[5] *= 5
-    solver = ProbabilityFlow(method=method, steps=20, grid="log_snr", rtol=1e-3, atol=1e-3)
+    solver = ProbabilityFlow(method=method, steps=10, grid="log_snr", rtol=1e-3, atol=1e-3)
     prior = lambda z: score.log_prob(z, sde.T)
     together = log_likelihood(score, x, solver=solver, prior=prior).log_prob
     for i in (0, 5, 17):
