@@ -1,7 +1,7 @@
 """The run, the solver, the device and the class that a command line chooses."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 
@@ -20,12 +20,12 @@ FREE_TO_CHANGE = ("objective", "training", "solver", "likelihood")
 """Sections of the config that may change when a run is continued."""
 
 
-def load_run(options: argparse.Namespace, overrides: list[str], sections: Sequence[str]) -> tuple[Run, ConfigDict]:
-    """The run, and its config with overrides of the ``sections`` that the command reads."""
+def load_run(options: argparse.Namespace, overrides: list[str]) -> tuple[Run, ConfigDict]:
+    """The run, and its config with overrides of the sections that the command reads."""
     device, edited = pick_device(options.device), options.accept_edited_config
     run = load(options.workdir, device=device, accept_edited_config=edited)
     config = override(from_saved(run.config), overrides)  # first: a misspelt key is named as one
-    refuse_sections(overrides, sections, options.command)
+    refuse_sections(overrides, options.sections, options.command)
     remove_leftovers(run.folder)
     options.class_ = class_index(run, getattr(options, "class_", None))
     return run, config

@@ -28,7 +28,7 @@ def likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _likelihood(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, config = load_run(options, overrides, ("likelihood", "data"))
+    run, config = load_run(options, overrides)
     others = [a for a in overrides if not options.data or key_of(a) != "data.file.layout"]  # which says how to read --data too
     refuse_without_effect(others, config, idle=_idle(options, config, continuous=run.model.data.levels is None))
     if options.key and not str(options.data).endswith(".npz"):

@@ -37,7 +37,7 @@ COMPARED = ("euler_maruyama", "ancestral", "sde_dpm_solver_pp", "pc", "ddim", "h
 
 
 def sample(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, config = load_run(options, overrides, ("solver",))
+    run, config = load_run(options, overrides)
     if options.solver and options.solver != config.solver.name and any(key_of(o) == "solver.name" for o in overrides):
         raise ConfigError(f"--solver={options.solver} and --config.solver.name={config.solver.name} choose two: give one")
     score_for_class(run.model, options.class_)  # refused before anything is computed
@@ -93,7 +93,7 @@ def sample(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def compare_(options: argparse.Namespace, overrides: list[str]) -> int:
-    run, config = load_run(options, overrides, ("solver", "data"))
+    run, config = load_run(options, overrides)
     for argument in overrides:
         if key_of(argument) == "solver.name":
             raise ConfigError(f"{argument}: compare takes several solvers, as --solvers=pc,{argument.split('=', 1)[1]}")

@@ -20,6 +20,10 @@ CONFIGURED = {
 """Command -> word that is often taken for an option of it -> the key of the config that it means."""
 
 
+SECTIONS = ("seed", "data", "sde", "network", "model", "objective", "training", "solver", "likelihood")
+"""The sections of a config."""
+
+
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments of the command itself, and the ``--config.key=value`` ones; a value may follow ``=`` or a blank."""
     own: list[str] = []
@@ -153,13 +157,14 @@ def build_parser() -> _Parser:
         workdir: bool = True,
         runs: bool = True,
         configured: bool = True,
+        sections: Sequence[str] = SECTIONS,
     ) -> argparse.ArgumentParser:
-        """A command that ``function`` of a module of this package runs."""
+        """A command that ``function`` of a module of this package runs; it reads these ``sections`` of the config."""
         shown = "\n".join(["examples:", *(f"  score-sde {name} {example}".rstrip() for example in examples)])
         sub = commands.add_parser(
             name, help=description, description=description, epilog=shown, formatter_class=_Help, allow_abbrev=False
         )
-        sub.set_defaults(run=f"score_sde.cli.{function}", configured=configured)
+        sub.set_defaults(run=f"score_sde.cli.{function}", configured=configured, sections=sections if configured else ())
         sub.add_argument("--traceback", action="store_true", help="show where an error comes from")
         if workdir:
             sub.add_argument("--workdir", type=_text, required=True, help="the run directory")
@@ -216,6 +221,7 @@ def build_parser() -> _Parser:
         "measuring:sample",
         "draw samples as a picture and an .npz",
         "--workdir=runs/moons --solver=unipc --nfe=10 --count=500",
+        sections=("solver",),
     )
     sub.add_argument(
         "--solver",
@@ -238,6 +244,7 @@ def build_parser() -> _Parser:
         "compute bits/dim with its standard error and protocol",
         "--workdir=runs/digits",
         "--workdir=runs/digits --data=new_digits.npy --count=100",
+        sections=("likelihood", "data"),
     )
     sub.add_argument("--split", choices=("test", "train"), help="which part of the run's data; by default test")
     sub.add_argument("--data", type=_text, help="a .npy or .npz file; by default the run's own data")
@@ -277,6 +284,7 @@ def build_parser() -> _Parser:
         "measuring:compare_",
         "compare solvers at equal evaluations: CSV, curves, samples and an HTML page",
         "--workdir=runs/moons --solvers=pc,ddim,unipc --nfe=5,10,20",
+        sections=("solver", "data"),
     )
     sub.add_argument(
         "--solvers", type=_text, help="names separated by commas; by default some of each kind, and what was tuned"
@@ -292,6 +300,7 @@ def build_parser() -> _Parser:
         "tuning:tune_",
         "choose solver and time grid for each number of evaluations, by measurement",
         "--workdir=runs/moons --nfe=6,10",
+        sections=(),
     )
     sub.add_argument("--nfe", default="6,8,10,12,16,20", help="evaluations separated by commas")
     sub.add_argument("--pilot", type=_positive, default=128, help="samples to try solvers on, and as many to check")

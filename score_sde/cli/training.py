@@ -161,7 +161,7 @@ def demo(options: argparse.Namespace, overrides: list[str]) -> int:
     code = train(trained, overrides)
     if code:
         return code
-    run, config = load_run(options, [], ())
+    run, config = load_run(options, [])
     print("computing the test bits/dim ...")
     data = run_data(run, config)
     test = read(data.test, slice(None)).values

@@ -14,7 +14,7 @@ from score_sde.experiments.sampling import tune_solvers
 def tune_(options: argparse.Namespace, overrides: list[str]) -> int:
     if overrides:
         raise ConfigError(f"{overrides[0]}: tune tries solvers of its own, and takes no options of theirs")
-    run, _ = load_run(options, overrides, ())
+    run, _ = load_run(options, overrides)
     folder = Path(options.output) if options.output else run.folder
     require_writable(folder)
     tuned = tune_solvers(
