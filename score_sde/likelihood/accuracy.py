@@ -1,11 +1,12 @@
 """An accuracy instead of a tolerance: the cheapest solver that reaches it on a pilot batch, and probes until it is reached.
 
-*The solver.* The pilot's samples are solved finely, by twice the steps again and again until nothing changes any more; of ever
-more steps the cheapest is taken whose root mean square error is small enough. All solve for the same points and probes, so that
-only the solvers differ. Few steps are not cheap where many samples have to be solved again.
+*The solver.* The pilot's samples are solved with twice the steps again and again, until nothing changes any more. The last
+solution is taken for exact. Then solvers are tried, each with more steps than the one before. The cheapest is taken whose root
+mean square error on the pilot is small enough. All of them solve for the same points and probes, so that only the solvers
+differ. A solver of few steps is not cheap where it has to solve many samples again.
 
-*The probes.* Their standard error of the mean falls with the root of their number. Values of m probes and of k new ones are
-averaged by the shares m / (m + k) and k / (m + k).
+*The probes.* The standard error of the mean by the probes falls with the root of their number. Values of m probes and of k new
+ones are averaged by the shares m / (m + k) and k / (m + k).
 """
 
 import dataclasses

@@ -3,19 +3,20 @@ r"""Where the error of a likelihood comes from, by computing some samples again.
 The value of sample i is y_i = mu_i + d_i + p_i + b_i, where mu_i is the sample's own, d_i comes from the draw of
 dequantization, p_i from that of the probes and b_i from the solver. The standard error of the mean of y contains all but b.
 
-*Draws.* A second draw of dequantization with the same probes changes y by twice the variance of d in the mean square, a second
-draw of the probes by twice that of p. With several probes their own spread, on all samples, gives the variance of p.
+*Draws.* With a second draw of dequantization and the same probes, the mean square change of y is twice the variance of d. With
+a second draw of the probes it is twice that of p. Where there are several probes, their own spread gives the variance of p, on
+all samples.
 
-*The solver.* A finer one changes y by -b. Errors are uneven: a few samples may hold nearly all of the mean square. Where the
-solver estimates its own error for each sample, half of the audited ones are those with the largest estimates, and the other
-half stand, evenly spread, for all the rest (stratified sampling; Cochran 1977, Section 5.3): with b_i the difference of sample
-i from its finer solution,
+*The solver.* A finer solver changes y by -b. The errors are uneven: a few samples may hold nearly all of the mean square. Some
+solvers estimate their own error for each sample. Then half of the audited samples are those with the largest estimates. The
+other half are evenly spread, and stand for all the rest (stratified sampling; Cochran 1977, Section 5.3). With b_i the
+difference of sample i from its finer solution,
 
     mean square = ( sum_top b_i^2 + N_rest mean_rest b_i^2 ) / N,
 
-and the mean of b likewise. A finer solution starts from the steps that each sample was given: one that had needed 64 gets 128.
-Samples that got Runge-Kutta steps of their own have been solved at two tolerances already. Their estimate comes from that
-difference, and it stands in for b, without a sign. So does the estimate where there is no finer solution.
+and the mean of b likewise. A finer solution starts from the steps that each sample was given: one that needed 64 gets 128.
+Samples that got Runge-Kutta steps of their own have been solved at two tolerances already. Their estimated error is made of that
+difference. It stands in for b, without a sign. So does the estimate of any sample that has no finer solution.
 """
 
 import math

@@ -1,12 +1,12 @@
 r"""bits/dim by the probability-flow ODE, with the protocol that gives the number a meaning (Song et al. 2021, Appendix D.2).
 
-For integers it is -E log2 P(k) / D, where a dequantization bounds P from below by the density of points, and for anything else
--E log2 p / D in the data's own units. The density is that of data plus noise of standard deviation sigma(t_min) / alpha(t_min).
-Evaluated at points without that noise, as those of uniform dequantization are, it costs bits that no model can save where the
-noise is not small beside a bin. What error the number has, and how it is found, is derived in ``likelihood/audit.py``.
+For integers it is -E log2 P(k) / D. A dequantization bounds P from below by the density of points. For continuous data it is
+-E log2 p / D in the data's own units. The density is that of data plus noise, whose standard deviation is noise_level(t_min).
+Points of uniform dequantization lack that noise. Where it is not small beside a bin, this costs bits that no model can save.
+``audit`` derives what error the number has, and how the error is found.
 
-With several importance samples a noisy log p does harm: the exponential of noise is larger than 1 in the mean and lifts the
-bound. All samples of an integer share their probes, so that most of the noise cancels, but only the exact divergence is safe.
+With several importance samples a noisy log p does harm. The exponential of noise is larger than 1 in the mean: it lifts the
+bound. All samples of an integer share their probes, so that most of the noise cancels. Only the exact divergence is safe.
 """
 
 import math

@@ -22,21 +22,21 @@ evaluation a node). Afterwards cubic splines through the nodes give \int h du an
 rho_i = z_{i+1} - z_i - \int v du, which is weighted by the mean of g at its ends. Every weight of these formulas depends on the
 nodes alone, and is computed once in float64.
 
-Three things are known to be wrong in this, and all can be measured without another evaluation. The score is not the mean of its
-ends within an interval, the spline is not h, and what is of second order in the residual is left out:
+Three things are known to be wrong in this. Within an interval the score is not the mean of its ends. The spline is not h. What
+is of second order in the residual is left out. All three can be measured without another evaluation:
 
     A = sum_i |rho_i . (g_{i+1} - g_i)| / 2        B = |\int h du by all nodes - \int h du by every second node|
     C = ( sum_i |rho_i . (g_i + g_{i+1})| / 2 )^2 / D
 
-A is what the residual would change by if the score were taken at either end of every interval. B is larger than the error of
-the finer spline, by 2^4 where h is smooth. C stands out far from the data, where large residuals cancel. The estimated error of
+A is the change of the residual's part if the score were taken at one end of every interval. B is larger than the error of the
+finer spline, by 2^4 where h is smooth. C stands out far from the data, where large residuals cancel. The estimated error of
 log p is sqrt((A / 4)^2 + (B / 8)^2 + (C / 64)^2). The three factors are empirical: on mixtures of many kinds the true error is
 then within twice this figure for nearly all samples (``tests/benchmarks/likelihood_honesty.py``).
 
-A sample whose estimated error is too large is solved again with twice the steps. Where that does not help after some
-doublings, or where the path does not stay finite, it gets Runge-Kutta steps of its own, with ever smaller tolerances until two
-solutions agree. Such samples lie between separated modes or far away from the data: what is smooth for data changes there
-within a small part of a step. A sample that even this does not solve has no value: it is NaN.
+A sample whose estimated error is too large is solved again with twice the steps. Some doublings may not help, or the path may
+not stay finite. The sample then gets Runge-Kutta steps of its own, with smaller and smaller tolerances until two solutions
+agree. Such samples lie between separated modes, or far away from the data. What is smooth for data changes there within a small
+part of a step. A sample that even this does not solve has no value: it is NaN.
 """
 
 import math

@@ -1,8 +1,8 @@
 r"""The likelihood of a data set: every sample once, in batches, over several processes, going on where it was interrupted.
 
-A sample's value depends on the model, the sample, its place in the data and the protocol, not on who computes it or when: its
-random numbers are those of its place. So batches can be kept in files and dealt out to the processes of ``torchrun``, and the
-result is that of a single process.
+The value of a sample depends on the model, the sample, its place in the data and the protocol. Its random numbers are those of
+its place. It does not matter which process computes it, or when. So batches are kept in files, and dealt out to the processes
+of ``torchrun``. The result is that of a single process.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """What identifies a score, a divergence or a dequantization, so that work which was kept is only used for the same one.
 
-An object is what its class and all its attributes say: numbers, words, tensors and arrays by value, anything else by its own
-class and attributes in turn. A class that is neither ours nor torch's is told by the code of its methods too, by its own
-attributes, and by the globals that this code uses. An object that holds something else, a lambda or a generator for example,
-cannot be identified, and is refused: what it does may have changed while its name has not.
+An object is identified by its class and all its attributes. Numbers, words, tensors and arrays count by their values. Any other
+attribute counts by its own class and attributes in turn. A class that is neither ours nor torch's counts with the code of its
+methods, with its own attributes, and with the globals that this code uses. An object that holds anything else cannot be
+identified: a lambda for example, or a generator. It is refused, since what it does may have changed while its name has not.
 """
 
 import dis

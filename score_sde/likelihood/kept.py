@@ -1,6 +1,7 @@
 """A folder of finished batches, from which an interrupted likelihood goes on.
 
-A batch is trusted if it is whole, and of the same place and protocol: behind its ``.npz`` stands a SHA-256 of all three.
+The file of a batch is an ``.npz``, followed by a SHA-256 of its content, its place and its protocol. A batch is trusted where
+that agrees.
 """
 
 import contextlib

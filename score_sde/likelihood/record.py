@@ -24,22 +24,25 @@ class BitsPerDim:
 
     What it is worth:
 
-    * ``mean``, and ``stderr``, its standard error over the samples as a draw from all data. The noise of dequantization and of
-      probes enters into each value once and is contained in it; ``stderr_dequantization`` and ``stderr_probe`` are their parts,
-      ``stderr_data`` is what remains when their squares are taken off. None where they were not measured.
-    * ``solver_error`` and ``solver_bias``: root mean square and mean, over all samples, of the error that the solver leaves, as
-      found by solving ``audited`` samples more finely; ``solver_bias_stderr``, the standard error of that mean over the choice
-      of these samples. None without an audit.
-    * ``prior_mismatch``: the divergence between the noised training data at T, taken as Gaussian, and the prior; None where the
+    * ``mean``; and ``stderr``, its standard error over the samples as a draw from all data. The noise of dequantization and of
+      probes enters into each value once, so that ``stderr`` contains it. ``stderr_dequantization`` and ``stderr_probe`` are
+      these two parts. ``stderr_data`` remains when their squares are taken off. None where a part was not measured.
+    * ``solver_error`` and ``solver_bias``: root mean square and mean, over all samples, of the error that the solver leaves.
+      They are found by solving ``audited`` samples more finely. ``solver_bias_stderr`` is the standard error of that mean over
+      the choice of these samples. None without an audit.
+    * ``prior_mismatch``: the divergence between the noised training data at T, taken as Gaussian, and the prior. None where the
       model does not know the moments of its training data.
 
-    How it was obtained: ``samples`` of ``dim`` coordinates and ``levels`` (None for continuous data), their ``dequantization``
-    with ``importance_samples``, whether the noise of t_min is accounted for (``truncation``), the ``divergence``, the
-    ``solver`` (chosen for ``target_error``, if there was one), ``nfe`` network evaluations and ``vjps`` vector-Jacobian
-    products per sample, of which ``runge_kutta`` samples were too hard for ``DualWeighted``'s path and got Runge-Kutta steps of
-    their own, ``seed`` and ``batch_size``; the ``model``, as its caller calls it, and the first digits of the SHA-256
-    of its ``weights``. ``per_sample`` holds the single values in the order of the data, ``per_sample_probe_stderr`` their
-    errors by the probes where these were several, ``per_sample_solver_error`` what the solver estimates of its own error.
+    How it was obtained:
+
+    * ``samples`` of ``dim`` coordinates and ``levels``, None for continuous data; their ``dequantization`` with
+      ``importance_samples``; ``truncation``, whether the noise of t_min is accounted for.
+    * the ``divergence``; the ``solver``, chosen for ``target_error`` if there was one; ``runge_kutta``, the number of samples
+      that were too hard for the path of ``DualWeighted`` and got Runge-Kutta steps of their own.
+    * ``nfe`` network evaluations and ``vjps`` vector-Jacobian products for each sample; ``seed`` and ``batch_size``.
+    * ``model``, a name that the caller gives it; ``weights``, the first digits of their SHA-256.
+    * the single values in the order of the data: ``per_sample``; ``per_sample_probe_stderr``, their errors by the probes where
+      these were several; ``per_sample_solver_error``, what the solver estimates of its own error.
     """
 
     mean: float
@@ -157,9 +160,9 @@ _COLUMNS = {"per_sample": "bits_per_dim", "per_sample_probe_stderr": "probe_stde
 class VariationalBound:
     """A bound on the negative log-likelihood and how it was obtained, all in bits per dimension.
 
-    ``mean`` is the sum of ``prior``, ``diffusion`` and ``reconstruction``. ``stderr`` is its standard error over the samples,
-    into which the noise of each single value enters once; ``per_sample`` holds these values in the order of the data. From two
-    draws on, ``per_sample_stderr`` holds their Monte-Carlo errors and ``monte_carlo`` that of the mean; else both are None.
+    ``mean`` is the sum of ``prior``, ``diffusion`` and ``reconstruction``. ``stderr`` is its standard error over the samples.
+    The noise of each single value enters into it once. ``per_sample`` holds these values in the order of the data. From two
+    draws on, ``per_sample_stderr`` holds their Monte-Carlo errors and ``monte_carlo`` that of the mean. Else both are None.
     ``bound`` is ``discrete`` or ``continuous``. ``steps`` and ``variance`` describe the chain, and are None in continuous time.
     ``times`` is the number of times at which a sample's diffusion term was evaluated in each of its ``draws``; ``t_min`` and
     ``T`` are the first and the last time; ``nfe`` counts network evaluations per sample.

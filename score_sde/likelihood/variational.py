@@ -19,8 +19,8 @@ since sigmoid' = l. The last layer of each network starts at zero: then y = e, a
     d/dphi E[log p(x)] = E[grad_x log p(x)^T dx/dphi].
 
 The gradient of log p is that of the probability-flow ODE, differentiated with a single probe along a path of few steps. For the
-exact score it would be the score at t_min, but a network's score there can be much larger and point elsewhere: the density of
-its ODE is smoother than that, and a q fitted to the score can do worse than uniform dequantization.
+exact score it would be the score at t_min. But a network's score there can be much larger than the gradient, and point
+elsewhere: the density of the ODE is smoother. A q that is fitted to the score can do worse than uniform dequantization.
 """
 
 from functools import partial
