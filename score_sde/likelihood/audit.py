@@ -15,7 +15,7 @@ difference of sample i from its finer solution,
     mean square = ( sum_top b_i^2 + N_rest mean_rest b_i^2 ) / N,
 
 and the mean of b likewise. A finer solution starts from the steps that each sample was given: one that needed 64 gets 128.
-Samples that got Runge-Kutta steps of their own have been solved at two tolerances already. Their estimated error comes from that
+Samples that got Runge-Kutta steps of their own have been solved at two tolerances already. Their estimate comes from that
 difference. It stands in for b, without a sign. So does the estimate of any sample that has no finer solution.
 """
 
