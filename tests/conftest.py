@@ -25,6 +25,15 @@ def sde(request) -> SDE:
     return SDE_CASES[request.param]
 
 
+COMMON = ("vp", "ve")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[] if name in COMMON else pytest.mark.slow) for name in SDE_CASES], ids=str)
+def each_sde(request) -> SDE:
+    """Every SDE, most of them in the slow tests: for what costs time and depends on the SDE little."""
+    return SDE_CASES[request.param]
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items):
     """Of a grid marked ``covering(n)``, tests that together have every n-tuple of values are quick; the others are slow."""

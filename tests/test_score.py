@@ -321,6 +321,7 @@ class Direct:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("leaf", "above"), CASES)
+@pytest.mark.covering(2)
 def test_whatever_stands_above_a_score_it_is_counted_placed_and_described_by_its_leaves(leaf, above, dtype):
     one = LEAVES[leaf](dtype)
     score = (ABOVE | AROUND_MODULES)[above](one)

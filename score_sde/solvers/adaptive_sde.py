@@ -92,7 +92,7 @@ class AdaptiveSDE(Solver):
             shortest=1e-12,
             observe=observe,
         )
-        control.step, previous, known = torch.full_like(control.done, FIRST * control.span), x, _Increments(x)
+        control.step, previous, known = torch.full_like(control.done, FIRST * control.span), x, Increments(x)
         for _ in control.attempts(MAX_STEPS):
             start, (_, end) = control.done, control.propose()
             end, increment = known.next(start, end, noise.normal())
@@ -121,7 +121,7 @@ class AdaptiveSDE(Solver):
         return low, (low + move(low, s)) / 2
 
 
-class _Increments:
+class Increments:
     """The increments of each sample's Brownian motion that are known already, beginning where the sample is: a stack.
 
     Entry k of sample i, ``k < depth[i]``, lasts until ``ends[k, i]`` and is ``values[k, i]``; the one on top is next in time.

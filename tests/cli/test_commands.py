@@ -115,7 +115,7 @@ def test_samples_of_images_are_integers_within_their_levels(capsys, digits):
 
 @pytest.mark.parametrize(
     "solver",
-    [name if name in ("ode", "pc", "adaptive_sde") else pytest.param(name, marks=pytest.mark.slow) for name in SOLVERS],
+    [name if name == "pc" else pytest.param(name, marks=pytest.mark.slow) for name in SOLVERS],
 )
 def test_the_same_seed_gives_the_same_samples_whatever_the_batch(capsys, moons, solver):
     drawn = []
@@ -160,7 +160,7 @@ def test_likelihood_of_a_file_is_that_of_the_split_it_holds(capsys, moons, tmp_p
     test = read(two_moons(samples=200).test, slice(5)).values
     np.save(tmp_path / "mine.npy", test.numpy())
     asked = (["--n=5"], [f"--data={tmp_path / 'mine.npy'}"], ["--split=train", "--n=5"])
-    paths = [written(run(capsys, "likelihood", f"--workdir={moons}", *of, "--quiet"), "record") for of in asked]
+    paths = [written(run(capsys, "likelihood", f"--workdir={moons}", *of, "--quiet", *FAST), "record") for of in asked]
     test, mine, train = map(likelihoods, paths)
     assert (mine == test).all()
     assert (train != test).all()
@@ -169,7 +169,7 @@ def test_likelihood_of_a_file_is_that_of_the_split_it_holds(capsys, moons, tmp_p
 
 def test_likelihood_of_images_stored_without_a_channel(capsys, digits, tmp_path):
     np.save(tmp_path / "flat.npy", np.arange(2 * 64, dtype=np.uint8).reshape(2, 64) % 17)
-    said = run(capsys, "likelihood", f"--workdir={digits}", f"--data={tmp_path / 'flat.npy'}", "--quiet")
+    said = run(capsys, "likelihood", f"--workdir={digits}", f"--data={tmp_path / 'flat.npy'}", "--quiet", *FAST)
     assert "64 dimensions and 17 levels, uniform dequantization" in said
     record = json.loads(written(said, "record").read_text())
     assert (record["dim"], record["levels"], record["samples"]) == (64, 17, 2)
@@ -294,6 +294,7 @@ def test_a_model_with_classes_draws_from_one(tmp_path, capsys):
     assert "class 1 alone" in page
 
 
+@pytest.mark.slow
 def test_all_bounds_in_one_table(digits, moons, capsys):
     short = "--config.likelihood.dequantizer.steps=2"
     out = run(capsys, "likelihood", f"--workdir={digits}", "--bounds", "--n=4", "--quiet", short, *FAST)

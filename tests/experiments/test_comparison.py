@@ -324,7 +324,10 @@ def test_where_all_solvers_are_alike_none_is_bold(found):
     assert any("<b>" in "".join(row) for row in cells)
 
 
-@pytest.mark.parametrize("shape", [(1,), (2,), (7,), (2, 6), (1, 4, 4), (3, 4, 4), (1, 3, 4, 4)])
+@pytest.mark.parametrize(
+    "shape",
+    [(2,), (2, 6), (3, 4, 4), *(pytest.param(s, marks=pytest.mark.slow) for s in ((1,), (7,), (1, 4, 4), (1, 3, 4, 4)))],
+)
 def test_pictures_of_samples_of_every_shape(found, shape):
     """Other samples in one cell change the picture there and nowhere else."""
     drawn = {case: torch.rand(24, *shape) for case in found.samples}

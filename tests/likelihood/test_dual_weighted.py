@@ -7,7 +7,7 @@ import torch
 
 from score_sde import VESDE, VPSDE, Hutchinson, ProbabilityFlow, SolverError, SubVPSDE, log_likelihood
 from score_sde.likelihood import DualWeighted
-from tests.oracles import SDE_CASES, BrokenScore, DoubleWellSDE, Recorder, mixture
+from tests.oracles import BrokenScore, DoubleWellSDE, Recorder, mixture
 
 PUBLISHED = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=50.0)}
 
@@ -93,12 +93,8 @@ def test_samples_whose_residual_is_large_are_solved_again():
     assert 0.02 < changed < 0.5
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("vp", "ve") else pytest.param(name, marks=pytest.mark.slow) for name in SDE_CASES]
-)
-def test_a_sample_alone_and_in_a_batch_of_64(name):
-    sde = SDE_CASES[name]
-    score, x = mixture((4, 4)).score(sde), mixture((4, 4)).sample(64, seed=3)
+def test_a_sample_alone_and_in_a_batch_of_64(each_sde):
+    score, x = mixture((4, 4)).score(each_sde), mixture((4, 4)).sample(64, seed=3)
     for options in ({}, {"divergence": Hutchinson(2)}):
         together = found(score, x, DualWeighted(), **options).log_prob
         for i in (17, 63):

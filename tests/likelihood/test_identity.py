@@ -16,14 +16,15 @@ import pytest
 import torch
 from torch import nn
 
-from score_sde import VPSDE, Hutchinson, ScoreModel, bits_per_dim
+from score_sde import VPSDE, DataSpec, Hutchinson, ScoreModel, bits_per_dim
 from score_sde.likelihood.dequantization import truncated_normal, uniform
 from score_sde.likelihood.identity import Unidentified, identify
 from score_sde.likelihood.kept import Kept
 from score_sde.networks import NETWORKS
 from score_sde.score import ClassScore
 from score_sde.sdes import SDE
-from tests.likelihood.test_evaluation import CALLS, HOW, SPEC, score_and_values
+from tests.likelihood.test_evaluation import CALLS, HOW, score_and_values
+from tests.networks.test_networks import SMALL
 from tests.oracles import SDE_CASES, mixture
 
 
@@ -203,9 +204,9 @@ def test_every_network_of_ours_is_identified(name):
         settings = json.dumps({"block_out_channels": [8], "norm_num_groups": 2, **blocks})
         network = NETWORKS[name]((1, 8, 8), settings=settings)
     else:
-        network = NETWORKS[name]((2,) if name == "mlp" else (1, 8, 8))
-    for sde in SDE_CASES.values() if name == "mlp" else [VPSDE()]:
-        assert identify(ScoreModel(network, sde, SPEC, time_input="sigma"), "the model")
+        network = NETWORKS[name]((1, 16, 16), **SMALL[name])
+    for sde in SDE_CASES.values():
+        assert identify(ScoreModel(network, sde, DataSpec(network.event), time_input="sigma"), "the model")
 
 
 def test_another_guidance_is_another_score(tmp_path, monkeypatch):

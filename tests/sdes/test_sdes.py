@@ -35,7 +35,7 @@ def test_moment_equations_hold(sde):
 
     start = [float(sde.alpha(sde.t_min)), float(sde.sigma(sde.t_min)) ** 2]
     solved = solve_ivp(
-        slope, (sde.t_min, sde.T), start, t_eval=t.numpy(), rtol=1e-9, atol=1e-14, method="DOP853", max_step=0.01
+        slope, (sde.t_min, sde.T), start, t_eval=t.numpy(), rtol=1e-9, atol=1e-14, method="DOP853", max_step=0.03
     )
     np.testing.assert_allclose(sde.alpha(t).numpy(), solved.y[0], rtol=2e-6)
     np.testing.assert_allclose(sde.sigma(t).numpy() ** 2, solved.y[1], rtol=2e-5)

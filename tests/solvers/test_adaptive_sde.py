@@ -9,10 +9,10 @@ import torch
 
 from score_sde import SolverError
 from score_sde.solvers import adaptive_sde
-from score_sde.solvers.adaptive_sde import AdaptiveSDE, _Increments
+from score_sde.solvers.adaptive_sde import AdaptiveSDE, Increments
 from score_sde.solvers.stochastic_heun import StochasticHeun
 from score_sde.tensors import SampleNoise
-from tests.oracles import SDE_CASES, mixture
+from tests.oracles import SDE_CASES, BatchNoise, mixture
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class NoScore:
 
 def test_a_shorter_step_takes_a_part_of_what_is_known():
     """An increment over [0, 1], cut at 0.4 and the first part again at 0.1: the parts add up to it, in order of time."""
-    known = _Increments(torch.zeros(2, 1, dtype=torch.float64))
+    known = Increments(torch.zeros(2, 1, dtype=torch.float64))
     at = lambda value: torch.full((2,), value, dtype=torch.float64)
     z = iter(SampleNoise(0, (2, 1), dtype=torch.float64).normal() for _ in range(20))
     _, whole = known.next(at(0.0), at(1.0), next(z))
@@ -51,7 +51,7 @@ def test_increments_are_independent_whatever_was_rejected():
     """Rejections that depend on the size of the increment, as those of a tolerance do: the parts keep variance u and are
     uncorrelated, and the path W(1) is N(0, 1)."""
     count = 40000
-    known, random = _Increments(torch.zeros(count, 1, dtype=torch.float64)), torch.Generator().manual_seed(0)
+    known, random = Increments(torch.zeros(count, 1, dtype=torch.float64)), torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(count, 1, generator=random, dtype=torch.float64)
     done, step = torch.zeros(count, dtype=torch.float64), torch.full((count,), 0.5, dtype=torch.float64)
     path, half = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
@@ -84,7 +84,8 @@ def test_noise_is_not_biased_by_rejections():
     """
     sde, count = SDE_CASES["ve"], 20000
     solver = AdaptiveSDE(rtol=1e-9, atol=0.5)
-    x = solver.sample(NoScore(sde), x_T=torch.zeros(count, 1, dtype=torch.float64)).x
+    x, noise = torch.zeros(count, 1, dtype=torch.float64), BatchNoise(0, (count, 1))
+    x = solver.solve(NoScore(sde), x, sde.T, sde.t_min, noise=noise)
     expected = float(sde.sigma(sde.T) ** 2 - sde.sigma(sde.t_min) ** 2)
     assert x.var().item() == pytest.approx(expected, rel=4 * (2 / count) ** 0.5 + 0.005)
 
@@ -187,10 +188,10 @@ def test_each_sample_has_steps_of_its_own(sde):
     assert times.max() <= sde.T
 
 
-def test_a_sample_does_not_depend_on_its_batch(sde):
+def test_a_sample_does_not_depend_on_its_batch(each_sde):
     """A hard neighbour, far from all data, is rejected more often; the others do not notice."""
-    score, solver = mixture().score(sde), AdaptiveSDE(rtol=0.05)
-    x = float(sde.sigma(sde.T)) * torch.randn(4, 2, dtype=torch.float64)
+    score, solver = mixture().score(each_sde), AdaptiveSDE(rtol=0.05)
+    x = float(each_sde.sigma(each_sde.T)) * torch.randn(4, 2, dtype=torch.float64)
     x[3] *= 30
     together = solver.sample(score, x_T=x, seed=3)
     for i in range(4):

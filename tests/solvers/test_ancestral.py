@@ -152,6 +152,7 @@ class Constant:
 
 @pytest.mark.parametrize("v", [-0.5, 0.0, 1.0, 1.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.covering(1)
 def test_a_learned_variance_is_finite_down_to_the_end(sde, v, dtype):
     score = WithVariance(mixture(dtype=dtype).score(sde), v, [])
     for grid in ("uniform", "log_snr"):

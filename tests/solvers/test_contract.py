@@ -26,15 +26,6 @@ SOLVER_CASES = {
 }
 
 
-COMMON = ("vp", "ve")
-
-
-@pytest.fixture(params=[pytest.param(name, marks=[] if name in COMMON else pytest.mark.slow) for name in SDE_CASES], ids=str)
-def each_sde(request):
-    """For what depends on the SDE: every one of them, most in the slow tests. For the rest one quick case for each solver."""
-    return SDE_CASES[request.param]
-
-
 @pytest.fixture(params=SOLVER_CASES, ids=str)
 def solver(request):
     return SOLVER_CASES[request.param]

@@ -15,13 +15,13 @@ from tests.oracles import PUBLISHED, SDE_CASES, affine_moments, exact_moments, e
 
 
 @pytest.mark.parametrize("grid", ["uniform", "log_snr"])
-def test_gaussian_data_has_the_exact_mean_and_a_variance_of_order_2(sde, grid):
-    start, end = 0.8 * sde.T, 0.2 * sde.T
+def test_gaussian_data_has_the_exact_mean_and_a_variance_of_order_2(each_sde, grid):
+    start, end = 0.8 * each_sde.T, 0.2 * each_sde.T
     errors = []
     for steps in (32, 64):
         solver = StochasticHeun(steps=steps, grid=grid)
-        mean, variance = affine_moments(solver, gaussian().score(sde), *exact_moments(sde, start), start, end)
-        expected_mean, expected_variance = map(float, exact_moments(sde, end))
+        mean, variance = affine_moments(solver, gaussian().score(each_sde), *exact_moments(each_sde, start), start, end)
+        expected_mean, expected_variance = map(float, exact_moments(each_sde, end))
         assert mean == pytest.approx(expected_mean, rel=1e-9)
         errors.append(abs(variance - expected_variance))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2), errors
@@ -89,12 +89,14 @@ def test_few_steps_are_stable(sde, grid):
     assert 0.03 < variance < 0.6
 
 
-def test_it_is_worth_its_second_evaluation(sde):
+def test_it_is_worth_its_second_evaluation(each_sde):
     """At 160 evaluations the variance of Gaussian samples is off by 0.4 of ancestral sampling's error, or less."""
 
     def error(solver):
-        _, variance = affine_moments(solver, gaussian().score(sde), *exact_moments(sde, sde.T), sde.T, sde.t_min)
-        return abs(variance - float(exact_moments(sde, sde.t_min)[1]))
+        _, variance = affine_moments(
+            solver, gaussian().score(each_sde), *exact_moments(each_sde, each_sde.T), each_sde.T, each_sde.t_min
+        )
+        return abs(variance - float(exact_moments(each_sde, each_sde.t_min)[1]))
 
     assert error(StochasticHeun().with_budget(160)) < 0.4 * error(DDIM(steps=160, grid="log_snr", eta=1.0))
 
