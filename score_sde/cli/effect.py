@@ -1,8 +1,8 @@
-"""What an override has an effect on: whatever would have none is refused, with what was chosen in its place.
+"""Overrides without effect are refused, with the reason.
 
 A config holds the options of everything that can be chosen, so a config *file* may set any of them. An override is typed for
-one command, and its author expects that it does something there. Three things can prevent it: the command does not read the
-section, another name is chosen beside it, or another option or flag makes it idle.
+one command, and its author expects an effect. It has none where the command does not read the section, where another name is
+chosen beside it, or where another option makes it idle.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -54,9 +54,9 @@ def refuse_without_effect(
     Args:
         overrides: the arguments of the command line, already applied to ``config``.
         config: all of it.
-        chosen: names that are used of a section, where this is not the section's ``name`` alone.
-        idle: further keys, or whole sections, that change nothing, and why.
-        kept: sections that are not looked at.
+        chosen: section -> the names in it that are used, where these are not its ``name`` alone.
+        idle: further keys or sections that change nothing -> the reason.
+        kept: sections that are not checked.
     """
     reasons = {**dict(_idle(config)), **(idle or {})}
     for argument in overrides:
@@ -84,7 +84,7 @@ def _refuse_of_another(argument: str, key: str, config: ConfigDict, chosen: Mapp
 
 
 def _idle(config: ConfigDict) -> Iterator[tuple[str, str]]:
-    """Options that another option makes idle: the key, and the reason."""
+    """The options that another option makes idle: the key of each, and the reason."""
     for name, network in config.network.items():
         if name == "name":
             continue
@@ -98,8 +98,10 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str]]:
         if network.get("progressive_input", "input_skip") != "input_skip":
             yield f"network.{name}.combine", f"progressive_input is {network.progressive_input}, and not input_skip"
     model = config.model
-    if model.parameterization != "edm":
-        yield "model.sigma_data", f"the parameterization is {model.parameterization}, and only edm uses it"
+    weighting = config.objective.get(config.objective.name, {}).get("weighting", {}).get("name")
+    if model.parameterization != "edm" and weighting != "edm":
+        others = f" and the weighting {weighting}" if weighting else ""
+        yield "model.sigma_data", f"the parameterization is {model.parameterization}{others}, and only edm uses it"
     if model.time_input not in ("label", "reversed", "step", "rescaled_step"):
         yield "model.labels", f"the time_input is {model.time_input}, which counts no labels"
     if not config.network.get(config.network.name, {}).get("learned_variance", config.network.name == "diffusers"):
