@@ -1,7 +1,7 @@
-"""The trained model that is a score.
+"""A trained network as a score.
 
-``ScoreModel`` is the owner of everything that must agree for a network's output to be a score: the SDE, the
-parameterization, how time is fed, and the map between data and model coordinates.
+A network's output is a score only if several things agree: the SDE, the parameterization, how the network is told the time, and
+the map between data and model coordinates. ``ScoreModel`` holds all of them.
 """
 
 import warnings
@@ -24,26 +24,28 @@ LEARNED_VARIANCES = ("learned_range", "learned")
 """How a learned variance is read; ``ScoreModel`` says what they mean."""
 
 WORST_ROUNDING = 0.01
-"""Error of a score by rounding, as a share of its size, from which on a model warns."""
+"""A model warns where rounding makes its scores wrong by more than this share of their size."""
 
 
 class ScoreModel(Network):
     """A network with the SDE and the conventions that turn its output into a score.
 
     Args:
-        network: a module called as ``network(x, c_noise)``, or ``network(x, c_noise, cond)`` where it is conditional,
-            returning the shape of ``x``. What it says of itself is as ``networks.Network`` has it; the model says the same.
+        network: a module that returns the shape of ``x``. It is called as ``network(x, c_noise)``, or as
+            ``network(x, c_noise, cond)`` where it is conditional. It may state the attributes of ``networks.Network``; the
+            model states the same.
         sde: the forward SDE.
         data: shape, levels and scaling of the data.
         parameterization: what the network predicts, a key of ``PARAMETERIZATIONS``.
-        time_input: how time is fed, a key of ``TIME_INPUTS``.
-        labels: number of steps of the discrete chain that ``time_input`` counts.
+        time_input: how the network is told the time, a key of ``TIME_INPUTS``.
+        labels: the number of steps of a discrete chain, for the rows of ``TIME_INPUTS`` that count them.
         scale_input: whether the network is given c_in x, of unit scale, or x itself.
-        sigma_data: root mean square of the data in model coordinates, about 0, used by ``edm``.
+        sigma_data: root mean square of the data in model coordinates, about 0; ``edm`` uses it, as parameterization and as
+            weighting.
         variance: how the second half of the output is read where the network has learned its variance: ``learned_range``, v
             in log Sigma = (1 + v)/2 log beta + (1 - v)/2 log beta_tilde, or ``learned``, log Sigma itself.
 
-    ``moments`` are those of the training data, where they are known: set by ``load``, taken by solvers.
+    ``moments`` are those of the training data where they are known. ``load`` sets them, and solvers use them.
 
     Raises:
         ValueError: a name is unknown, the network states another shape than the data's, ``sigma_data`` is not positive, there

@@ -13,14 +13,15 @@ give the others, so that a parameterization is three numbers at each t. Solving 
     v         a = -1 / n^2              b = -alpha / (sigma n^2)              (Salimans and Ho 2022, Appendix D)
     edm       a = -1 / m^2              b = alpha sigma_data / (sigma m)      (Karras et al. 2022, Table 1)
 
-with m^2 = sigma^2 + alpha^2 sigma_data^2, the mean square of x_t for data of mean square sigma_data^2. The last row is EDM's
+with m^2 = sigma^2 + alpha^2 sigma_data^2, the mean square of x_t for data of mean square sigma_data^2. The row ``edm`` is EDM's
 c_skip and c_out, written there for x / alpha and s = sigma / alpha: D = c_skip x / alpha + c_out F,
 score = (alpha D - x) / sigma^2, and 1 - c_skip = s^2 / (s^2 + sigma_data^2) is taken before anything cancels.
 
-c_in brings the input to unit scale: 1/n for all rows but the last, which is exactly 1 for a variance-preserving SDE, and 1/m
-for EDM. A network that was trained on x itself takes it as it is.
+c_in brings the input to unit scale. It is 1/m for ``edm``, and 1/n for all other rows, which is exactly 1 for a
+variance-preserving SDE. A network that was trained on x itself takes it as it is.
 
-How the time is fed, c_noise, is a choice of its own, ``TIME_INPUTS``. Networks of discrete chains of N steps count them:
+The network is told the time as c_noise, which is a choice of its own, ``TIME_INPUTS``. Networks of discrete chains count the N
+steps of the chain:
 
     label      (N - 1) t / T       continuous models of the VP family, with N = 1000: from 0 to 999 (Song et al. 2021, code)
     reversed   (N - 1) (1 - t / T) NCSN, whose noise levels fall from the first to the last

@@ -1,13 +1,13 @@
 """Tables of choices: a name, and what it builds.
 
-Every choice that a config or an argument makes by a word is looked up in a table. All tables have one form: a name leads to a
-class, or to a function, whose options are flat arguments with defaults.
+A config or an argument chooses by a word, and the word is looked up in a table. All tables have one form. A name leads to a
+class or a function. Its options are flat arguments with defaults.
 
     SDES = {"vp": VPSDE, "ve": VESDE, ...}
     build(SDES, {"name": "vp", "vp": {"beta_max": 10.0}}, kind="sde")      VPSDE(beta_max=10.0)
     build(SDES, "vp", kind="sde")                                          VPSDE()
-    section(SDES, "vp")               the name, and every option of every SDE with its default, as configs have them
-    section(SDES, VPSDE(beta_max=10.0))                                    the same, with the options of this one
+    section(SDES, "vp")                    the name, and every option of every SDE with its default, as configs have them
+    section(SDES, VPSDE(beta_max=10.0))    the same, with the options of this one
 
 An option of a dataclass may itself be chosen from a table. A ``Choice`` declares it, and its section lies in that of the class:
 
@@ -27,16 +27,16 @@ Table = Mapping[str, Callable[..., Any]]
 
 
 class OptionError(ValueError):
-    """A choice or an option of it is unknown, or a value is refused; the message says what is allowed."""
+    """A name or an option is unknown, or a value is refused; the message says what is allowed."""
 
 
 def build(table: Table, section: Mapping[str, Any] | str, *args: Any, kind: str) -> Any:
-    """What ``section["name"]`` names in ``table``, built from ``args`` and the options in ``section[name]``.
+    """The object that ``section`` chooses from ``table``: called with ``args`` and with the options in ``section[name]``.
 
     Args:
         table: the choices.
-        section: a name and its options; a word alone is a name whose options are all at their defaults.
-        args: what is no option, as the shape of the data for a network.
+        section: ``name``, and beside it the options of each name; a word alone is a name with its default options.
+        args: arguments that are not in a section, such as the shape of the data for a network.
         kind: what is chosen, for messages.
 
     Raises:
@@ -109,7 +109,7 @@ class Choice(Generic[T]):
 
 
 def require_name(kind: str, name: object, known: Collection[str]) -> None:
-    """Raise an ``OptionError`` unless ``name`` is one of ``known``; it tells the nearest that is."""
+    """Raise an ``OptionError`` unless ``name`` is one of ``known``; the message has the nearest one."""
     if not isinstance(name, str) or name not in known:
         raise OptionError(f"unknown {kind} {name!r}{did_you_mean(str(name), known)}; choose one of {', '.join(known)}")
 
@@ -169,10 +169,10 @@ def _name_of(table: Table, thing: object, kind: str) -> str:
 
 
 def check_like(value: Any, default: Any, name: str) -> None:
-    """Check that ``value``, which may come from a file, is of the kind of ``default``, and finite if that is.
+    """Check that ``value``, which may come from a file, has the type of ``default``, and is finite if ``default`` is.
 
     Raises:
-        OptionError: it is not; the message says what ``name`` must be.
+        OptionError: it has another type, or is not finite; the message says what ``name`` must be.
     """
     kinds = {bool: "True or False", int: "an integer", float: "a number", str: "a word", tuple: "a tuple of numbers"}
     kind = type(default)
@@ -189,7 +189,7 @@ def check_like(value: Any, default: Any, name: str) -> None:
 
 
 def as_tuples(value: Any) -> Any:
-    """Lists, as JSON has them, back to tuples."""
+    """``value`` with tuples in the place of lists, which JSON makes of them."""
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
@@ -240,7 +240,7 @@ CALLED_ELSEWHERE = {
 
 
 def nearest(word: str, known: Collection[str]) -> str | None:
-    """The one of ``known`` that was probably meant by ``word``, None where none is near."""
+    """The name in ``known`` that ``word`` probably means; None where none is near."""
     word, names = _bare(word), {_bare(name): name for name in known}
     for ours in (word, *(ours for ours, theirs in CALLED_ELSEWHERE.items() if word in theirs.split())):
         if ours in names:

@@ -1,14 +1,14 @@
-r"""Which times a training batch is drawn at.
+r"""The times of a training batch.
 
-Every rule estimates the same objective, the average of a per-sample loss over t uniform in [t_min, T]: it returns times
-with the weight (uniform density) / (own density) that keeps the estimate unbiased.
+Every rule estimates the same objective: the average of a loss over t uniform in [t_min, T]. A rule gives times, and the weight
+(uniform density) / (own density) of each, with which the estimate is unbiased.
 
 The log-SNR rule draws log_snr uniformly and takes t = ``inverse_log_snr(log_snr)``. Since -log_snr' = g^2/sigma^2 for every
 linear SDE, its density in t is proportional to g^2/sigma^2, the likelihood weighting itself: that loss then has the same
 weight at all times (Song et al. 2021b, Section 5.1; Kingma et al. 2021, Section 5.1).
 
-Stratified draws are one uniform number shifted through the batch, u_i = (u + i/B) mod 1 (Kingma et al. 2021, Appendix I.1):
-each is uniform, together they cover the interval evenly.
+Stratified draws are one uniform number that is shifted through the batch, u_i = (u + i/B) mod 1 (Kingma et al. 2021,
+Appendix I.1). Each is uniform, and together they cover the interval evenly.
 """
 
 from collections.abc import Callable
