@@ -28,7 +28,8 @@ steps of the chain:
     step       N t / T - 1         DDPM's table of betas, whose k-th step (from 0) ends at t = (k + 1) T / N
     rescaled_step                  the same as a share of 1000: 1000 k / N (Nichol and Dhariwal 2021, code)
 
-Between the steps these are not whole numbers, and a network with a sinusoidal embedding interpolates.
+A respaced chain has the labels of the original, with its N. Between the steps these are not whole numbers, and a network with a
+sinusoidal embedding interpolates.
 """
 
 from collections.abc import Callable
