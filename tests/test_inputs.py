@@ -272,7 +272,7 @@ def test_a_model_does_not_round_its_score_to_integers():
         (WHOLE, {"importance_samples": 2.0}, "importance_samples must be a whole number"),
         (WHOLE, {"target_error": math.nan}, "target_error must be positive"),
         (WHOLE, {"target_error": math.inf}, "target_error must be positive"),
-        (WHOLE, {"cond": torch.zeros(2, dtype=torch.long)}, "cond has 2 entries for 3"),
+        (WHOLE, {"cond": torch.zeros(2, dtype=torch.long)}, "one condition for each of 3 samples"),
         (WHOLE, {"cond": torch.full((3,), 1.5)}, "classes must be integers"),
         (WHOLE + 0.5, {}, "holds fractions"),
         (X.to(torch.complex64), {}, "complex"),

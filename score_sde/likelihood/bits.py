@@ -26,10 +26,11 @@ from score_sde.likelihood.dequantization import DEQUANTIZATIONS, Dequantization
 from score_sde.likelihood.dual_weighted import DualWeighted
 from score_sde.likelihood.evaluation import DataSet, Estimator, Values, spec_of, weights_digest
 from score_sde.likelihood.record import BitsPerDim
-from score_sde.score import Score, moments_of
+from score_sde.score import Score, moments_of, require_conditions
 from score_sde.sdes import SDE
 from score_sde.solvers.transport import Transport
 from score_sde.tables import require_name
+from score_sde.tensors import Condition
 
 
 def bits_per_dim(
@@ -45,7 +46,7 @@ def bits_per_dim(
     probes: int | None = None,
     target_error: float | None = None,
     solver: Transport | None = None,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     batch_size: int = 128,
     audit: int = 32,
     seed: int = 0,
@@ -76,7 +77,7 @@ def bits_per_dim(
             is smaller, or until the exact divergence would be cheaper; with several importance samples the probes stay as they
             are.
         solver: how the ODE is solved; by default ``DualWeighted()``.
-        cond: what each sample is conditioned on, ``(N, ...)``.
+        cond: what each sample is conditioned on: a tensor ``(N, ...)``, or several by their names.
         batch_size: samples at a time.
         audit: number of samples computed again to measure the parts of the error; 0 for none.
         seed: sample i is dequantized and probed by random numbers that depend on ``seed`` and i alone.
@@ -154,14 +155,13 @@ def _check_target(target_error: float | None, audit: int, solver: Transport | No
         raise ValueError("give a solver, or a target_error by which it is chosen, not both")
 
 
-def _check_values(values: Tensor, cond: Tensor | None, spec: DataSpec) -> None:
+def _check_values(values: Tensor, cond: Condition | None, spec: DataSpec) -> None:
     if not isinstance(values, Tensor):
         raise DataError(f"the values must be a tensor (N, *D), got a {type(values).__name__}")
     if spec.levels is None and not values.is_floating_point():
         raise DataError("the values are integers, and the model is of continuous data: convert them, or give data with levels")
     spec.check(values)
-    if cond is not None and len(cond) != len(values):
-        raise ValueError(f"cond has {len(cond)} entries for {len(values)} samples")
+    require_conditions(cond, len(values))
 
 
 def _dequantization(given: str | Dequantization | None, spec: DataSpec) -> Dequantization | None:

@@ -22,9 +22,9 @@ from score_sde.inputs import whole
 from score_sde.likelihood.evaluation import spec_of
 from score_sde.likelihood.record import VariationalBound
 from score_sde.progress import Progress
-from score_sde.score import BoundScore, Score, counting, device_of, dtype_of
+from score_sde.score import BoundScore, Score, counting, device_of, dtype_of, require_conditions
 from score_sde.solvers.base import SolverError
-from score_sde.tensors import SampleNoise, batch_time, expand, sum_event
+from score_sde.tensors import Condition, SampleNoise, batch_time, condition_of, expand, sum_event
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ def estimate_bound(
     *,
     draws: int,
     data: DataSpec | None,
-    cond: Tensor | None,
+    cond: Condition | None,
     batch_size: int,
     seed: int,
     progress: bool,
@@ -103,22 +103,21 @@ def estimate_bound(
     whole("batch_size", batch_size, 1)
     whole("draws", draws, 1)
     spec.check(values)
-    if cond is not None and len(cond) != len(values):
-        raise ValueError(f"cond must hold one condition for each of {len(values)} samples, got {len(cond)}")
+    require_conditions(cond, len(values))
     device, dtype = device_of(model), torch.promote_types(dtype_of(model), torch.float32)
     snr, nfe, parts = float(sde.log_snr(terms.T).exp()), 0.0, []
-    conditions = [None] * math.ceil(len(values) / batch_size) if cond is None else cond.split(batch_size)
     chunks = values.split(batch_size)
     shown = Progress("bound", len(chunks), unit="batch", shown=progress)
     with torch.no_grad(), counting(model) as (counted, counter), shown as bar:
-        for i, (chunk, condition) in enumerate(zip(chunks, conditions, strict=True)):
+        for i, chunk in enumerate(chunks):
             first = i * batch_size
+            told = condition_of(cond, torch.arange(first, first + len(chunk)))
             noise = SampleNoise(seed, chunk.shape, first=first, purpose="bound", device=device, dtype=dtype)
             shape = (len(chunk), terms.times)
             uniform = SampleNoise(seed, shape, first=first, purpose="bound times", dtype=torch.float64)
             integers = chunk.to(device).double()
             x0 = centres(integers, spec)
-            batch = Batch(BoundScore(counted, condition), spec, integers, x0.to(dtype), noise, uniform)
+            batch = Batch(BoundScore(counted, told), spec, integers, x0.to(dtype), noise, uniform)
             before = counter.nfe
             drawn = torch.stack([torch.stack(terms.draw(batch)) for _ in range(draws)])
             nfe += (counter.nfe - before) * len(chunk) / len(values)

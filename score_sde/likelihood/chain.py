@@ -11,7 +11,7 @@ from score_sde.likelihood.record import VariationalBound
 from score_sde.score import Score
 from score_sde.sdes import SDE
 from score_sde.tables import require_name
-from score_sde.tensors import expand, total
+from score_sde.tensors import Condition, expand, total
 from score_sde.transitions import VARIANCES
 
 
@@ -25,7 +25,7 @@ def discrete_bound(
     sampled_steps: int | None = None,
     draws: int = 1,
     data: DataSpec | None = None,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     batch_size: int = 128,
     seed: int = 0,
     progress: bool = False,
@@ -42,7 +42,7 @@ def discrete_bound(
             leaves the bound unbiased; by default all of them.
         draws: number of independent repetitions to be averaged; two or more give Monte-Carlo errors.
         data: description of the data; by default the model's.
-        cond: condition of each sample, ``(N, ...)``.
+        cond: what each sample is conditioned on: a tensor ``(N, ...)``, or several by their names.
         batch_size: samples at a time.
         seed: the noise and the steps of sample i depend on ``seed`` and i alone.
         progress: show a progress bar.

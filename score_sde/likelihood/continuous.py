@@ -19,7 +19,7 @@ from score_sde.inputs import whole
 from score_sde.likelihood.bounds import Batch, Terms, estimate_bound
 from score_sde.likelihood.record import VariationalBound
 from score_sde.score import Score
-from score_sde.tensors import sum_event, total
+from score_sde.tensors import Condition, sum_event, total
 
 
 def continuous_bound(
@@ -29,7 +29,7 @@ def continuous_bound(
     times: int = 100,
     draws: int = 1,
     data: DataSpec | None = None,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     batch_size: int = 128,
     seed: int = 0,
     progress: bool = False,

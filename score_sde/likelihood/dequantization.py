@@ -33,7 +33,7 @@ from torch import Tensor
 from score_sde.data import DataSpec
 from score_sde.score import Score
 from score_sde.sdes import SDE
-from score_sde.tensors import SampleNoise, batch_time, sum_event
+from score_sde.tensors import Condition, SampleNoise, batch_time, sum_event
 
 Dequantization = Callable[[Tensor, SampleNoise, DataSpec, SDE], tuple[Tensor, Tensor]]
 """Integers ``(B, *D)``, random numbers, the data and the SDE to points in model coordinates ``(B, *D)`` and log q ``(B,)``."""
@@ -58,7 +58,7 @@ def truncated_normal(integers: Tensor, noise: SampleNoise, spec: DataSpec, sde: 
     return (alpha * centre + sigma * z).to(noise.dtype), log_q
 
 
-def truncation(score: Score, x0: Tensor, noise: SampleNoise, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+def truncation(score: Score, x0: Tensor, noise: SampleNoise, cond: Condition | None) -> tuple[Tensor, Tensor]:
     """Points with the noise of t_min, and what the bound on the density at 0 adds to their log q: one evaluation of the score.
 
     ``x0`` ``(B, *D)`` in model coordinates; the points ``(B, *D)``, and nats ``(B,)``.

@@ -7,7 +7,7 @@ of ``torchrun``. The result is that of a single process.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from score_sde.composition import modules
-from score_sde.data import DataSpec
+from score_sde.data import Batch, DataSpec
 from score_sde.distributed import is_main, rank, together, world
 from score_sde.divergence import Divergence
 from score_sde.likelihood.dequantization import Dequantization, truncation
@@ -27,7 +27,7 @@ from score_sde.progress import Progress
 from score_sde.score import Score, counting, data_of, device_of, dtype_of
 from score_sde.solvers.base import SolverError
 from score_sde.solvers.transport import Transport
-from score_sde.tensors import SampleNoise
+from score_sde.tensors import Condition, SampleNoise, condition_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Estimator:
     seed: int
     probe_seed: int
 
-    def __call__(self, values: Tensor, places: Sequence[int], cond: Tensor | None) -> Values:
+    def __call__(self, values: Tensor, places: Sequence[int], cond: Condition | None) -> Values:
         """``values`` ``(n, *D)`` at their ``places`` in the data; ``cond`` ``(n, ...)`` on the model's device."""
         device, dtype = device_of(self.model), torch.promote_types(dtype_of(self.model), torch.float32)
         noise = SampleNoise(self.seed, values.shape, first=places, purpose="dequantization", device=device, dtype=dtype)
@@ -95,7 +95,9 @@ class Estimator:
         nfe, vjps = counter.samples / len(values), sum(result.vjps for result in found)
         return Values(bits.cpu(), nfe * each, vjps * each, variance, error, steps)
 
-    def _points(self, model: Score, values: Tensor, noise: SampleNoise, cond: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    def _points(
+        self, model: Score, values: Tensor, noise: SampleNoise, cond: Condition | None
+    ) -> tuple[Tensor, Tensor | float]:
         """Points in model coordinates, ``(n, *D)``, and log q of them in nats."""
         if self.dequantization is None:  # scaled before it is rounded: it may lie far from 0
             x, log_q = self.data.scale(values).to(noise.device, noise.dtype), -self.data.log_det
@@ -113,7 +115,7 @@ class DataSet:
 
     Args:
         values: data in its own units, ``(N, *D)``.
-        cond: condition of each sample, ``(N, ...)``.
+        cond: conditions of the samples, ``(N, ...)``.
         batch_size: samples at a time.
         keep: folder for the finished batches of all samples. Those that are there already are not computed again, provided
             that they belong to the same model, data and protocol, and are whole.
@@ -122,7 +124,7 @@ class DataSet:
     """
 
     values: Tensor
-    cond: Tensor | None = None
+    cond: Condition | None = None
     batch_size: int = 128
     keep: Path | None = None
     identity: str | None = None
@@ -190,11 +192,9 @@ class DataSet:
         return Values(**whole)
 
     def _batch(self, estimator: Estimator, places: Tensor) -> dict[str, np.ndarray]:
-        told = None
-        if self.cond is not None:
-            told = self.cond[places.to(self.cond.device)].to(device_of(estimator.model))
+        batch = Batch(self.values[places], condition_of(self.cond, places)).to(device_of(estimator.model))
         try:
-            found = estimator(self.values[places.to(self.values.device)], places.tolist(), told)
+            found = estimator(batch.values, places.tolist(), batch.cond)
         except SolverError as error:
             raise SolverError(f"samples {int(places[0])} to {int(places[-1])}, counted from 0: {error}") from error
         return {name: value.numpy() for name, value in vars(found).items() if value is not None}
@@ -236,10 +236,12 @@ def fingerprint(estimator: Estimator, data: DataSet, places: Tensor) -> dict[str
         Unidentified: something cannot be identified, and the data set has no ``identity``.
     """
     digest = hashlib.sha256()
-    for whole in (data.values, data.cond):
+    told = data.cond if isinstance(data.cond, Mapping) else {"": data.cond}
+    for name, whole in (("", data.values), *sorted(told.items())):
+        digest.update(name.encode())
         if whole is not None:
             for batch in places.split(data.batch_size):
-                digest.update(raw_bytes(whole[batch.to(whole.device)]))
+                digest.update(raw_bytes(whole[batch]))
     digest.update(places.numpy().tobytes())
 
     def named(value: object, what: str) -> str:

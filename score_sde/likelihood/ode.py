@@ -73,7 +73,7 @@ def log_likelihood(
         divergence: a key of ``DIVERGENCES``, ``exact`` or ``hutchinson`` for example, or an object such as
             ``Hutchinson(probes=4)``.
         prior: log-density at T in nats, ``(B, *D)`` to ``(B,)``; by default the SDE's.
-        cond: condition passed to the score, ``(B, ...)``.
+        cond: condition passed to the score: a tensor ``(B, ...)``, or several by their names.
         seed: the probes of sample i depend on ``seed`` and ``first + i`` alone.
         first: index of the first sample, or the index of each.
         t_min: time at which the density is taken, not below the SDE's own, which is the default.

@@ -61,7 +61,7 @@ def sample_with_log_prob(
             one can be wrong by nats in the other.
         divergence: as in ``log_likelihood``.
         prior: log-density at T in nats, ``(B, *D)`` to ``(B,)``; by default the SDE's.
-        cond: condition passed to the score, ``(B, ...)``.
+        cond: condition passed to the score: a tensor ``(B, ...)``, or several by their names.
         x_T: states at T, by default drawn from the prior: the same as ``solver.sample`` draws from this seed.
         seed, first: sample i and its probes depend on ``seed`` and ``first + i`` alone.
         progress: show a progress bar.

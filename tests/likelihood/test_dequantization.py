@@ -269,7 +269,7 @@ def test_prior_mismatch_is_the_divergence_of_two_gaussians():
         ({"dequantization": "gaussian"}, "choose one of uniform"),
         ({"dequantization": "none"}, "choose one of uniform, truncated_normal"),
         ({"importance_samples": 0}, "importance_samples must be at least 1"),
-        ({"cond": torch.zeros(3)}, "cond has 3 entries for 2 samples"),
+        ({"cond": torch.zeros(3)}, "one condition for each of 2 samples"),
         ({"divergence": "skilling"}, "choose one of exact"),
         ({"batch_size": 0}, "batch_size"),
         ({"probes": 0}, "probes"),

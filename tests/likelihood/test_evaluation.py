@@ -10,7 +10,7 @@ import torch
 
 from score_sde import VPSDE, DataSpec, ProbabilityFlow, ScoreModel, SolverError, bits_per_dim
 from score_sde.divergence import GivenProbes
-from score_sde.likelihood import DEQUANTIZATIONS, DualWeighted
+from score_sde.likelihood import DEQUANTIZATIONS, DualWeighted, continuous_bound
 from score_sde.likelihood.evaluation import DataSet, Estimator, fingerprint, weights_digest
 from score_sde.networks import MLP
 from score_sde.score import ClassScore
@@ -300,3 +300,26 @@ def test_several_processes_find_what_one_does(tmp_path, ranks, count):
         assert per_sample == expected.per_sample
         assert sentence == expected.sentence()
     assert not (tmp_path / f"kept{ranks}").exists()
+
+
+class TwoConditions(torch.nn.Module):
+    """A network of two conditions, told by their names, or of their sum, told as one."""
+
+    def forward(self, x, noise, cond):
+        return 0.3 * x + (cond["shift"] + cond["more"] if isinstance(cond, dict) else cond)
+
+
+def test_conditions_by_their_names_stay_with_their_samples(tmp_path):
+    model, values = ScoreModel(TwoConditions(), VPSDE(), SPEC), score_and_values()[1]
+    named = {"shift": torch.randn(11, 2), "more": torch.randn(11, 2)}
+    one = named["shift"] + named["more"]
+    found = [bits_per_dim(model, values, cond=cond, **HOW, keep=tmp_path / "kept").per_sample for cond in (named, one)]
+    assert found[0] == found[1]
+    bounds = [continuous_bound(model, values, cond=cond, times=3, batch_size=4).per_sample for cond in (named, one)]
+    assert bounds[0] == bounds[1]
+    with pytest.raises(ValueError, match="one condition for each of 11 samples"):
+        bits_per_dim(model, values, cond={**named, "more": torch.zeros(2, 2)}, **HOW)
+    estimator = Estimator(model, SPEC, DEQUANTIZATIONS["uniform"], 1, False, GivenProbes(torch.ones(1, 2, 2)), SOLVER, 0, 0)
+    others = [named, {**named, "more": named["shift"]}, {"shift": named["more"], "more": named["shift"]}, one, None]
+    protocols = {fingerprint(estimator, DataSet(values, cond), torch.arange(11))["data"] for cond in others}
+    assert len(protocols) == len(others)
