@@ -21,7 +21,7 @@ from torch import Tensor
 from score_sde.data import DataSpec
 from score_sde.decoder import discretized_gaussian
 from score_sde.inputs import whole
-from score_sde.sdes import SDE
+from score_sde.sdes import SDE, TabulatedSDE
 from score_sde.tensors import expand, sum_event
 from score_sde.transitions import step_divergence
 
@@ -80,16 +80,22 @@ class Chain:
         return -sum_event(discretized_gaussian(integers, x0 + distance, (log_variance / 2).exp(), data))
 
 
-def chain_nodes(sde: SDE, steps: int) -> Tensor:
-    """The nodes k T / N of a chain of N = ``steps`` steps, float64: for a ``TabulatedSDE`` of N betas its own times.
+def chain_nodes(sde: SDE, steps: int | None = None) -> Tensor:
+    """The nodes k T / N of a chain of N = ``steps`` steps, ``(N,)``, float64.
+
+    By default they are those of its table for a ``TabulatedSDE``, and of 1000 steps for any other SDE.
 
     Raises:
-        ValueError: there are fewer than two steps, or so many that the first ends below t_min.
+        ValueError: there are fewer than two steps, or the first ends below t_min.
     """
-    whole("steps", steps, 2)
-    if sde.T / steps < sde.t_min * (1 - 1e-9):
+    if steps is None and isinstance(sde, TabulatedSDE):
+        nodes = sde.nodes()
+    else:
+        steps = whole("steps", 1000 if steps is None else steps, 2)
+        nodes = torch.arange(1, steps + 1, dtype=torch.float64, device="cpu") / steps * sde.T
+    if nodes[0] < sde.t_min * (1 - 1e-9):
         raise ValueError(
-            f"the first of {steps} steps ends at t = {sde.T / steps:.3g}, below t_min = {sde.t_min:g}, where the score is "
+            f"the first of {len(nodes)} steps ends at t = {nodes[0]:.3g}, below t_min = {sde.t_min:g}, where the score is "
             f"not known: take at most {math.floor(sde.T / sde.t_min * (1 + 1e-9))} steps"
         )
-    return torch.arange(1, steps + 1, dtype=torch.float64) / steps * sde.T
+    return nodes

@@ -49,7 +49,8 @@ class ScoreModel(Network):
 
     Raises:
         ValueError: a name is unknown, the network states another shape than the data's, ``sigma_data`` is not positive, there
-            are fewer than two labels, or ``time_input`` is not positive where the network takes its logarithm.
+            are fewer than two labels, ``time_input`` is not positive where the network takes its logarithm, or the
+            parameterization is ``mu`` and the SDE no table of betas.
     """
 
     score_parts = ()
@@ -97,6 +98,8 @@ class ScoreModel(Network):
         self.moments: Moments | None = None
         self.parameterization, self.time_input, self.sigma_data = parameterization, time_input, sigma_data
         self.labels, self.scale_input, self.variance = labels, scale_input, variance
+        if parameterization == "mu":
+            self.coefficients(sde.T)  # refused where the SDE is no table
 
     @property
     def device(self) -> torch.device:

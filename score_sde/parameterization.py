@@ -12,10 +12,16 @@ give the others, so that a parameterization is three numbers at each t. Solving 
     x0        a = -1 / sigma^2          b = alpha / sigma^2
     v         a = -1 / n^2              b = -alpha / (sigma n^2)              (Salimans and Ho 2022, Appendix D)
     edm       a = -1 / m^2              b = alpha sigma_data / (sigma m)      (Karras et al. 2022, Table 1)
+    mu        a = -1 / beta             b = sqrt(1 - beta) / beta             (Ho et al. 2020, Section 3.2)
 
 with m^2 = sigma^2 + alpha^2 sigma_data^2, the mean square of x_t for data of mean square sigma_data^2. The row ``edm`` is EDM's
 c_skip and c_out, written there for x / alpha and s = sigma / alpha: D = c_skip x / alpha + c_out F,
 score = (alpha D - x) / sigma^2, and 1 - c_skip = s^2 / (s^2 + sigma_data^2) is taken before anything cancels.
+
+mu is the mean of x one step of a table of betas before t, (x + beta score) / sqrt(1 - beta). Its score is amplified by
+1 / beta, so its coefficients are float64 whatever the states are.
+
+A network's own target follows for every row: where the score is -epsilon / sigma, F = -(a x + epsilon / sigma) / b.
 
 c_in brings the input to unit scale. It is 1/m for ``edm``, and 1/n for all other rows, which is exactly 1 for a
 variance-preserving SDE. A network that was trained on x itself takes it as it is.
@@ -38,7 +44,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_sde.sdes import SDE
+from score_sde.sdes import SDE, TabulatedSDE
 
 
 class Coefficients(NamedTuple):
@@ -81,6 +87,15 @@ def _edm(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
     return Coefficients(-(c_in**2), alpha * sigma_data / sigma * c_in, c_in)
 
 
+def _mu(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
+    if not isinstance(sde, TabulatedSDE):
+        raise ValueError(f"parameterization mu is the mean of a step of a table of betas, and {type(sde).__name__} has none")
+    t = t.double()
+    log_a = sde.log_alpha(t) - sde.log_alpha(sde.earlier(t))
+    beta = -torch.expm1(2 * log_a)
+    return Coefficients(-1 / beta, log_a.exp() / beta, _unit(sde.alpha(t), sde.sigma(t)))
+
+
 def _unit(alpha: Tensor, sigma: Tensor) -> Tensor:
     return 1 / torch.hypot(alpha, sigma)
 
@@ -92,6 +107,7 @@ PARAMETERIZATIONS: dict[str, Callable[[SDE, Tensor, float], Coefficients]] = {
     "v": _v,
     "edm": _edm,
     "ncsn": _ncsn,
+    "mu": _mu,
 }
 """Name -> function of the SDE, the times ``(B,)`` and sigma_data that gives ``Coefficients``."""
 

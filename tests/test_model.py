@@ -42,6 +42,11 @@ def target(name, sde, x0, epsilon, t, sigma_data):
         return x0
     if name == "v":
         return alpha * epsilon - sigma * x0
+    if name == "mu":  # the mean one step of the table before t (Ho et al. 2020, Eq. 7)
+        earlier = expand((t - 1 / len(sde.betas)).clamp_min(0), x0)
+        a, sigma_s, alpha_s = alpha / sde.alpha(earlier), sde.sigma(earlier), sde.alpha(earlier)
+        x = alpha * x0 + sigma * epsilon
+        return (a * sigma_s**2 * x + alpha_s * (sigma**2 - a**2 * sigma_s**2) * x0) / sigma**2
     # Karras et al. 2022, Table 1, for the variance-exploding process of x / alpha with noise s
     s, y = sigma / alpha, (alpha * x0 + sigma * epsilon) / alpha
     c_skip = sigma_data**2 / (s**2 + sigma_data**2)
@@ -52,6 +57,7 @@ def target(name, sde, x0, epsilon, t, sigma_data):
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 @pytest.mark.parametrize("event", [(2,), (3, 4), (1, 4, 4), (1, 2, 3, 2)])
 def test_a_perfect_network_gives_the_score(name, event, sde):
+    sde = SDE_CASES["ddpm"] if name == "mu" else sde  # which needs a table
     x0, epsilon = torch.randn(2, 5, *event, dtype=torch.float64)
     t = torch.tensor([sde.t_min, 0.01, 0.2, 0.6, sde.T], dtype=torch.float64)
     x = sde.perturb(x0, t, epsilon)
@@ -72,6 +78,7 @@ def test_v_is_that_of_the_field_for_every_sde(sde):
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_input_of_the_network_has_unit_scale(name, sde):
     """c_in x has variance 1 for data of the assumed variance: sigma_data^2 for edm, 1 for the others."""
+    sde = SDE_CASES["ddpm"] if name == "mu" else sde
     variance = 0.09 if name == "edm" else 1.0
     t = torch.full((20000,), 0.7, dtype=torch.float64)
     x = sde.perturb(variance**0.5 * torch.randn(20000, 1, dtype=torch.float64), t, torch.randn(20000, 1, dtype=torch.float64))

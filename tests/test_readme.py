@@ -49,6 +49,7 @@ def test_every_name_in_the_table_exists():
     from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS
     from score_sde.networks import NETWORKS
     from score_sde.objectives import OBJECTIVES, WEIGHTINGS
+    from score_sde.objectives.steps import STEPS
     from score_sde.parameterization import PARAMETERIZATIONS
     from score_sde.sdes import SDES
     from score_sde.solvers import SOLVERS
@@ -66,6 +67,7 @@ def test_every_name_in_the_table_exists():
         (first["objectives"], OBJECTIVES),
         (first["weights"], WEIGHTINGS),
         (first["times"], TIMES),
+        (first["steps"], STEPS),
         (solvers - {"tuned"}, SOLVERS),
         (first["time grids"], TIME_GRIDS),
         (first["divergence"], DIVERGENCES),

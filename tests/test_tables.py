@@ -18,6 +18,7 @@ from score_sde.divergence import DIVERGENCES
 from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS
 from score_sde.networks import NETWORKS
 from score_sde.objectives import OBJECTIVES, WEIGHTINGS
+from score_sde.objectives.steps import STEPS
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
 from score_sde.sdes import SDES, VPSDE
 from score_sde.solvers import SOLVERS, DPMSolverPP
@@ -235,6 +236,7 @@ CHOICES = {
     "objective": (OBJECTIVES, ()),
     "weighting": (WEIGHTINGS, ()),
     "times": (TIMES, ()),
+    "steps": (STEPS, ()),
     "time grid": (TIME_GRIDS, ()),
     "divergence": (DIVERGENCES, ()),
     "likelihood.solver": (LIKELIHOOD_SOLVERS, ()),

@@ -19,6 +19,7 @@ from score_sde.divergence import DIVERGENCES
 from score_sde.likelihood import DEQUANTIZATIONS, LIKELIHOOD_SOLVERS
 from score_sde.networks import NETWORKS
 from score_sde.objectives import OBJECTIVES, WEIGHTINGS
+from score_sde.objectives.steps import STEPS
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
 from score_sde.run import load_config
 from score_sde.sdes import SDES
@@ -40,6 +41,7 @@ def list_(options: argparse.Namespace, overrides: list[str]) -> int:
         "objectives": OBJECTIVES,
         "weightings": WEIGHTINGS,
         "times": TIMES,
+        "steps": STEPS,
         "solvers": SOLVERS,
         "time grids": TIME_GRIDS,
         "ODE methods": METHODS,

@@ -111,6 +111,10 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str]]:
     for key in ("beta_start", "beta_end", *(("steps", "schedule") if ddpm.betas else ())):
         if ddpm.betas or ddpm.schedule == "cosine":
             yield f"sde.ddpm.{key}", table if ddpm.betas else "sde.ddpm.schedule is cosine"
+    if config.sde.name == "ddpm":
+        yield "objective.ddpm.steps", "the steps are those of the table, sde.ddpm"
+    if config.objective.ddpm.loss == "simple":
+        yield "objective.ddpm.variance", "objective.ddpm.loss is simple, in which there is no variance"
     network = config.network.get(config.network.name, {})
     if not network.get("classes", config.network.name == "diffusers"):  # which has its own settings
         yield "training.class_dropout", "the network has no classes"

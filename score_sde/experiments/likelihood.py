@@ -17,6 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from score_sde.chain import chain_nodes
 from score_sde.checkpoint import load_weights
 from score_sde.data import DataSource, View
 from score_sde.distributed import is_main, together
@@ -72,13 +73,12 @@ def measure_bounds(
         "ODE, truncated normal": measured(dequantization="truncated_normal"),
         "ODE, variational": measured(dequantization=dequantizer),
     }
-    steps = len(getattr(run.model.sde, "betas", range(1000)))
+    steps = len(chain_nodes(run.model.sde))
     for variance in VARIANCES:
         if variance != "learned" or run.model.learned_variance:
             records[f"chain of {steps} steps, {variance}"] = discrete_bound(
                 score,
                 values,
-                steps=steps,
                 variance=variance,
                 sampled_steps=min(100, steps - 1),
                 seed=seed,

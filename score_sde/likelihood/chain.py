@@ -19,7 +19,7 @@ def discrete_bound(
     model: Score,
     values: Tensor,
     *,
-    steps: int = 1000,
+    steps: int | None = None,
     nodes: Tensor | None = None,
     variance: str = "beta_tilde",
     sampled_steps: int | None = None,
@@ -35,7 +35,7 @@ def discrete_bound(
     Args:
         model: a ``ScoreModel``, or any score together with ``data``.
         values: integers from 0 to levels - 1, ``(N, *D)``.
-        steps: number of steps N of the chain t_k = k T / N; for a ``TabulatedSDE`` of N betas these are its own times.
+        steps: number of steps N of the chain t_k = k T / N; by default the steps of its table for a ``TabulatedSDE``, or 1000.
         nodes: times t_1 ... t_N of a chain of one's own, rising, in place of ``steps``.
         variance: of the model's steps: ``beta_tilde``, ``beta``, or ``learned``, as the model's ``score_and_variance`` has it.
         sampled_steps: evaluate that many steps drawn for each sample, one from each of as many equal parts of the chain, which

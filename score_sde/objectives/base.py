@@ -47,6 +47,11 @@ class Terms:
 class Objective(ABC):
     """What training makes small."""
 
+    @property
+    def trains_variance(self) -> bool:
+        """Whether it trains a learned variance; no, by default."""
+        return False
+
     def begin(self, model: ScoreModel) -> State:
         """What the objective knows before the first step: nothing, by default.
 

@@ -111,10 +111,13 @@ def begin(
         identity: of the run.
 
     Raises:
-        ValueError: the model has a learned variance, which no objective trains.
+        ValueError: the model has a learned variance, which the objective does not train.
     """
-    if model.learned_variance:
-        raise ValueError("score matching leaves a learned variance at its initial value: set learned_variance to False")
+    if model.learned_variance and not objective.trains_variance:
+        raise ValueError(
+            "the objective leaves a learned variance at its initial value: set learned_variance to False, or train it by the "
+            "objective ddpm, loss hybrid, variance learned_range"
+        )
     model = model.to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(),

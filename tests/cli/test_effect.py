@@ -51,6 +51,8 @@ def check(*options, **how):
         (["model.variance=learned"], "the network has no learned_variance"),
         (["sde.name=ddpm", "sde.ddpm.schedule=cosine", "sde.ddpm.beta_end=0.1"], "sde.ddpm.schedule is cosine"),
         (["sde.name=ddpm", "sde.ddpm.betas=(0.1,0.2)", "sde.ddpm.steps=2"], "betas is a table of its own"),
+        (["objective.name=ddpm", "sde.name=ddpm", "objective.ddpm.steps=9"], "those of the table"),
+        (["objective.name=ddpm", "objective.ddpm.variance=beta"], "objective.ddpm.loss is simple"),
         (["training.class_dropout=0.3"], "the network has no classes"),
         (["data.name=file", "data.file.path=a.npy", "data.file.key=x"], "a.npy holds one array"),
     ],

@@ -13,6 +13,7 @@ from score_sde.networks.contract import STATED, Network
 from score_sde.networks.ncsnpp import NCSNpp
 from score_sde.parameterization import PARAMETERIZATIONS
 from score_sde.score import ClassScore
+from score_sde.sdes import ddpm_schedule
 from score_sde.tensors import expand
 from tests.oracles import mixture
 
@@ -38,8 +39,16 @@ class Foreign(nn.Module):
         return Answer((score - expand(a, x) * x) / expand(b, x))
 
 
-@pytest.mark.parametrize("predicts", PARAMETERIZATIONS)
-@pytest.mark.parametrize("sde", [VPSDE(), VESDE(sigma_max=10.0)], ids=["vp", "ve"])
+CONVENTIONS = [
+    (name, sde)
+    for name in PARAMETERIZATIONS
+    for sde in ([ddpm_schedule()] if name == "mu" else [VPSDE(), VESDE(sigma_max=10.0)])
+]
+
+
+@pytest.mark.parametrize(
+    ("predicts", "sde"), CONVENTIONS, ids=lambda value: value if isinstance(value, str) else type(value).__name__
+)
 def test_a_network_of_another_convention_is_the_same_score(predicts, sde):
     score = mixture((2,)).score(sde)
     model = adapt(

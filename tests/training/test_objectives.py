@@ -1,0 +1,72 @@
+"""Every objective of the table is trained, and goes on bit for bit."""
+
+import pytest
+import torch
+
+from score_sde import VPSDE, DataSpec, ScoreModel
+from score_sde.data import Dataset, TensorSource
+from score_sde.networks import UNet
+from score_sde.objectives import DDPM, OBJECTIVES
+from score_sde.training import STANDARD_HOOKS, Trainer, TrainingOptions, TrainStep, begin, resume
+
+SPEC = DataSpec((1, 4, 4), levels=9, dequantize=False)
+OPTIONS = TrainingOptions(steps=10, batch_size=16, log_every=3, sample_every=10, checkpoint_every=4, warmup=2)
+CASES = {name: objective() for name, objective in OBJECTIVES.items()} | {
+    "ddpm, learned": DDPM("hybrid", "learned_range", "loss_aware", steps=5),
+}
+
+
+class Crash(Exception):
+    pass
+
+
+class Crashing(TrainStep):
+    def __call__(self, state, batch):
+        super().__call__(state, batch)
+        if state.step == 7:
+            raise Crash
+
+
+def trainer(folder, objective):
+    torch.manual_seed(0)
+    network = UNet((1, 4, 4), width=8, multipliers=(1,), attention=(), learned_variance=objective.trains_variance, dropout=0.1)
+    values = torch.randint(0, 9, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    data = Dataset(TensorSource(values, SPEC), TensorSource(values[:8], SPEC))
+    folder.mkdir(exist_ok=True)
+    state = resume(folder, begin(ScoreModel(network, VPSDE(), SPEC), objective, OPTIONS))
+    return Trainer(state, data, folder, OPTIONS, objective, hooks=STANDARD_HOOKS[:2], seed=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_crashed_run_equals_an_uninterrupted_one(tmp_path, name):
+    objective = CASES[name]
+    whole = trainer(tmp_path / "whole", objective)
+    whole.train(progress=False)
+    crashed = trainer(tmp_path / "parts", objective)
+    crashed.take = Crashing(objective, OPTIONS, SPEC, seed=0)
+    with pytest.raises(Crash):
+        crashed.train(progress=False)
+    again = trainer(tmp_path / "parts", objective)
+    assert again.state.step == 4
+    again.train(progress=False)
+    for found, expected in ((again.state.model, whole.state.model), (again.state.ema.model, whole.state.ema.model)):
+        assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+    assert again.state.objective.keys() == whole.state.objective.keys()
+    assert all(torch.equal(value, whole.state.objective[key]) for key, value in again.state.objective.items())
+
+
+def test_loss_aware_steps_are_learned_and_saved(tmp_path):
+    """160 losses at five steps: all are known, and those of a run that went on are all of them."""
+    done = trainer(tmp_path, CASES["ddpm, learned"])
+    done.train(progress=False)
+    assert (done.state.objective["counts"] == 10).all()
+    assert (done.state.objective["losses"] > 0).all()
+    found = trainer(tmp_path, CASES["ddpm, learned"]).state.objective
+    assert torch.equal(found["losses"], done.state.objective["losses"])
+
+
+def test_a_learned_variance_that_the_objective_does_not_train_is_refused(tmp_path):
+    network = UNet((1, 4, 4), width=8, multipliers=(1,), attention=(), learned_variance=True)
+    for objective in (OBJECTIVES["denoising"](), DDPM(), DDPM("vlb", "beta")):
+        with pytest.raises(ValueError, match="leaves a learned variance at its initial value"):
+            begin(ScoreModel(network, VPSDE(), SPEC), objective, OPTIONS)
