@@ -109,14 +109,6 @@ class TabulatedSDE(VariancePreserving):
         share = (t - nodes[cell - 1]) / (nodes[cell] - nodes[cell - 1])
         return nodes[cell - 2] + share * (nodes[cell - 1] - nodes[cell - 2])
 
-    def nodes(self) -> Tensor:
-        """The times at which the steps of the table end, k T / N for k = 1 ... N, ``(N,)``, float64."""
-        return torch.arange(1, len(self.betas) + 1, dtype=torch.float64, device="cpu") / len(self.betas) * self.T
-
-    def earlier(self, t: Tensor) -> Tensor:
-        """The time one step of the table before ``t``, in its shape: of a node the node below it, and at the least 0."""
-        return (t - self.T / len(self.betas)).clamp_min(0)
-
     def integral(self, t: Tensor) -> Tensor:
         return _curve(self.original or self.betas, self._knots, self.T, t.dtype, t.device).value(t)
 
