@@ -16,8 +16,8 @@ sigma. The choices of q for it:
                        at the centres has this very density at t_min, and loses nothing.
     variational        a flow trained on the model, see ``variational``.
 
-The density at t_min is not that at 0. For points x0 that come without the noise of t_min, adding it and taking it off again by
-a Gaussian around the posterior mean bounds the density at 0 (Song et al. 2021b, Appendix B):
+The density at t_min is not that at 0. Points x0 of some dequantizations lack the noise of t_min. It is added, and taken off
+again by a Gaussian around the posterior mean. This bounds the density at 0 (Song et al. 2021b, Appendix B):
 
     log p_0(x0) >= E [log p(x) + log N(x0; (x + sigma^2 score) / alpha, (sigma / alpha)^2 I) - log N(x; alpha x0, sigma^2 I)],
 

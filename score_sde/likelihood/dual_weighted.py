@@ -12,9 +12,9 @@ Let z(u) be *any* path, not only a solution. Since the density itself obeys the 
 
     log p(z_0) = log p(z_N) - \int h du - \int (dz/du - v) . g du,   v = -sin(theta) cos(theta) F,   g = grad log p = r score.
 
-The last integral takes back, to first order, what the path misses of the solution: it is the residual of the path weighted by
-the adjoint of log p (Becker and Rannacher 2001, Section 2), and the adjoint of log p is the score, which the network gives
-anyway. What is left is the product of the path's error with that of the score, and with itself.
+The last integral takes back, to first order, what the path misses of the solution. It is the residual of the path weighted by
+the adjoint of log p (Becker and Rannacher 2001, Section 2). The adjoint of log p is the score, which the network gives anyway.
+What is left is the product of the path's error with that of the score, and with itself.
 
 So the path may be crude. It is that of a predictor-corrector method in u with N equal steps: a polynomial through the last
 three F predicts the next state; the corrector, with the F found there, takes the place from which the next step starts (one

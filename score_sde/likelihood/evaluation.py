@@ -36,7 +36,7 @@ class Values:
 
     ``bits`` in bits per dimension; network evaluations and vector-Jacobian products; ``probe_variance``, the variances of
     ``bits`` over the draw of the probes, None where unknown. Where the solver tells, ``error`` is its estimated error in bits
-    per dimension, and ``steps`` the steps that a sample was given, 0 for Runge-Kutta steps of its own.
+    per dimension. ``steps`` is the number of steps that a sample was given, 0 for Runge-Kutta steps of its own.
     """
 
     bits: Tensor

@@ -35,9 +35,9 @@ class LogLikelihood:
     averaged over the samples. ``probe_variance`` ``(B,)`` is the variance of ``log_prob`` over the draw of the probes,
     estimated from their spread: 0 for an exact divergence, None where there is a single probe.
 
-    Of ``DualWeighted`` alone, else None: ``error`` ``(B,)``, the estimated error of ``log_prob`` by the solver, in nats, and
-    ``steps`` ``(B,)``, the steps of each sample's path, 0 where it was solved by Runge-Kutta steps of its own. A sample that
-    could not be solved has the ``log_prob`` NaN, and a warning tells how many there are.
+    ``error`` ``(B,)`` is the solver's estimate of its own error in ``log_prob``, in nats. ``steps`` ``(B,)`` are the steps of
+    each sample's path, 0 where it was solved by Runge-Kutta steps of its own. Both are of ``DualWeighted`` alone, else None. A
+    sample that could not be solved has the ``log_prob`` NaN, and a warning tells how many there are.
     """
 
     log_prob: Tensor
