@@ -4,6 +4,7 @@ from score_sde.interop.adapter import adapt
 from score_sde.interop.diffusers import from_diffusers, import_diffusers
 from score_sde.interop.diffusers_export import to_diffusers
 from score_sde.interop.guided_diffusion import (
+    classifier_from_guided_diffusion,
     from_guided_diffusion,
     from_improved_diffusion,
     guided_diffusion_config,
@@ -13,6 +14,7 @@ from score_sde.interop.published import import_published, published_config, read
 
 __all__ = [
     "adapt",
+    "classifier_from_guided_diffusion",
     "from_diffusers",
     "from_guided_diffusion",
     "from_improved_diffusion",

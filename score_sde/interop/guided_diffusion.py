@@ -26,6 +26,7 @@ from score_sde.data import DataSpec
 from score_sde.interop.reading import Entry, fill, load_file, setting
 from score_sde.model import ScoreModel
 from score_sde.networks.attention import SelfAttention
+from score_sde.networks.classifier import UNetClassifier
 from score_sde.networks.unet import Block, Encoder, Step
 from score_sde.run import RunError, build_model
 from score_sde.tables import did_you_mean
@@ -54,6 +55,39 @@ def from_guided_diffusion(weights: Weights, settings: Mapping[str, Any]) -> Scor
 def from_improved_diffusion(weights: Weights, settings: Mapping[str, Any]) -> ScoreModel:
     """A U-Net of improved-diffusion, as ``from_guided_diffusion``. By its scripts' defaults the times are rescaled."""
     return _model(IMPROVED, weights, settings)
+
+
+def classifier_from_guided_diffusion(weights: Weights, settings: Mapping[str, Any]) -> UNetClassifier:
+    """A classifier of guided-diffusion as a network of ours, in evaluation mode.
+
+    It is called as ``classifier(x, step)`` with the step k, times 1000 / N where the times are rescaled, and gives logits.
+
+    Args:
+        weights: a state dict of its ``EncoderUNetModel``, or the file of one; nothing in a file is executed.
+        settings: the arguments of that network, or the flags ``classifier_...`` of the scripts, as for a U-Net.
+
+    Raises:
+        RunError: a setting is missing, unknown, or of a kind that cannot be read.
+        CheckpointError: the weights are damaged, or do not fit the settings.
+    """
+    tensors, source = _state_dict(weights)
+    last = tensors.get("out.2.c_proj.weight", tensors.get("out.3.weight"))
+    arguments = _classifier_arguments(settings, 1000 if last is None else len(last))
+    pools = {"attention": "attention", "adaptive": "mean"}
+    pool = setting(arguments, "pool", str)
+    if pool not in pools:
+        raise RunError(f"unknown pool {pool!r} in the settings; {' and '.join(pools)} can be read")
+    if pool == "attention" and setting(arguments, "num_head_channels", int) == -1:
+        raise RunError("a pool by attention needs num_head_channels")
+    options: dict[str, Any] = _encoder_options(GUIDED, arguments) | {"pool": pools[pool]}
+    options.pop("heads_up", None)  # there is no way up
+    shape = _shape(arguments)
+    try:
+        network = UNetClassifier(shape, setting(arguments, "out_channels", int), **options)
+    except ValueError as error:
+        raise RunError(f"there is no classifier of these settings: {error}") from error
+    fill(network, [*_encoder_entries(network, _legacy(arguments)), *_pool_entries(network)], tensors, source)
+    return network.eval().requires_grad_(False)
 
 
 def guided_diffusion_config(settings: Mapping[str, Any], classes: int = 1000) -> tuple[dict[str, Any], DataSpec]:
@@ -148,13 +182,24 @@ IMPROVED = _Project(
     wide_stem=False,
 )
 
+CLASSIFIER_ARGUMENTS = {key: value for key, value in GUIDED.arguments.items() if key != "num_classes"} | {"pool": "adaptive"}
+CLASSIFIER_FLAGS = {
+    "image_size": 64,
+    "classifier_width": 128,
+    "classifier_depth": 2,
+    "classifier_attention_resolutions": "32,16,8",
+    "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True,
+    "classifier_pool": "attention",
+    "classifier_use_fp16": False,
+    "learn_sigma": False,
+} | CHAIN
+
 
 def _config(project: _Project, settings: Mapping[str, Any], classes: int) -> tuple[dict[str, Any], DataSpec]:
     arguments = _arguments(project, settings, classes)
-    channels, outputs = setting(arguments, "in_channels", int), setting(arguments, "out_channels", int)
-    size, dims = setting(arguments, "image_size", int), setting(arguments, "dims", int)
-    if dims not in (1, 2) or size < 1:
-        raise RunError(f"networks of dims 1 and 2 and of any image_size above 0 can be read, got dims {dims} and {size}")
+    shape, outputs = _shape(arguments), setting(arguments, "out_channels", int)
+    channels = shape[0]
     if outputs not in (channels, 2 * channels):
         raise RunError(f"out_channels is {outputs}; it must be {channels}, or twice that for a learned variance")
     network = _encoder_options(project, arguments) | {"learned_variance": outputs != channels}
@@ -168,36 +213,82 @@ def _config(project: _Project, settings: Mapping[str, Any], classes: int) -> tup
         "network": {"name": "adm", "adm": network},
         "model": model,
     }
-    return config, DataSpec((channels, *[size] * dims), levels=256, dequantize=False)
+    return config, DataSpec(shape, levels=256, dequantize=False)
 
 
 def _arguments(project: _Project, settings: Mapping[str, Any], classes: int) -> dict[str, Any]:
     """The arguments of the network, with those of the chain, in the spelling of the network."""
-    by_arguments = "model_channels" in settings
-    spelling, known = ("arguments", project.arguments) if by_arguments else ("flags", project.flags)
-    for key in settings:
-        if key not in known:
-            kinds = f"{project.name}'s {spelling} have no {key!r}{did_you_mean(key, known)}"
-            raise RunError(f"{kinds}; the argument model_channels and the flag num_channels tell the two spellings apart")
-    given = {**known, **settings}
+    given, by_arguments = _spelled(project.name, settings, project.arguments, project.flags)
     if by_arguments:
         return given
-    size, word = setting(given, "image_size", int), setting(given, "channel_mult", str, "")
-    if not word and size not in project.multipliers:
-        raise RunError(f"{project.name} has no channel_mult of its own for image_size {size}: give it, or the arguments")
-    resolutions = _numbers(given, "attention_resolutions")
-    if min(resolutions) < 1:
-        raise RunError(f"attention_resolutions must be at least 1, got {given['attention_resolutions']!r}")
+    word = setting(given, "channel_mult", str, "")
     return given | {
         "in_channels": 3,
         "out_channels": 6 if setting(given, "learn_sigma", bool) else 3,
         "model_channels": setting(given, "num_channels", int),
-        "channel_mult": _numbers(given, "channel_mult") if word else project.multipliers[size],
-        "attention_resolutions": [size // int(resolution) for resolution in resolutions],
+        "channel_mult": _numbers(given, "channel_mult") if word else _multipliers(project, given),
+        "attention_resolutions": _factors(given, "attention_resolutions"),
         "num_classes": classes if setting(given, "class_cond", bool) else None,
         "conv_resample": True,
         "dims": 2,
     }
+
+
+def _classifier_arguments(settings: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    """The arguments of a classifier, in the spelling of the network."""
+    given, by_arguments = _spelled("guided-diffusion", settings, CLASSIFIER_ARGUMENTS, CLASSIFIER_FLAGS)
+    if by_arguments:
+        return given
+    return CLASSIFIER_ARGUMENTS | {
+        "image_size": given["image_size"],
+        "in_channels": 3,
+        "out_channels": classes,
+        "model_channels": setting(given, "classifier_width", int),
+        "num_res_blocks": setting(given, "classifier_depth", int),
+        "channel_mult": _multipliers(GUIDED, given),
+        "attention_resolutions": _factors(given, "classifier_attention_resolutions"),
+        "num_head_channels": 64,
+        "use_scale_shift_norm": setting(given, "classifier_use_scale_shift_norm", bool),
+        "resblock_updown": setting(given, "classifier_resblock_updown", bool),
+        "pool": setting(given, "classifier_pool", str),
+    }
+
+
+def _spelled(
+    project: str, settings: Mapping[str, Any], arguments: Mapping[str, Any], flags: Mapping[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """The settings with their defaults, and whether they are arguments."""
+    by_arguments = "model_channels" in settings
+    spelling, known = ("arguments", arguments) if by_arguments else ("flags", flags)
+    for key in settings:
+        if key not in known:
+            kinds = f"{project}'s {spelling} have no {key!r}{did_you_mean(key, known)}"
+            raise RunError(f"{kinds}; settings with model_channels are arguments, all others flags")
+    return {**known, **settings}, by_arguments
+
+
+def _multipliers(project: _Project, flags: Mapping[str, Any]) -> tuple[float, ...]:
+    """Those that the project has for an image size."""
+    size = setting(flags, "image_size", int)
+    if size not in project.multipliers:
+        raise RunError(f"{project.name} has no channel_mult of its own for image_size {size}: give it, or the arguments")
+    return project.multipliers[size]
+
+
+def _factors(flags: Mapping[str, Any], key: str) -> list[int]:
+    """The factors of downsampling at which the image has the sizes in a word."""
+    sizes = _numbers(flags, key)
+    if min(sizes) < 1:
+        raise RunError(f"{key} must be at least 1, got {flags[key]!r}")
+    return [setting(flags, "image_size", int) // int(size) for size in sizes]
+
+
+def _shape(arguments: Mapping[str, Any]) -> tuple[int, ...]:
+    channels, size, dims = (setting(arguments, key, int) for key in ("in_channels", "image_size", "dims"))
+    if dims not in (1, 2) or min(channels, size) < 1:
+        given = f"dims {dims}, in_channels {channels} and image_size {size}"
+        raise RunError(f"networks of dims 1 and 2, of in_channels and image_size above 0, can be read, got {given}")
+    return channels, *[size] * dims
 
 
 def _numbers(flags: Mapping[str, Any], key: str) -> list[float]:
@@ -348,6 +439,29 @@ def _decoder_entries(network: Any, legacy: bool) -> Iterator[Entry]:
             place = 2 if isinstance(layer, Block) and isinstance(layer.attention, SelfAttention) else 1
     yield from _plain("last.0", "out.0")
     yield from _plain("last.2", "out.2")
+
+
+def _pool_entries(network: UNetClassifier) -> Iterator[Entry]:
+    """The tensors of the end of a classifier."""
+    yield from _plain("norm", "out.0")
+    if network.pool is None:
+        yield Entry(
+            "last.weight",
+            ["out.3.weight"],
+            lambda tensors: tensors[0].flatten(1),
+            lambda weight: [weight.reshape(*weight.shape, *[1] * (network.first.weight.ndim - 2))],
+        )
+        yield Entry("last.bias", ["out.3.bias"])
+        return
+    yield Entry(
+        "pool.position",
+        ["out.2.positional_embedding"],
+        lambda tensors: tensors[0].T,
+        lambda position: [position.T],
+    )
+    for name in ("weight", "bias"):
+        yield _rows(f"pool.qkv.{name}", f"out.2.qkv_proj.{name}")
+        yield _rows(f"last.{name}", f"out.2.c_proj.{name}")
 
 
 def _layer_entries(layer: nn.Module, own: str, other: str, place: int, legacy: bool) -> Iterator[Entry]:

@@ -33,7 +33,6 @@ class Design:
     attention: tuple[int, ...]
     head_width: int
     heads: int
-    heads_up: int
     dropout: float
     resample: str
     modulation: str
@@ -41,9 +40,10 @@ class Design:
     fourier_scale: float
     stem: int
     group_width: int
-    classes: int
-    no_class: bool
     signal: bool
+    heads_up: int = 0
+    classes: int = 0
+    no_class: bool = True
 
     def __post_init__(self):
         if min(self.width - 3, self.blocks, self.head_width) < 1 or not self.multipliers or min(self.widths) < 1:
@@ -94,8 +94,11 @@ class Design:
 
     def block(self, inputs: int, outputs: int, attends: bool, *, up: bool = False) -> "Block":
         """A residual block, with attention after it where it ``attends``."""
-        heads = (self.heads_up if up and self.heads_up else self.heads) or max(1, outputs // self.head_width)
-        return Block(self, inputs, outputs, heads=heads if attends else 0)
+        return Block(self, inputs, outputs, heads=self.heads_of(outputs, up=up) if attends else 0)
+
+    def heads_of(self, channels: int, *, up: bool = False) -> int:
+        """How many heads an attention of so many channels has."""
+        return (up and self.heads_up) or self.heads or max(1, channels // self.head_width)
 
     def between(self, direction: str, channels: int) -> nn.Module:
         """What leads from a level to the next one ``down`` or ``up``."""
@@ -121,6 +124,8 @@ class Encoder(Network):
         super().__init__()
         self.event = tuple(shape)
         channels, *sides = shape
+        if len(sides) not in (1, 2):
+            raise ValueError(f"a U-Net needs an event (C, L) or (C, H, W), got {tuple(shape)}; the mlp takes any")
         levels = len(design.multipliers)
         if min(sides) < 2 ** (levels - 1):
             raise ValueError(f"{levels} levels are too many for an event of shape {tuple(shape)}")
@@ -215,27 +220,24 @@ class UNet(Encoder):
         learned_variance: bool = False,
         recompute: bool = False,
     ):
-        channels, *sides = shape
-        if len(sides) not in (1, 2):
-            raise ValueError(f"a U-Net needs an event (C, L) or (C, H, W), got {tuple(shape)}; the mlp takes any")
         design = Design(
-            width,
-            multipliers,
-            blocks,
-            attention,
-            head_width,
-            heads,
-            heads_up,
-            dropout,
-            resample,
-            modulation,
-            embedding,
-            fourier_scale,
-            stem,
-            group_width,
-            classes,
-            no_class,
-            signal=len(sides) == 1,
+            width=width,
+            multipliers=multipliers,
+            blocks=blocks,
+            attention=attention,
+            head_width=head_width,
+            heads=heads,
+            dropout=dropout,
+            resample=resample,
+            modulation=modulation,
+            embedding=embedding,
+            fourier_scale=fourier_scale,
+            stem=stem,
+            group_width=group_width,
+            signal=len(shape) == 2,
+            heads_up=heads_up,
+            classes=classes,
+            no_class=no_class,
         )
         super().__init__(shape, design)
         self.learned_variance, self.classes, self.knows_no_class = learned_variance, classes, no_class
@@ -249,7 +251,7 @@ class UNet(Encoder):
             if level:
                 stage.append(design.between("up", current))
             self.up.append(stage)
-        last = design.conv(current, channels * (2 if learned_variance else 1))
+        last = design.conv(current, shape[0] * (2 if learned_variance else 1))
         nn.init.zeros_(last.weight)
         self.last = nn.Sequential(design.norm(current), nn.SiLU(), last)
         self.blocks_per_level = blocks

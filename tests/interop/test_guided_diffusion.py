@@ -8,6 +8,7 @@ import torch
 
 from score_sde.checkpoint import CheckpointError
 from score_sde.interop import (
+    classifier_from_guided_diffusion,
     from_guided_diffusion,
     from_improved_diffusion,
     guided_diffusion_config,
@@ -15,10 +16,11 @@ from score_sde.interop import (
 )
 from score_sde.run import RunError, build_model
 from score_sde.tables import OptionError
-from tests.oracles.guided_diffusion import StateDict, answer
+from tests.oracles.guided_diffusion import StateDict, answer, logits
 from tests.reference import guided_diffusion as reference
 
-CASES = reference.cases()
+CASES = {name: case for name, case in reference.cases().items() if case["flags"]}
+(CLASSIFIER,) = (case for case in reference.cases().values() if not case["flags"])
 
 SMALL = {
     "image_size": 8,
@@ -155,6 +157,66 @@ def test_networks_of_the_papers_have_the_published_number_of_parameters(config, 
     assert float(f"{sum(p.numel() for p in model.parameters()) / 1e6:.{digits}g}") == millions
 
 
+# classifiers
+
+
+def test_a_classifier_answers_as_the_published_one():
+    found = reference.answers(CLASSIFIER)
+    network = classifier_from_guided_diffusion(reference.weights(CLASSIFIER), CLASSIFIER["constructor"])
+    for dtype in (torch.float64, torch.float32):
+        x = found["x"].to(dtype).requires_grad_()
+        given = network.to(dtype)(x, found["t"].to(dtype))
+        log_prob = given.log_softmax(dim=1).gather(1, found["y"][:, None])[:, 0]
+        (grad,) = torch.autograd.grad(log_prob.sum(), x)
+        for name, ours in (("logits", given), ("logp_y", log_prob), ("grad", grad)):
+            exact, rounded = found[f"{name}_f64"], found[f"{name}_f32"]
+            bound = 1e-10 * exact.abs().max() if dtype == torch.float64 else 10 * (rounded - exact).abs().max()
+            assert (ours - exact).abs().max() < bound
+
+
+CLASSIFIERS = {
+    "attention": {"pool": "attention", "num_head_channels": 16, "use_new_attention_order": True},
+    "attention, other blocks": {
+        "pool": "attention",
+        "num_head_channels": 32,
+        "image_size": 16,
+        "channel_mult": [1, 1, 2],
+        "resblock_updown": True,
+        "attention_resolutions": [1, 4],
+    },
+    "adaptive": {"pool": "adaptive", "num_heads_upsample": 3, "conv_resample": False, "use_scale_shift_norm": False},
+    "adaptive of a signal": {"dims": 1, "in_channels": 1, "num_res_blocks": 2},
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+@torch.no_grad()
+def test_every_setting_of_a_classifier_does_what_it_does_there(name):
+    arguments = {**SMALL, **GUIDED, "out_channels": 5, "pool": "adaptive", **CLASSIFIERS[name]}
+    del arguments["num_classes"]
+    torch.manual_seed(0)
+    x = torch.randn(2, arguments["in_channels"], *[arguments["image_size"]] * arguments["dims"], dtype=torch.float64)
+    t, weights = torch.tensor([3.0, 871.5], dtype=torch.float64), StateDict()
+    logits(weights, arguments, x, t)
+    network = classifier_from_guided_diffusion(weights, arguments)
+    rounded = StateDict({name: tensor.float() for name, tensor in weights.items()})
+    torch.testing.assert_close(network.double()(x, t), logits(rounded, arguments, x, t), rtol=1e-9, atol=1e-9)
+
+
+def test_flags_of_a_classifier_are_its_arguments():
+    """Of 64 x 64: four levels, attention at 32, 16 and 8, heads of 64 channels."""
+    arguments = {**SMALL, **GUIDED, "image_size": 64, "channel_mult": [1, 2, 3, 4], "num_head_channels": 64, "num_heads": 1}
+    arguments |= {"attention_resolutions": [2, 4, 8], "resblock_updown": True, "pool": "attention", "out_channels": 7}
+    arguments |= {"model_channels": 64, "num_res_blocks": 1}
+    del arguments["num_classes"]
+    flags, weights = {"classifier_width": 64, "classifier_depth": 1}, StateDict()
+    x, t = torch.randn(1, 3, 64, 64), torch.tensor([5.0])
+    with torch.no_grad():
+        logits(weights, arguments, x, t)
+        ours, theirs = (classifier_from_guided_diffusion(weights, given)(x, t) for given in (flags, arguments))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
 # the chain
 
 
@@ -236,7 +298,7 @@ def test_data_is_trained_as_whole_levels():
         (guided_diffusion_config, {**FLAGS, "attention_resolutions": "0"}, "at least 1"),
         (guided_diffusion_config, {**SMALL, "attention_resolutions": "2"}, "must be of type list"),
         (guided_diffusion_config, {k: v for k, v in SMALL.items() if k != "image_size"}, "lack 'image_size'"),
-        (guided_diffusion_config, {**SMALL, "image_size": 0}, "any image_size above 0"),
+        (guided_diffusion_config, {**SMALL, "image_size": 0}, "image_size above 0"),
         (guided_diffusion_config, {**SMALL, "dims": 3}, "dims 1 and 2"),
         (guided_diffusion_config, {**SMALL, "out_channels": 4}, "out_channels is 4; it must be 3, or twice that"),
         (guided_diffusion_config, {**SMALL, "num_head_channels": 24}, "does not divide the 64 channels"),
@@ -268,6 +330,23 @@ def test_settings_that_cannot_be_read_are_refused(config, settings, message):
 def test_networks_that_cannot_be_are_refused(settings, message):
     with pytest.raises(OptionError, match=message):
         from_guided_diffusion({}, {**SMALL, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_classes": 3}, "arguments have no 'num_classes'"),
+        ({"pool": "spatial"}, "attention and adaptive can be read"),
+        ({"pool": "attention"}, "needs num_head_channels"),
+        ({"pool": "attention", "num_head_channels": 24}, "does not divide the 64 channels"),
+        ({"out_channels": 1}, "at least two classes"),
+        ({}, "lacks time_embed.0.weight"),
+    ],
+)
+def test_classifiers_that_cannot_be_read_are_refused(settings, message):
+    arguments = {key: value for key, value in SMALL.items() if key != "num_classes"}
+    with pytest.raises((RunError, CheckpointError), match=message):
+        classifier_from_guided_diffusion({}, {**arguments, **settings})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The U-Nets of guided-diffusion and improved-diffusion, once more: functions of a state dict in the projects' own names.
+"""The networks of guided-diffusion and improved-diffusion, once more: functions of a state dict in the projects' own names.
 
 Written from a description of the networks, apart from ours. ``answer`` agrees with the answers of the published code that
 ``tests.reference.guided_diffusion`` has. A ``StateDict`` that is empty at first draws each tensor when it is asked for, so that
@@ -135,3 +135,17 @@ def answer(w: StateDict, a: dict, x: Tensor, t: Tensor, y: Tensor | None = None,
                 h = step(w, f"{name}.{place}", h, embedding, a, "up")
             number += 1
     return w.conv("out.2", F.silu(w.norm("out.0", h)), a["out_channels"])
+
+
+def logits(w: StateDict, a: dict, x: Tensor, t: Tensor) -> Tensor:
+    """What the classifier of the constructor's arguments ``a`` gives at ``x`` ``(B, C, ...)`` and ``t`` ``(B,)``."""
+    h, _, _ = encode(w, a, x, t, None, improved=False)
+    width, h = h.shape[1], F.silu(w.norm("out.0", h))
+    if a["pool"] == "adaptive":
+        pooled = h.flatten(2).mean(dim=2).reshape(*h.shape[:2], *[1] * (x.ndim - 2))
+        return w.conv("out.3", pooled, a["out_channels"], side=1).flatten(1)
+    tokens = h.flatten(2)
+    tokens = torch.cat([tokens.mean(dim=2, keepdim=True), tokens], dim=2)
+    tokens = tokens + w.tensor("out.2.positional_embedding", width, tokens.shape[2])
+    attended = attend(w.conv("out.2.qkv_proj", tokens, 3 * width, side=1), width // a["num_head_channels"], legacy=False)
+    return w.conv("out.2.c_proj", attended, a["out_channels"], side=1)[:, :, 0]
