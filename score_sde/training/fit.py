@@ -16,6 +16,7 @@ from score_sde.checkpoint import latest_checkpoint
 from score_sde.data import DATASETS, Arrays, DataError, Dataset, DataSource, DataSpec, DataWarning, array_file, read
 from score_sde.distributed import require_one_process
 from score_sde.files import read_npz, write_npz
+from score_sde.inputs import require_kind
 from score_sde.lock import sole_writer
 from score_sde.model import ScoreModel
 from score_sde.networks import NETWORKS
@@ -44,7 +45,7 @@ def fit(
     network_options: Mapping[str, Any] = {},
     parameterization: str = "edm",
     time_input: str = "edm",
-    objective: Objective = DenoisingScoreMatching(),
+    objective: Objective | str = DenoisingScoreMatching(),
     training: TrainingOptions = TrainingOptions(),
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -66,7 +67,7 @@ def fit(
         network: a name in ``NETWORKS``; by default ``unet`` for signals and images, ``mlp`` for anything else.
         network_options: what the network is built with, beside the shape: ``{"width": 64, "classes": 10}`` for example.
         parameterization, time_input: as ``ScoreModel`` takes them.
-        objective: what training makes small.
+        objective: what training makes small, or its name in ``OBJECTIVES``.
         training: how to train.
         seed: of the initial weights, batches, times and noise.
         device: where to train; the GPU where there is one, by default.
@@ -86,6 +87,9 @@ def fit(
         run = fit(torch.randn(1000, 2), "runs/gaussian", sde=VPSDE(), training=TrainingOptions(steps=500))
     """
     require_one_process("fit")
+    require_kind("training", training, TrainingOptions)
+    if network:
+        require_name("network", network, NETWORKS)
     folder = Path(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with sole_writer(folder):
@@ -100,7 +104,7 @@ def fit(
             found = found._replace(class_names=data.class_names)
         if not isinstance(data, Tensor | np.ndarray | Path | str):
             _warn_of_what_is_not_kept(data.spec, found.spec)
-        config["network"] = section(NETWORKS, network or _network_for(found.spec.shape), "shape", kind="network")
+        config["network"] = section(NETWORKS, network or _network_for(found.spec.shape), "shape")
         _set(config["network"], network_options, "network", NETWORKS)
         config["model"] = options_of(ScoreModel, "network", "sde", "data")
         config["model"] |= {"parameterization": parameterization, "time_input": time_input, "sigma_data": None}
