@@ -5,6 +5,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from PIL import Image
 
 from score_sde import SDE
 from tests.oracles import SDE_CASES
@@ -23,6 +24,13 @@ LIKE_OTHERS = ("cosine", "snr", "quarter_circle")
 @pytest.fixture(params=SDE_CASES, ids=str)
 def sde(request) -> SDE:
     return SDE_CASES[request.param]
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are left blank: drawing them takes longer than what stands beside them."""
+    for module in ("images", "report"):
+        monkeypatch.setattr(f"score_sde.{module}.figure_image", lambda figure: Image.new("RGB", (8, 8)))
 
 
 COMMON = ("vp", "ve")

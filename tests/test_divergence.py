@@ -263,7 +263,7 @@ def test_an_estimate_depends_on_its_sample_and_its_seed_alone(name, event):
         assert (estimate(x, seed=1) - together).abs().min() > 1e-6
 
 
-@pytest.mark.parametrize("probes", [3, 6, 12])
+@pytest.mark.parametrize("probes", [3, pytest.param(6, marks=pytest.mark.slow), 12])
 def test_hutch_plus_plus_is_smooth_along_a_trajectory(probes):
     """An adaptive solver gets through at 1e-6 in few steps: with a sketch of signs two columns may agree, and it gave up."""
     score, x = mixture((4,)).score(VPSDE()), mixture((4,)).sample(64, seed=4)

@@ -178,6 +178,7 @@ def test_likelihood_of_images_stored_without_a_channel(capsys, digits, tmp_path)
 # tune
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tuned_solvers_are_used_by_name(capsys, moons):
     said = run(capsys, "tune", f"--workdir={moons}", "--nfe=4,6", "--pilot=8", "--trials=10", "--quiet")
     assert "best standard" in said
@@ -271,6 +272,7 @@ def test_config_prints_what_was_chosen(capsys, trained):
     assert own["training"]["steps"] == 6
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_with_classes_draws_from_one(tmp_path, capsys):
     options = ("--config.network.mlp.classes=2", *MOONS)
     run(capsys, "train", "--config=two_moons", f"--workdir={tmp_path}", "--quiet", *options)

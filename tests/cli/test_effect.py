@@ -9,6 +9,8 @@ from score_sde.config import ConfigError, default_config, override
 from score_sde.divergence import ExactDivergence, as_divergence
 from tests.cli.conftest import refused, run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 # whatever the command
 
 

@@ -15,6 +15,8 @@ from score_sde.config import from_saved
 from score_sde.run import load_known_data
 from tests.data.reading import every
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TINY = ("--config.network.name=mlp", "--config.network.mlp.width=8", "--config.network.mlp.depth=1", "--quiet")
 SHORT = ("--config.training.steps=2", "--config.training.batch_size=8", "--config.training.sample_every=0")
 FAST = ("--config.likelihood.solver.name=ode", "--config.likelihood.solver.ode.method=midpoint", "--config.likelihood.audit=0")

@@ -8,6 +8,8 @@ from score_sde.cli.parser import CONFIGURED
 from score_sde.config import default_config, flat
 from tests.cli.conftest import MOONS, less, refused, run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 # mistakes on the command line
 
 

@@ -12,6 +12,8 @@ from score_sde.cli import main
 from score_sde.likelihood.evaluation import Estimator
 from tests.cli.conftest import MOONS, refused, run, written
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SAMPLE = ("sample", "--solver=ddim", "--nfe=6", "--n=3", "--quiet")
 LIKELIHOOD = ("likelihood", "--n=2", "--quiet", "--config.likelihood.solver.ode.rtol=1e-2", "--config.likelihood.audit=0")
 CHANGED = {

@@ -20,6 +20,8 @@ from score_sde.score import ClassScore
 from score_sde.solvers.probability_flow import ProbabilityFlow
 from score_sde.transitions import VARIANCES
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 RUNS = Path(__file__).parent.parent / "data" / "runs"
 FAST = {"solver": ProbabilityFlow(method="midpoint", steps=2), "audit": 0}
 

@@ -389,13 +389,16 @@ def test_settings_follow_the_shape():
     assert torch.equal(again(x, noise), network(x, noise))
 
 
+SMALL = {"block_out_channels": [8], "norm_num_groups": 2, "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+
+
 @pytest.mark.parametrize(
     ("shape", "settings", "message"),
     [
         ((3, 8, 8), "", "must be the JSON text"),
         ((3, 8, 8), "[]", "must be a JSON object"),
         ((3, 8), "{}", "needs images"),
-        ((3, 8, 8), '{"in_channels": 1}', "takes images of 1 channels"),
+        ((3, 8, 8), json.dumps({"in_channels": 1, **SMALL}), "takes images of 1 channels"),
         ((3, 8, 8), '{"block_out_channel": 1}', "no setting block_out_channel"),
     ],
 )

@@ -10,6 +10,7 @@ from score_sde.likelihood import DualWeighted
 from tests.oracles import BrokenScore, DoubleWellSDE, Recorder, mixture
 
 PUBLISHED = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=50.0)}
+QUICK = ["vp", pytest.param("subvp", marks=pytest.mark.slow), "ve"]
 
 
 def found(score, x, solver, **options):
@@ -42,7 +43,7 @@ def test_few_steps_are_enough_for_bits_per_dim(name):
     assert result.nfe < (70 if name == "subvp" else 40)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", QUICK)
 def test_it_converges_faster_than_third_order(name):
     """Halving the steps where they are small enough: the median error falls by more than 2^3, until it is 1e-9 or so."""
     sde = PUBLISHED[name]
@@ -56,7 +57,7 @@ def test_it_converges_faster_than_third_order(name):
     assert medians[1] / medians[2] > 2**3.2
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", QUICK)
 def test_the_residual_takes_back_what_the_path_misses(name, monkeypatch):
     """With the weights of the score set to nothing, the same path is at least five times further from the truth."""
     sde = PUBLISHED[name]

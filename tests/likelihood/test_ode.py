@@ -43,8 +43,8 @@ def test_log_p_of_a_larger_mixture(name, event, dtype):
     check_closed_form(PUBLISHED[name], event, dtype, 4)
 
 
-def test_log_p_under_every_sde(sde):
-    check_closed_form(sde, (2,), torch.float64, 4)
+def test_log_p_under_every_sde(each_sde):
+    check_closed_form(each_sde, (2,), torch.float64, 4)
 
 
 @pytest.mark.parametrize("event", [(2,), (1, 2), (1, 2, 1), (1, 1, 2, 1)], ids=str)
@@ -113,13 +113,13 @@ def test_probes_belong_to_the_sample_and_the_seed():
     assert not torch.allclose(together, log_likelihood(score, x, seed=1, **options).log_prob)
 
 
-def test_evaluations_are_counted_and_stay_in_range(sde):
+def test_evaluations_are_counted_and_stay_in_range(each_sde):
     seen = []
-    result = log_likelihood(Recorder(mixture().score(sde), seen), mixture().sample(3), divergence=Hutchinson(3))
+    result = log_likelihood(Recorder(mixture().score(each_sde), seen), mixture().sample(3), divergence=Hutchinson(3))
     assert result.nfe == len(seen)
     assert result.vjps == 3 * result.nfe
-    assert min(seen) >= sde.t_min * (1 - 1e-12)
-    assert max(seen) <= sde.T
+    assert min(seen) >= each_sde.t_min * (1 - 1e-12)
+    assert max(seen) <= each_sde.T
 
 
 def test_conditional_log_p_is_that_of_the_component():

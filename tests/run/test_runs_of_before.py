@@ -15,6 +15,8 @@ from score_sde import ProbabilityFlow, load, log_likelihood
 from score_sde.cli import main
 from score_sde.run import Begun, build_solver, load_begun, load_tuned
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 BEFORE = Path(__file__).parent.parent / "data" / "runs"
 RUNS = sorted(path.parent.name for path in BEFORE.glob("*/expected.npz"))
 TRAINED = sorted(path.parent.name for path in BEFORE.glob("*/checkpoints"))

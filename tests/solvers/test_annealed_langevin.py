@@ -13,7 +13,7 @@ from score_sde.score import BoundScore
 from score_sde.solvers.annealed_langevin import AnnealedLangevin, suitable_snr
 from score_sde.solvers.time_grids import ExplicitGrid
 from score_sde.tensors import SampleNoise
-from tests.oracles import PUBLISHED, SDE_CASES, Recorder, affine_moments, exact_moments, gaussian, mixture
+from tests.oracles import PUBLISHED, SDE_CASES, BatchNoise, Recorder, affine_moments, exact_moments, gaussian, mixture
 
 
 @pytest.mark.parametrize("year", [2019, 2020])
@@ -174,9 +174,9 @@ def test_bad_options_are_refused(options, message):
 def check(sde):
     """Mean within 4 standard errors and 2 %, covariance within 4 standard errors and 15 % of the variances."""
     truth, count = mixture(), 2000
-    z = SampleNoise(9, (count, 2), dtype=torch.float64).normal()
-    x_T = sde.perturb(truth.sample(count, seed=8), sde.T, z)
-    x = AnnealedLangevin().sample(truth.score(sde), x_T=x_T, seed=1).x
+    noise = BatchNoise(9, (count, 2))
+    x_T = sde.perturb(truth.sample(count, seed=8), sde.T, noise.normal())
+    x = AnnealedLangevin().solve(truth.score(sde), x_T, sde.T, sde.t_min, noise=noise)
     standard = truth.covariance().diagonal().sqrt()
     assert ((x.mean(0) - truth.mean()).abs() < 4 * standard / count**0.5 + 0.02 * standard).all()
     deviation = x - x.mean(0)

@@ -21,6 +21,8 @@ from score_sde.time_sampling import LogSNRTimes
 from score_sde.training import TrainStep
 from tests.oracles.sdes import QuarterCircleSDE
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHORT = TrainingOptions(steps=4, batch_size=8, log_every=2, sample_every=0)
 LONGER = TrainingOptions(steps=6, batch_size=8, log_every=2, sample_every=0)
 SMALL = {"width": 8}
