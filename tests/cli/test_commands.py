@@ -180,22 +180,22 @@ def test_likelihood_of_images_stored_without_a_channel(capsys, digits, tmp_path)
 
 @pytest.mark.usefixtures("undrawn")
 def test_tuned_solvers_are_used_by_name(capsys, moons):
-    said = run(capsys, "tune", f"--workdir={moons}", "--nfe=4,6", "--pilot=8", "--trials=10", "--quiet")
+    said = run(capsys, "tune", f"--workdir={moons}", "--nfe=3,5", "--pilot=8", "--trials=10", "--quiet")
     assert "best standard" in said
-    assert f"score-sde sample --workdir={moons} --solver=tuned --nfe=6" in said
+    assert f"score-sde sample --workdir={moons} --solver=tuned --nfe=5" in said
     saved = json.loads((moons / "tuned.json").read_text())["choices"]
-    assert [entry["nfe"] for entry in saved] == [4, 6]
+    assert [entry["nfe"] for entry in saved] == [3, 5]
     about = saved[0]["about"]
     assert about == {"pilot": 8, "trials": 10, "seed": 0, "class": None, "step": 6, "run": about["run"]}
-    said = run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=5", "--n=4", "--quiet")
-    assert "4 evaluations each (of 5 allowed)" in said
-    assert written(said, "picture").name.startswith("tuned_nfe4_seed0_")
-    said = run(capsys, "tune", f"--workdir={moons}", "--nfe=5", "--pilot=9", "--trials=10", "--quiet")
-    assert [line.split()[0] for line in said.splitlines()[:4]] == ["evaluations", "5", "best", "errors:"]  # of this run alone
+    said = run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=4", "--n=4", "--quiet")
+    assert "3 evaluations each (of 4 allowed)" in said
+    assert written(said, "picture").name.startswith("tuned_nfe3_seed0_")
+    said = run(capsys, "tune", f"--workdir={moons}", "--nfe=4", "--pilot=9", "--trials=10", "--quiet")
+    assert [line.split()[0] for line in said.splitlines()[:4]] == ["evaluations", "4", "best", "errors:"]  # of this run alone
     assert said.splitlines()[0].split() == ["evaluations", "10%", "median", "90%", "rms", "solver"]
     assert "on 9 latents that had no part in the search" in said
-    assert "5 evaluations each" in run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=5", "--n=4", "--quiet")
-    said = run(capsys, "compare", f"--workdir={moons}", "--nfe=6", "--n=24", "--quiet")
+    assert "4 evaluations each" in run(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=4", "--n=4", "--quiet")
+    said = run(capsys, "compare", f"--workdir={moons}", "--nfe=5", "--n=24", "--quiet")
     assert [line.split()[0] for line in said.splitlines() if line.startswith(("tuned", "unipc", "gaussian"))] == [
         "unipc",
         "gaussian",
@@ -203,8 +203,8 @@ def test_tuned_solvers_are_used_by_name(capsys, moons):
     ]
     mistaken = refused(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--config.solver.unipc.p=3")
     assert "--config.solver.unipc.p=3: solvers that were tuned have their options already" in mistaken
-    small = refused(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=3")
-    assert f"got 3: score-sde tune --workdir={moons} --nfe=3 adds them" in small
+    small = refused(capsys, "sample", f"--workdir={moons}", "--solver=tuned", "--nfe=2")
+    assert f"got 2: score-sde tune --workdir={moons} --nfe=2 adds them" in small
 
 
 # compare, list, config, doctor

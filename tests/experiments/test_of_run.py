@@ -167,16 +167,17 @@ def test_a_class_is_one_that_the_model_knows(digits, moons, monkeypatch):
         score_for_class(digits.model, None)
 
 
-def test_solvers_tuned_for_clipped_samples_are_kept_beside_the_others(digits, capsys):
+def test_solvers_tuned_for_clipped_samples_are_kept_beside_the_others(moons, capsys):
     """The run has solvers for 3 and 5 evaluations, tuned without clipping: they stand in until there are others."""
-    sample = ["sample", f"--workdir={digits.folder}", "--solver=tuned", "--nfe=3", "--count=2", "--quiet", "--clip"]
+    clip = "--clip=-0.5,0.25"
+    sample = ["sample", f"--workdir={moons.folder}", "--solver=tuned", "--nfe=3", "--count=2", "--quiet", clip]
     assert main(sample) == 0
-    said = f"warning: the solvers for 3, 5 evaluations were tuned without clipping: score-sde tune --workdir={digits.folder}"
-    assert f"{said} --clip --nfe=3,5" in capsys.readouterr().err
-    before = load_tuned(digits.folder)
-    tune = ["tune", f"--workdir={digits.folder}", "--nfe=3", "--pilot=8", "--trials=10", "--quiet", "--clip"]
+    said = f"warning: the solvers for 3, 5 evaluations were tuned without clipping: score-sde tune --workdir={moons.folder}"
+    assert f"{said} {clip} --nfe=3,5" in capsys.readouterr().err
+    before = load_tuned(moons.folder)
+    tune = ["tune", f"--workdir={moons.folder}", "--nfe=3", "--pilot=8", "--trials=10", "--quiet", clip]
     assert main(tune) == 0
-    assert f"score-sde sample --workdir={digits.folder} --solver=tuned --nfe=3 --clip" in capsys.readouterr().out
+    assert f"score-sde sample --workdir={moons.folder} --solver=tuned --nfe=3 {clip}" in capsys.readouterr().out
     assert main(sample) == 0
     assert "the solvers for 5 evaluations were tuned without clipping" in capsys.readouterr().err
-    assert load_tuned(digits.folder) == before
+    assert load_tuned(moons.folder) == before

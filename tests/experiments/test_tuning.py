@@ -112,6 +112,15 @@ def test_each_choice_is_kept_as_soon_as_it_is_made():
     assert tuple(kept) == found.choices
 
 
+def test_what_was_chosen_earlier_is_kept_until_there_is_something_better():
+    score = mixture((4,), seed=1).score(SDE_CASES["vp"])
+    found = tune(score, (4,), [4], pilot=16, trials=10)
+    assert tune(score, (4,), [4], pilot=16, trials=10, earlier=found) == found
+    bad = Tuned((replace(found.choices[0], solver=DDIM(steps=4)),))
+    assert tune(score, (4,), [4], pilot=16, trials=10, earlier=bad) == found
+
+
+@pytest.mark.slow
 def test_tuning_again_does_not_make_it_worse():
     """The same check: what was there before wins where a hasty search finds less, and is replaced where it does not."""
     score = mixture((4,), seed=1).score(SDE_CASES["vp"])
@@ -432,6 +441,7 @@ def test_the_known_solver_is_left_for_a_significant_gain_alone(monkeypatch, fact
     assert not any(isinstance(choice.rival, GaussianReference) for choice in found)
 
 
+@pytest.mark.slow
 def test_it_is_no_worse_than_known_solvers_on_latents_between_basins():
     """Five components of rank 4 + 0.03^2: chosen by the root mean square, it had up to 2.3 times the median error of others."""
     random = torch.Generator().manual_seed(0)
