@@ -60,12 +60,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    """Wait until every process of the group is here."""
-    if world() > 1:
-        torch.distributed.barrier()
-
-
 def gathered(part: Any) -> list[Any]:
     """What each process of the group gives, in the order of their ranks; it must be what ``pickle`` can write."""
     parts: list[Any] = [part] * world()
