@@ -3,6 +3,9 @@
 ``config.json`` carries the number of its format. A file without one is of format 1, which versions up to 0.1.0 wrote.
 
     2    the options of denoising score matching are in the section ``objective``
+
+A choice that had no options was saved as a word. ``tables.build`` and ``config.from_saved`` read a word as the name in the
+section that the choice has today, so it needs no line in ``MOVED``.
 """
 
 from collections.abc import Mapping
