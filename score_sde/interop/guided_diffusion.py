@@ -6,8 +6,8 @@ Settings are one mapping in the keys of the project, in one of its two spellings
     flags of the scripts        ``num_channels``; ``channel_mult`` a word; ``attention_resolutions`` a word of image sizes
 
 Flags that are left out have the scripts' defaults. Beside either spelling stand the flags of the chain, ``diffusion_steps``,
-``noise_schedule``, ``rescale_timesteps``, ``predict_xstart``, or all ``betas``. Flags of the loss and of sampling are allowed
-and change nothing. The arguments of improved-diffusion name no ``image_size``: give it too.
+``noise_schedule``, ``timestep_respacing``, ``rescale_timesteps``, ``predict_xstart``, or all ``betas``. Flags of the loss and
+``sigma_small`` are allowed and change nothing. The arguments of improved-diffusion name no ``image_size``: give it too.
 
 A chain of N betas is ``TabulatedSDE``, whose step k (from 0) ends at t = (k + 1) / N. The network is told k, or 1000 k / N
 where the times are rescaled. Its data was trained as k / 127.5 - 1, without dequantization.
@@ -344,7 +344,6 @@ def _chain(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     """The sections ``sde`` and ``model`` of our config."""
     for key in ("sigma_small", "use_kl", "rescale_learned_sigmas"):  # of sampling and of the loss
         setting(settings, key, bool)
-    setting(settings, "timestep_respacing", str)
     if settings["betas"] is not None:
         betas = setting(settings, "betas", list)
         steps, table = len(betas), {"betas": betas}
@@ -363,7 +362,8 @@ def _chain(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         elif schedule != "cosine":
             raise RunError(f"unknown noise_schedule {schedule!r} in the settings; linear and cosine are known")
     rescaled = setting(settings, "rescale_timesteps", bool) and steps != 1000
-    return {"name": "ddpm", "ddpm": {**table, "t_min": 1 / steps}}, {
+    table |= {"respacing": setting(settings, "timestep_respacing", str), "t_min": 1 / steps}
+    return {"name": "ddpm", "ddpm": table}, {
         "parameterization": "x0" if setting(settings, "predict_xstart", bool) else "epsilon",
         "time_input": "rescaled_step" if rescaled else "step",
         "labels": steps,

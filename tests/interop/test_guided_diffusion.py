@@ -258,10 +258,29 @@ def test_scores_are_those_of_the_predicted_noise_at_whole_steps():
         torch.testing.assert_close(model(x, (steps + 1).double() / 50), wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_what_belongs_to_the_loss_and_to_sampling_changes_no_model():
+@torch.no_grad()
+def test_a_respaced_chain_keeps_the_times_of_the_original():
+    """Of 100 steps it keeps 0, 33, 66 and 99, and the network is told these."""
+    weights, (x, _, _), _ = drawn(SMALL, improved=False)
+    whole, short = (
+        from_guided_diffusion(weights, {**SMALL, "diffusion_steps": 100, "timestep_respacing": respacing}).double()
+        for respacing in ("", "4")
+    )
+    steps = torch.tensor([0, 33, 66, 99])
+    torch.testing.assert_close(short.sde.nodes(), (steps + 1).double() / 100)
+    bar = torch.cumprod(1 - torch.tensor(whole.sde.betas, dtype=torch.float64), 0)[steps]
+    torch.testing.assert_close(torch.cumprod(1 - torch.tensor(short.sde.betas, dtype=torch.float64), 0), bar)
+    for node in short.sde.nodes():
+        t = node.expand(len(x))
+        torch.testing.assert_close(short(x, t), whole(x, t), rtol=1e-9, atol=1e-9)
+        wanted = -whole.network(x, 100 * t - 1) / whole.sde.sigma(node)
+        torch.testing.assert_close(short(x, t), wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_what_belongs_to_the_loss_changes_no_model():
     plain = guided_diffusion_config(FLAGS)
-    others = {"use_kl": True, "rescale_learned_sigmas": True, "timestep_respacing": "ddim25", "use_fp16": True}
-    assert guided_diffusion_config({**FLAGS, **others, "use_checkpoint": True, "rescale_timesteps": True}) == plain
+    others = {"use_kl": True, "rescale_learned_sigmas": True, "sigma_small": True, "use_fp16": True, "use_checkpoint": True}
+    assert guided_diffusion_config({**FLAGS, **others, "rescale_timesteps": True}) == plain
 
 
 def test_improved_diffusion_rescales_its_times_by_default():
@@ -324,6 +343,7 @@ def test_settings_that_cannot_be_read_are_refused(config, settings, message):
         ({"channel_mult": [1, 1.5]}, "48 channels cannot be normalized in 32 groups"),
         ({"num_heads": 3}, "64 channels cannot be cut into 3"),
         ({"betas": [0.1, 1.0]}, "below 1"),
+        ({"timestep_respacing": "ddim999"}, "no stride takes exactly 999 of 1000 steps"),
         ({"image_size": 2, "channel_mult": [1, 1, 1]}, "3 levels are too many"),
     ],
 )
