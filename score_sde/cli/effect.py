@@ -93,6 +93,10 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str]]:
             yield f"network.{name}.fourier_scale", "conditional is False, and the network is not told the noise level"
         elif network.get("embedding", "fourier") != "fourier":
             yield f"network.{name}.fourier_scale", f"the embedding is {network.embedding}, and not fourier"
+        if network.get("heads") and "head_width" in network:
+            yield f"network.{name}.head_width", f"heads = {network.heads} says how many heads there are"
+        if not network.get("classes", True):
+            yield f"network.{name}.no_class", "the network has no classes"
         if network.get("block") == "biggan":
             yield f"network.{name}.resample_with_conv", "blocks of the kind biggan resample by themselves"
         if network.get("progressive_input", "input_skip") != "input_skip":

@@ -45,6 +45,8 @@ def check(*options, **how):
         (["likelihood.divergence=exact", "likelihood.probes=8"], "the divergence is exact"),
         (["likelihood.dequantizer.steps=9"], "the dequantization is uniform"),
         (["network.unet.fourier_scale=2"], "the embedding is sinusoidal"),
+        (["network.unet.heads=2", "network.unet.head_width=16"], "heads = 2 says how many"),
+        (["network.unet.classes=0", "network.unet.no_class=false"], "the network has no classes"),
         (["network.name=ncsnpp", "network.ncsnpp.conditional=false", "network.ncsnpp.embedding=sinusoidal"], "conditional"),
         (["network.name=ncsnpp", "network.ncsnpp.combine=cat"], "progressive_input is residual"),
         (["network.name=ncsnpp", "network.ncsnpp.resample_with_conv=false"], "biggan"),

@@ -292,7 +292,8 @@ def test_improved_diffusion_rescales_its_times_by_default():
 
 
 def test_data_is_trained_as_whole_levels():
-    _, spec = guided_diffusion_config(SMALL)
+    config, spec = guided_diffusion_config(SMALL)
+    assert config["data"]["file"] == {"levels": spec.levels, "dequantize": spec.dequantize}
     levels = torch.tensor([0.0, 100.0, 255.0]).expand(1, 3, 8, 8, 3).movedim(-1, 0).reshape(3, 3, 8, 8)
     torch.testing.assert_close(spec.scale(levels), levels / 127.5 - 1)
 
