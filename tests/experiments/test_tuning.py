@@ -112,25 +112,16 @@ def test_each_choice_is_kept_as_soon_as_it_is_made():
     assert tuple(kept) == found.choices
 
 
-def test_what_was_chosen_earlier_is_kept_until_there_is_something_better():
-    score = mixture((4,), seed=1).score(SDE_CASES["vp"])
-    found = tune(score, (4,), [4], pilot=16, trials=10)
-    assert tune(score, (4,), [4], pilot=16, trials=10, earlier=found) == found
-    bad = Tuned((replace(found.choices[0], solver=DDIM(steps=4)),))
-    assert tune(score, (4,), [4], pilot=16, trials=10, earlier=bad) == found
-
-
-@pytest.mark.slow
 def test_tuning_again_does_not_make_it_worse():
     """The same check: what was there before wins where a hasty search finds less, and is replaced where it does not."""
-    score = mixture((4,), seed=1).score(SDE_CASES["vp"])
-    careful = tune(score, (4,), [8], pilot=16, trials=120)
-    hasty, again = (tune(score, (4,), [8], pilot=16, trials=10, earlier=earlier) for earlier in (None, careful))
+    score = mixture((4,), seed=3).score(SDE_CASES["vp"])
+    careful = tune(score, (4,), [4], pilot=16, trials=40)
+    hasty, again = (tune(score, (4,), [4], pilot=16, trials=10, earlier=earlier) for earlier in (None, careful))
     assert careful.choices[0].error < hasty.choices[0].error
     assert again.choices[0].error <= careful.choices[0].error * (1 + 1e-9)
     assert again.choices[0].solver == careful.choices[0].solver
-    bad = Tuned((replace(careful.choices[0], solver=DDIM(steps=8)),))
-    assert tune(score, (4,), [8], pilot=16, trials=10, earlier=bad) == hasty
+    bad = Tuned((replace(careful.choices[0], solver=DDIM(steps=4)),))
+    assert tune(score, (4,), [4], pilot=16, trials=10, earlier=bad) == hasty
 
 
 def test_the_same_seed_gives_the_same_choice():
