@@ -301,7 +301,7 @@ def _numbers(flags: Mapping[str, Any], key: str) -> list[float]:
 
 
 def _encoder_options(project: _Project, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of our network that say what it is up to its middle, and on the way up."""
+    """Options of our network that say what its blocks are, and how many."""
     width, multipliers = setting(arguments, "model_channels", int), tuple(setting(arguments, "channel_mult", list))
     if not multipliers or not all(type(number) in (int, float) and number > 0 for number in multipliers):
         raise RunError(f"channel_mult must be numbers above 0, got {list(multipliers)}")
@@ -434,7 +434,8 @@ def _decoder_entries(network: Any, legacy: bool) -> Iterator[Entry]:
     for level, stage in enumerate(network.up):
         place = 0
         for position, layer in enumerate(stage):
-            number, place = (number + 1, 0) if position <= network.blocks_per_level else (number, place)
+            if position <= network.blocks_per_level:
+                number, place = number + 1, 0
             yield from _layer_entries(layer, f"up.{level}.{position}", f"output_blocks.{number}", place, legacy)
             place = 2 if isinstance(layer, Block) and isinstance(layer.attention, SelfAttention) else 1
     yield from _plain("last.0", "out.0")
@@ -464,13 +465,12 @@ def _pool_entries(network: UNetClassifier) -> Iterator[Entry]:
         yield _rows(f"last.{name}", f"out.2.c_proj.{name}")
 
 
-def _layer_entries(layer: nn.Module, own: str, other: str, place: int, legacy: bool) -> Iterator[Entry]:
+def _layer_entries(layer: Block | Step, own: str, other: str, place: int, legacy: bool) -> Iterator[Entry]:
     """The tensors of a block, with the attention after it, or of a step between levels, at a place in a list there."""
     if isinstance(layer, Step):
         if layer.conv is not None:
             yield from _plain(f"{own}.conv", f"{other}.{place}.{'op' if layer.direction == 'down' else 'conv'}")
         return
-    assert isinstance(layer, Block)
     names = {"before.0": "in_layers.0", "conv": "in_layers.2", "modulation": "emb_layers.1", "norm": "out_layers.0"}
     names |= {"after.2": "out_layers.3"}
     if not isinstance(layer.shortcut, nn.Identity):

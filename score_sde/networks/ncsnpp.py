@@ -51,7 +51,7 @@ class NCSNpp(Network):
         blocks: residual blocks per level.
         attention: the levels, counted from 0 at full resolution, that have self-attention. The middle always has it.
         dropout: probability of dropping a feature inside a block.
-        embedding: ``fourier``, of the logarithm of the noise level, which is then positive, or ``sinusoidal``.
+        embedding: ``fourier``, of the logarithm of the noise level, which is then positive, ``sinusoidal`` or ``transformer``.
         fourier_scale: frequency scale of the Fourier embedding.
         conditional: whether the network is told the noise level at all.
         block: ``ddpm`` or ``biggan``.
