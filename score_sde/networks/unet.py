@@ -119,6 +119,7 @@ class Encoder(Network):
     """
 
     down: Any  # lists of lists of layers: torch knows of no list what it holds
+    middle: Any
 
     def __init__(self, shape: Sequence[int], design: Design):
         super().__init__()
