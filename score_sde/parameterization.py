@@ -13,6 +13,7 @@ give the others, so that a parameterization is three numbers at each t. Solving 
     v         a = -1 / n^2              b = -alpha / (sigma n^2)              (Salimans and Ho 2022, Appendix D)
     edm       a = -1 / m^2              b = alpha sigma_data / (sigma m)      (Karras et al. 2022, Table 1)
     mu        a = -1 / beta             b = sqrt(1 - beta) / beta             (Ho et al. 2020, Section 3.2)
+    velocity  a = 2 f / g^2             b = -2 / g^2                          (Lipman et al. 2023, Eq. 14)
 
 with m^2 = sigma^2 + alpha^2 sigma_data^2, the mean square of x_t for data of mean square sigma_data^2. The row ``edm`` is EDM's
 c_skip and c_out, written there for x / alpha and s = sigma / alpha: D = c_skip x / alpha + c_out F,
@@ -20,6 +21,10 @@ score = (alpha D - x) / sigma^2, and 1 - c_skip = s^2 / (s^2 + sigma_data^2) is 
 
 mu is the mean of x one step of a table of betas before t, (x + beta score) / sqrt(1 - beta). Its score is amplified by
 1 / beta, so its coefficients are float64 whatever the states are.
+
+The velocity is that of x_t along its path, F = alpha' x0 + sigma' epsilon. As alpha' = f alpha, and
+g^2 = 2 sigma (sigma' - f sigma) (``sdes.base``), it is f x + (sigma' - f sigma) epsilon = f x - g^2 score / 2, the drift of the
+probability-flow ODE. For the straight path, alpha = 1 - t and sigma = t, it is epsilon - x0, and score = -(x + (1 - t) F) / t.
 
 A network's own target follows for every row: where the score is -epsilon / sigma, F = -(a x + epsilon / sigma) / b.
 
@@ -96,6 +101,11 @@ def _mu(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
     return Coefficients(-1 / beta, log_a.exp() / beta, _unit(sde.alpha(t), sde.sigma(t)))
 
 
+def _velocity(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
+    half_rate = sde.diffusion(t) ** 2 / 2
+    return Coefficients(sde.drift_coefficient(t) / half_rate, -1 / half_rate, _unit(sde.alpha(t), sde.sigma(t)))
+
+
 def _unit(alpha: Tensor, sigma: Tensor) -> Tensor:
     return 1 / torch.hypot(alpha, sigma)
 
@@ -108,6 +118,7 @@ PARAMETERIZATIONS: dict[str, Callable[[SDE, Tensor, float], Coefficients]] = {
     "edm": _edm,
     "ncsn": _ncsn,
     "mu": _mu,
+    "velocity": _velocity,
 }
 """Name -> function of the SDE, the times ``(B,)`` and sigma_data that gives ``Coefficients``."""
 

@@ -207,6 +207,8 @@ CALLED_ELSEWHERE = {
     "dit": "transformer vit",
     "epsilon": "eps noise",
     "v": "v_prediction",
+    "velocity": "flow flow_prediction",
+    "flow_matching": "rectified_flow conditional_flow_matching cfm",
     "x0": "sample denoiser",
     # solvers and time grids
     "euler_maruyama": "euler em",

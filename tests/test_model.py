@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from score_sde import DDIM, DataSpec, GaussianMixture, ScoreModel, encode
+from score_sde import DDIM, DataSpec, GaussianMixture, ScoreModel, StraightSDE, encode
 from score_sde.networks import MLP, UNet
 from score_sde.objectives import WEIGHTINGS, denoising_score_matching
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
@@ -47,6 +47,9 @@ def target(name, sde, x0, epsilon, t, sigma_data):
         a, sigma_s, alpha_s = alpha / sde.alpha(earlier), sde.sigma(earlier), sde.alpha(earlier)
         x = alpha * x0 + sigma * epsilon
         return (a * sigma_s**2 * x + alpha_s * (sigma**2 - a**2 * sigma_s**2) * x0) / sigma**2
+    if name == "velocity":
+        slopes = (expand(torch.autograd.functional.jvp(part, t, torch.ones_like(t))[1], x0) for part in (sde.alpha, sde.sigma))
+        return sum(slope * value for slope, value in zip(slopes, (x0, epsilon), strict=True))
     # Karras et al. 2022, Table 1, for the variance-exploding process of x / alpha with noise s
     s, y = sigma / alpha, (alpha * x0 + sigma * epsilon) / alpha
     c_skip = sigma_data**2 / (s**2 + sigma_data**2)
@@ -64,6 +67,24 @@ def test_a_perfect_network_gives_the_score(name, event, sde):
     network = Oracle(target(name, sde, x0, epsilon, t, 0.7))
     model = ScoreModel(network, sde, DataSpec(event), parameterization=name, sigma_data=0.7)
     torch.testing.assert_close(model(x, t) * expand(sde.sigma(t), x), -epsilon, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_the_target_of_a_network_follows_from_the_coefficients(name, sde):
+    """F = -(a x + epsilon / sigma) / b, which is what is predicted, by its definition."""
+    sde = SDE_CASES["ddpm"] if name == "mu" else sde  # which needs a table
+    x0, epsilon = torch.randn(2, 4, 3, dtype=torch.float64)
+    t = torch.tensor([0.01, 0.2, 0.6, 0.9], dtype=torch.float64)
+    a, b, _ = (expand(value, x0) for value in PARAMETERIZATIONS[name](sde, t, 0.7))
+    found = -(a * sde.perturb(x0, t, epsilon) + epsilon / expand(sde.sigma(t), x0)) / b
+    torch.testing.assert_close(found, target(name, sde, x0, epsilon, t, 0.7), rtol=1e-5, atol=1e-5)
+
+
+def test_velocity_is_the_noise_minus_the_data_on_the_straight_path():
+    t = torch.tensor([1e-3, 0.3, 0.999], dtype=torch.float64)
+    a, b, _ = PARAMETERIZATIONS["velocity"](StraightSDE(), t, 0.5)
+    torch.testing.assert_close(a, -1 / t)
+    torch.testing.assert_close(b, -(1 - t) / t)
 
 
 def test_v_is_that_of_the_field_for_every_sde(sde):

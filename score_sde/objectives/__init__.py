@@ -3,11 +3,13 @@
 from score_sde.objectives.base import Objective, Terms
 from score_sde.objectives.ddpm import DDPM
 from score_sde.objectives.denoising import DenoisingScoreMatching, denoising_score_matching
+from score_sde.objectives.flow_matching import FlowMatching
 from score_sde.objectives.weightings import WEIGHTINGS, Weighting
 
 __all__ = [
     "DDPM",
     "DenoisingScoreMatching",
+    "FlowMatching",
     "OBJECTIVES",
     "Objective",
     "Terms",
@@ -16,4 +18,4 @@ __all__ = [
     "denoising_score_matching",
 ]
 
-OBJECTIVES: dict[str, type[Objective]] = {"denoising": DenoisingScoreMatching, "ddpm": DDPM}
+OBJECTIVES: dict[str, type[Objective]] = {"denoising": DenoisingScoreMatching, "ddpm": DDPM, "flow_matching": FlowMatching}

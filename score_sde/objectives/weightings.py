@@ -6,6 +6,8 @@ likelihood  w = g^2 / sigma^2: weight g^2 on it (Song et al. 2021b, Eq. 7); half
 edm         w = 1 + sigma^2 / (alpha sigma_data)^2: unit weight on EDM's network output (Karras et al. 2022, Eq. 8:
             lambda = (n^2 + sigma_data^2) / (n sigma_data)^2 on the denoiser's error n^2 || sigma s + epsilon ||^2,
             with the noise level n = sigma / alpha and the score s)
+velocity    w = (g^2 / (2 sigma))^2: unit weight on the velocity f x - g^2 s / 2 (Lipman et al. 2023, Eq. 14); 1 / alpha^2
+            for the straight path
 """
 
 from collections.abc import Callable
@@ -49,5 +51,13 @@ class EDM:
         return 1 + (model.sde.sigma(t) / (model.sde.alpha(t) * model.sigma_data)) ** 2
 
 
-WEIGHTINGS: dict[str, Callable[..., Weighting]] = {"sigma2": Sigma2, "likelihood": Likelihood, "edm": EDM}
+@dataclass(frozen=True)
+class Velocity:
+    """(g^2 / (2 sigma))^2, which is (sigma d log(sigma / alpha) / dt)^2."""
+
+    def __call__(self, model: ScoreModel, t: Tensor) -> Tensor:
+        return (model.sde.diffusion(t) ** 2 / (2 * model.sde.sigma(t))) ** 2
+
+
+WEIGHTINGS: dict[str, Callable[..., Weighting]] = {"sigma2": Sigma2, "likelihood": Likelihood, "edm": EDM, "velocity": Velocity}
 """Name -> weighting."""

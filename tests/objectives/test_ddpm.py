@@ -201,6 +201,7 @@ def test_the_error_is_that_of_the_target_of_the_parameterization(name, shape):
     alpha, sigma, a = (expand(value, x) for value in (sde.alpha(t), sde.sigma(t), sde.alpha(t) / sde.alpha(s)))
     beta = sigma**2 - (a * expand(sde.sigma(s), x)) ** 2
     spread = (sigma**2 + (0.7 * alpha) ** 2).sqrt()
+    slopes = (expand(torch.autograd.functional.jvp(part, t, torch.ones_like(t))[1], x) for part in (sde.alpha, sde.sigma))
     targets = {
         "score": -noise / sigma,
         "ncsn": -noise,
@@ -209,6 +210,7 @@ def test_the_error_is_that_of_the_target_of_the_parameterization(name, shape):
         "v": alpha * noise - sigma * x0,
         "edm": (x0 - 0.49 * alpha / spread**2 * x) / (sigma * 0.7 / spread),
         "mu": (a * expand(sde.sigma(s), x) ** 2 * x + expand(sde.alpha(s), x) * beta * x0) / sigma**2,
+        "velocity": sum(slope * value for slope, value in zip(slopes, (x0, noise), strict=True)),
     }
     assert set(targets) == set(TABLE)
     output = torch.randn_like(x)
