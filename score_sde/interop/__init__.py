@@ -1,8 +1,9 @@
-"""Models of other programs: of score_sde_pytorch, diffusers, guided-diffusion, improved-diffusion, and any ``nn.Module``."""
+"""Models of other programs: score_sde_pytorch, diffusers, guided-diffusion, improved-diffusion, DiT; and any ``nn.Module``."""
 
 from score_sde.interop.adapter import adapt
 from score_sde.interop.diffusers import from_diffusers, import_diffusers
 from score_sde.interop.diffusers_export import to_diffusers
+from score_sde.interop.dit import dit_config, from_dit
 from score_sde.interop.guided_diffusion import (
     classifier_from_guided_diffusion,
     from_guided_diffusion,
@@ -15,7 +16,9 @@ from score_sde.interop.published import import_published, published_config, read
 __all__ = [
     "adapt",
     "classifier_from_guided_diffusion",
+    "dit_config",
     "from_diffusers",
+    "from_dit",
     "from_guided_diffusion",
     "from_improved_diffusion",
     "guided_diffusion_config",

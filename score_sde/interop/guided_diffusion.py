@@ -15,24 +15,18 @@ where the times are rescaled. Its data was trained as k / 127.5 - 1, without deq
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from score_sde.checkpoint import CheckpointError
 from score_sde.data import DataSpec
-from score_sde.interop.reading import Entry, fill, load_file, setting
+from score_sde.interop.reading import Entry, Weights, cosines_first, fill, plain, setting, state_dict
 from score_sde.model import ScoreModel
 from score_sde.networks.attention import SelfAttention
 from score_sde.networks.classifier import UNetClassifier
 from score_sde.networks.unet import Block, Encoder, Step
 from score_sde.run import RunError, build_model
 from score_sde.tables import did_you_mean
-
-Weights = Mapping[str, Tensor] | Path | str
-"""A state dict, or the file of one."""
 
 
 def from_guided_diffusion(weights: Weights, settings: Mapping[str, Any]) -> ScoreModel:
@@ -70,7 +64,7 @@ def classifier_from_guided_diffusion(weights: Weights, settings: Mapping[str, An
         RunError: a setting is missing, unknown, or of a kind that cannot be read.
         CheckpointError: the weights are damaged, or do not fit the settings.
     """
-    tensors, source = _state_dict(weights)
+    tensors, source = state_dict(weights)
     last = tensors.get("out.2.c_proj.weight", tensors.get("out.3.weight"))
     arguments = _classifier_arguments(settings, 1000 if last is None else len(last))
     pools = {"attention": "attention", "adaptive": "mean"}
@@ -376,7 +370,7 @@ def _chain(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _model(project: _Project, weights: Weights, settings: Mapping[str, Any]) -> ScoreModel:
-    tensors, source = _state_dict(weights)
+    tensors, source = state_dict(weights)
     classes = tensors.get("label_emb.weight")
     config, spec = _config(project, settings, 1000 if classes is None else len(classes))
     model = build_model(config, spec)
@@ -393,31 +387,11 @@ def _legacy(settings: Mapping[str, Any]) -> bool:
     return not setting(settings, "use_new_attention_order", bool, False)
 
 
-def _state_dict(weights: Weights) -> tuple[Mapping[str, Tensor], str]:
-    """The tensors by name, and what to call them in messages."""
-    if isinstance(weights, Mapping):
-        content, source = weights, "the state dict"
-    else:
-        content, source = load_file(Path(weights)), str(weights)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{source} holds a {type(content).__name__}, not a state dict")
-    for name, tensor in content.items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{source} is not the state dict of a network: {name!r} is a {type(tensor).__name__}")
-    return content, source
-
-
 def _encoder_entries(network: Encoder, legacy: bool) -> Iterator[Entry]:
     """The tensors of the embedding, of the way down and of the middle."""
-    yield Entry(
-        "embedding.layers.0.weight",
-        ["time_embed.0.weight"],
-        lambda tensors: _halves_swapped(tensors[0]),
-        lambda weight: [_halves_swapped(weight)],
-    )
-    yield Entry("embedding.layers.0.bias", ["time_embed.0.bias"])
-    yield from _plain("embedding.layers.2", "time_embed.2")
-    yield from _plain("first", "input_blocks.0.0")
+    yield from cosines_first("embedding.layers.0", "time_embed.0")
+    yield from plain("embedding.layers.2", "time_embed.2")
+    yield from plain("first", "input_blocks.0.0")
     number = 1
     for level, stage in enumerate(network.down):
         for position, layer in enumerate(stage):
@@ -438,13 +412,13 @@ def _decoder_entries(network: Any, legacy: bool) -> Iterator[Entry]:
                 number, place = number + 1, 0
             yield from _layer_entries(layer, f"up.{level}.{position}", f"output_blocks.{number}", place, legacy)
             place = 2 if isinstance(layer, Block) and isinstance(layer.attention, SelfAttention) else 1
-    yield from _plain("last.0", "out.0")
-    yield from _plain("last.2", "out.2")
+    yield from plain("last.0", "out.0")
+    yield from plain("last.2", "out.2")
 
 
 def _pool_entries(network: UNetClassifier) -> Iterator[Entry]:
     """The tensors of the end of a classifier."""
-    yield from _plain("norm", "out.0")
+    yield from plain("norm", "out.0")
     if network.pool is None:
         yield Entry(
             "last.weight",
@@ -469,25 +443,20 @@ def _layer_entries(layer: Block | Step, own: str, other: str, place: int, legacy
     """The tensors of a block, with the attention after it, or of a step between levels, at a place in a list there."""
     if isinstance(layer, Step):
         if layer.conv is not None:
-            yield from _plain(f"{own}.conv", f"{other}.{place}.{'op' if layer.direction == 'down' else 'conv'}")
+            yield from plain(f"{own}.conv", f"{other}.{place}.{'op' if layer.direction == 'down' else 'conv'}")
         return
     names = {"before.0": "in_layers.0", "conv": "in_layers.2", "modulation": "emb_layers.1", "norm": "out_layers.0"}
     names |= {"after.2": "out_layers.3"}
     if not isinstance(layer.shortcut, nn.Identity):
         names |= {"shortcut": "skip_connection"}
     for ours, theirs in names.items():
-        yield from _plain(f"{own}.{ours}", f"{other}.{place}.{theirs}")
+        yield from plain(f"{own}.{ours}", f"{other}.{place}.{theirs}")
     if isinstance(layer.attention, SelfAttention):
         own, other, heads = f"{own}.attention", f"{other}.{place + 1}", layer.attention.heads
-        yield from _plain(f"{own}.norm", f"{other}.norm")
+        yield from plain(f"{own}.norm", f"{other}.norm")
         for name in ("weight", "bias"):
             yield _rows(f"{own}.qkv.{name}", f"{other}.qkv.{name}", heads if legacy else 0)
             yield _rows(f"{own}.out.{name}", f"{other}.proj_out.{name}")
-
-
-def _plain(own: str, other: str) -> Iterator[Entry]:
-    for name in ("weight", "bias"):
-        yield Entry(f"{own}.{name}", [f"{other}.{name}"])
 
 
 def _rows(own: str, other: str, heads: int = 0) -> Entry:
@@ -502,8 +471,3 @@ def _rows(own: str, other: str, heads: int = 0) -> Entry:
         return [rows[..., None] if own.endswith("weight") else rows]
 
     return Entry(own, [other], join, split)
-
-
-def _halves_swapped(weight: Tensor) -> Tensor:
-    """Columns of (cosines, sines) as columns of (sines, cosines), or back."""
-    return torch.cat(weight.chunk(2, dim=1)[::-1], dim=1)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from score_sde.checkpoint import CheckpointError
 from score_sde.data import DataSpec
-from score_sde.interop.reading import Entry, fill, load_file, setting
+from score_sde.interop.reading import Entry, fill, load_file, plain, setting
 from score_sde.model import ScoreModel
 from score_sde.networks.attention import SelfAttention
 from score_sde.networks.embedding import FourierEmbedding
@@ -284,29 +284,24 @@ def _leaves(layer: nn.Module, block: str) -> Iterator[Entry]:
     if isinstance(layer, FourierEmbedding):
         yield Entry("frequencies", ["W"], lambda tensors: 2 * math.pi * tensors[0])
     elif isinstance(layer, Block):
-        yield from _plain("norm_1", "GroupNorm_0")
-        yield from _plain("conv_1", "Conv_0")
-        yield from _plain("modulation", "Dense_0") if layer.modulation is not None else ()
-        yield from _plain("norm_2", "GroupNorm_1")
-        yield from _plain("conv_2", "Conv_1")
+        yield from plain("norm_1", "GroupNorm_0")
+        yield from plain("conv_1", "Conv_0")
+        yield from plain("modulation", "Dense_0") if layer.modulation is not None else ()
+        yield from plain("norm_2", "GroupNorm_1")
+        yield from plain("conv_2", "Conv_1")
         if layer.shortcut is not None:
-            yield from _matrices("shortcut", ["NIN_0"], (1, 1)) if block == "ddpm" else _plain("shortcut", "Conv_2")
+            yield from _matrices("shortcut", ["NIN_0"], (1, 1)) if block == "ddpm" else plain("shortcut", "Conv_2")
     elif isinstance(layer, SelfAttention):
-        yield from _plain("norm", "GroupNorm_0")
+        yield from plain("norm", "GroupNorm_0")
         yield from _matrices("qkv", ["NIN_0", "NIN_1", "NIN_2"])
         yield from _matrices("out", ["NIN_3"])
     elif isinstance(layer, Resample):
         if layer.conv is not None:
-            yield from _plain("conv", "Conv2d_0" if layer.filtered else "Conv_0")
+            yield from plain("conv", "Conv2d_0" if layer.filtered else "Conv_0")
     elif isinstance(layer, InputSkip):
-        yield from _plain("conv", "Conv_0")
+        yield from plain("conv", "Conv_0")
     else:
         yield from (Entry(name, [name]) for name in ("weight", "bias"))
-
-
-def _plain(own: str, published: str) -> Iterator[Entry]:
-    for name in ("weight", "bias"):
-        yield Entry(f"{own}.{name}", [f"{published}.{name}"])
 
 
 def _matrices(own: str, published: list[str], sides: tuple[int, ...] = ()) -> Iterator[Entry]:

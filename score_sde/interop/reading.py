@@ -1,7 +1,7 @@
 """What the readers of other programs' files share: settings by kind, files that execute nothing, and tensors by name."""
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from score_sde.checkpoint import CheckpointError
 from score_sde.run import RunError
+from score_sde.tables import did_you_mean
+
+Weights = Mapping[str, Any] | Path | str
+"""A state dict, or the file of one."""
 
 
 def setting(settings: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
@@ -28,6 +32,18 @@ def setting(settings: Mapping[str, Any], key: str, kind: type, default: Any = No
     if type(value) is not kind:
         raise RunError(f"{key!r} in the settings must be of type {kind.__name__}, got {value!r}")
     return value
+
+
+def with_defaults(settings: Mapping[str, Any], known: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """``settings`` with the defaults of those that are left out.
+
+    Raises:
+        RunError: a setting is none of the ``known`` ones of ``owner``.
+    """
+    for key in settings:
+        if key not in known:
+            raise RunError(f"{owner} has no setting {key!r}{did_you_mean(key, known)}")
+    return {**known, **settings}
 
 
 def load_file(path: Path, allowed: Sequence[Any] = ()) -> Any:
@@ -50,6 +66,30 @@ def load_file(path: Path, allowed: Sequence[Any] = ()) -> Any:
         raise CheckpointError(f"{path} is truncated, damaged, or not a checkpoint of PyTorch") from error
 
 
+def state_dict(weights: Weights, allowed: Sequence[Any] = (), within: str | None = None) -> tuple[Mapping[str, Tensor], str]:
+    """The tensors by name, and what to call them in messages.
+
+    Args:
+        weights: a state dict, or a file, whose tensors are read with what is ``allowed`` besides.
+        within: the key under which a checkpoint holds a state dict, where it holds one.
+
+    Raises:
+        CheckpointError: the file is damaged, or it holds something else.
+    """
+    if isinstance(weights, Mapping):
+        content, source = weights, "the state dict"
+    else:
+        content, source = load_file(Path(weights), allowed), str(weights)
+    if within is not None and isinstance(content, Mapping) and isinstance(content.get(within), Mapping):
+        content = content[within]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{source} holds a {type(content).__name__}, not a state dict")
+    for name, tensor in content.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{source} is not the state dict of a network: {name!r} is a {type(tensor).__name__}")
+    return content, source
+
+
 class Entry(NamedTuple):
     """One of our tensors, the ones of another program that it is made of, and the way from those to it and back."""
 
@@ -57,6 +97,33 @@ class Entry(NamedTuple):
     others: list[str]
     join: Callable[[list[Tensor]], Tensor] = lambda tensors: tensors[0]
     split: Callable[[Tensor], list[Tensor]] = lambda tensor: [tensor]
+
+
+def plain(own: str, other: str) -> Iterator[Entry]:
+    """The weight and the bias of a layer that is the same there."""
+    for name in ("weight", "bias"):
+        yield Entry(f"{own}.{name}", [f"{other}.{name}"])
+
+
+def cosines_first(own: str, other: str) -> Iterator[Entry]:
+    """A linear layer of sines and cosines, which takes the cosines first there and the sines first here."""
+    yield Entry(f"{own}.weight", [f"{other}.weight"], lambda tensors: _swapped(tensors[0]), lambda weight: [_swapped(weight)])
+    yield Entry(f"{own}.bias", [f"{other}.bias"])
+
+
+def _swapped(weight: Tensor) -> Tensor:
+    return torch.cat(weight.chunk(2, dim=1)[::-1], dim=1)
+
+
+def require_fixed(weights: Mapping[str, Tensor], fixed: Mapping[str, Tensor], source: str) -> None:
+    """Raise a ``CheckpointError`` unless ``weights`` have these tensors, which follow from the settings, to 1e-4."""
+    _complain(source, [n for n in fixed if n not in weights], "lacks {}: it is of another network than the settings describe")
+    for name, expected in fixed.items():
+        if weights[name].shape != expected.shape:
+            shapes = f"{tuple(weights[name].shape)}, these settings make it {tuple(expected.shape)}"
+            raise CheckpointError(f"{source}: {name} has shape {shapes}")
+        if not torch.allclose(weights[name].double(), expected.double(), rtol=1e-4, atol=1e-4):
+            raise CheckpointError(f"{source}: {name} holds other values than those that follow from the settings")
 
 
 def fill(

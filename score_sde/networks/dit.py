@@ -32,10 +32,15 @@ class DiT(Network):
         depth: number of blocks.
         heads: number of attention heads, a divisor of ``width``.
         patch: side of a patch, a divisor of every side of the event.
+        mlp_ratio: features between the linear layers of a block's perceptron, as a multiple of ``width``, cut off to a whole
+            number.
         dropout: probability of dropping a feature at the end of a branch; the paper drops none.
         embedding: ``sinusoidal``, ``transformer`` or ``fourier`` (``NoiseEmbedding``).
         fourier_scale: frequency scale of the Fourier embedding.
+        columns_first: whether the first half of the positions' features is of the column, as published weights have it, in
+            place of the row.
         classes: number of classes, 0 for none.
+        no_class: whether the network may also be told no class.
         learned_variance: give twice the channels, the second half for the variance (Nichol and Dhariwal 2021, Eq. 15).
         recompute: recompute activations in the backward pass, to save memory.
 
@@ -52,10 +57,13 @@ class DiT(Network):
         depth: int = 12,
         heads: int = 6,
         patch: int = 2,
+        mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         embedding: str = "sinusoidal",
         fourier_scale: float = 1.0,
+        columns_first: bool = False,
         classes: int = 0,
+        no_class: bool = True,
         learned_variance: bool = False,
         recompute: bool = False,
     ):
@@ -67,6 +75,8 @@ class DiT(Network):
         if min(width, depth, heads, patch) < 1:
             given = f"{width}, {depth}, {heads} and {patch}"
             raise ValueError(f"width, depth, heads and patch must be at least 1, got {given}")
+        if int(mlp_ratio * width) < 1:
+            raise ValueError(f"mlp_ratio leaves no feature of a width of {width}, got {mlp_ratio}")
         if any(side % patch for side in sides):
             raise ValueError(f"an event of shape {tuple(shape)} cannot be cut into patches of side {patch}")
         if width % heads:
@@ -75,13 +85,14 @@ class DiT(Network):
             raise ValueError(
                 f"width must be a multiple of {2 * len(sides)}, for the sines and cosines of positions, got {width}"
             )
-        self.learned_variance, self.classes = learned_variance, classes
+        self.learned_variance, self.classes, self.knows_no_class = learned_variance, classes, no_class
         self.patch, self.outputs = patch, channels * (2 if learned_variance else 1)
-        self.embedding = NoiseEmbedding(embedding, 256, width, scale=fourier_scale, classes=classes)
+        self.embedding = NoiseEmbedding(embedding, 256, width, scale=fourier_scale, classes=classes, no_class=no_class)
         conv = nn.Conv1d if len(sides) == 1 else nn.Conv2d
         self.first = conv(channels, width, patch, stride=patch)
-        self.register_buffer("position", position_features([side // patch for side in sides], width), persistent=False)
-        self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(depth))
+        position = position_features([side // patch for side in sides], width, columns_first=columns_first)
+        self.register_buffer("position", position, persistent=False)
+        self.blocks = nn.ModuleList(_Block(width, heads, int(mlp_ratio * width), dropout) for _ in range(depth))
         self.modulation = nn.Linear(width, 2 * width)
         self.last = nn.Linear(width, patch ** len(sides) * self.outputs)
         self._initialize()
@@ -121,12 +132,13 @@ class DiT(Network):
         return x.permute(0, -1, *interleaved).reshape(-1, self.outputs, *[side * self.patch for side in grid])
 
 
-def position_features(grid: Sequence[int], width: int) -> Tensor:
+def position_features(grid: Sequence[int], width: int, *, columns_first: bool = False) -> Tensor:
     """Sines and cosines of the position of every patch (Vaswani et al. 2017, Section 3.5), as many for each axis.
 
     Args:
         grid: number of patches along each axis.
         width: number of features, a multiple of twice the number of axes.
+        columns_first: whether the features are those of the last axis first.
 
     Returns:
         ``(patches, width)``, the patches row by row.
@@ -134,20 +146,20 @@ def position_features(grid: Sequence[int], width: int) -> Tensor:
     share = width // len(grid)
     frequencies = torch.exp(-math.log(10000) * torch.arange(share // 2, dtype=torch.float64) / (share // 2))
     axes = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
-    angles = [axis.reshape(-1, 1) * frequencies for axis in axes]
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (reversed(axes) if columns_first else axes)]
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).to(torch.get_default_dtype())
 
 
 class _Block(Recomputed):
     """Self-attention, then a perceptron of one hidden layer, each in a gated residual branch."""
 
-    def __init__(self, width: int, heads: int, dropout: float):
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
         super().__init__()
         self.heads = heads
         self.modulation = nn.Linear(width, 6 * width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Sequential(nn.Linear(width, width), Dropout(dropout))
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width), Dropout(dropout))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width), Dropout(dropout))
 
     def compute(self, x: Tensor, embedding: Tensor) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)

@@ -17,7 +17,7 @@ from score_sde.interop import (
 from score_sde.run import RunError, build_model
 from score_sde.tables import OptionError
 from tests.oracles.guided_diffusion import StateDict, answer, logits
-from tests.reference import guided_diffusion as reference
+from tests.reference.guided_diffusion import STORED as reference
 
 CASES = {name: case for name, case in reference.cases().items() if case["flags"]}
 (CLASSIFIER,) = (case for case in reference.cases().values() if not case["flags"])

@@ -11,6 +11,10 @@ CASES = {
     "image_of_pixels": ((1, 3, 5), {"patch": 1, "width": 4, "depth": 1, "heads": 1, "embedding": "fourier"}),
     "signal": ((2, 12), {"patch": 3, "width": 6, "depth": 2, "heads": 3}),
     "classes": ((1, 4, 4), {"patch": 2, "width": 8, "depth": 2, "heads": 4, "classes": 5}),
+    "published": (
+        (2, 4, 6),
+        {"patch": 1, "width": 8, "depth": 1, "heads": 2, "mlp_ratio": 1.5, "columns_first": True, "embedding": "transformer"},
+    ),
     "learned_variance": ((3, 4, 6), {"patch": 2, "width": 8, "depth": 1, "heads": 2, "learned_variance": True}),
 }
 
@@ -134,6 +138,11 @@ def test_products_of_positions_depend_on_their_difference_alone(grid):
     assert (torch.cdist(features, features) + 9 * torch.eye(len(places))).min() > 0.5
 
 
+def test_positions_may_begin_with_the_column():
+    rows, columns = (position_features((2, 3), 8, columns_first=first).reshape(2, 3, 8) for first in (False, True))
+    assert torch.equal(columns, torch.cat(rows.chunk(2, dim=2)[::-1], dim=2))
+
+
 def test_a_block_agrees_with_torchs_attention():
     """The same weights in ``nn.MultiheadAttention``, with the modulation of the paper's Figure 3 written out."""
     network = perturbed(DiT((1, 8), width=12, depth=1, heads=3, patch=2))
@@ -208,6 +217,7 @@ def test_positions_are_not_saved():
         ((1, 4), {"width": 5, "heads": 1}, "multiple of 2"),
         ((1, 4, 4), {"depth": 0}, "must be at least 1"),
         ((1, 4, 4), {"patch": 0}, "must be at least 1"),
+        ((1, 4, 4), {"width": 8, "heads": 1, "mlp_ratio": 0.1}, "mlp_ratio leaves no feature of a width of 8, got 0.1"),
         ((1, 4, 4), {"embedding": "fourrier"}, "choose one of sinusoidal, transformer, fourier"),
         ((1, 4, 4), {"classes": -1}, "must not be negative"),
     ],
