@@ -21,6 +21,7 @@ detaches nothing.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from score_sde.draws import Draws
 from score_sde.model import LEARNED_VARIANCES, ScoreModel
 from score_sde.objectives.base import Objective, State, Terms
 from score_sde.objectives.steps import STEPS, StepRule
-from score_sde.score import data_of, score_and_variance
+from score_sde.score import Score, data_of, score_and_variance
 from score_sde.sdes import SDE, TabulatedSDE
 from score_sde.sdes.memory import remembered
 from score_sde.tables import Choice, require_name
@@ -103,13 +104,15 @@ class DDPM(Objective):
             ValueError: the model has no learned variance, or reads it in another way, or the bound needs to know the data.
         """
         if self.trains_variance:
-            if not getattr(model, "learned_variance", hasattr(model, "score_and_variance")):
+            models = [leaf for leaf in _leaves(model) if isinstance(leaf, ScoreModel)]
+            if not hasattr(model, "score_and_variance") or not all(leaf.learned_variance for leaf in models):
                 raise ValueError(f"variance {self.variance} needs a network with learned_variance=True")
-            if getattr(model, "variance", self.variance) != self.variance:
-                raise ValueError(
-                    f"the objective trains the variance {self.variance}, and the model reads its output as {model.variance}: "
-                    "make them the same"
-                )
+            for leaf in models:
+                if leaf.variance != self.variance:
+                    raise ValueError(
+                        f"the objective trains the variance {self.variance}, and the model reads its output as "
+                        f"{leaf.variance}: give both the same variance"
+                    )
         if self.loss != "simple":
             self._data_of(model)
 
@@ -139,6 +142,7 @@ class DDPM(Objective):
             noise: standard normal noise, ``(B, *D)``.
             cond: what the model is conditioned on.
         """
+        self.check(model)
         chain = self.chain(model.sde, x0.device)
         t, (low, high) = chain.nodes[step], chain.variance_ends(step)
         x = model.sde.perturb(x0, t, noise).to(_state_dtype(model, x0))
@@ -179,14 +183,17 @@ class DDPM(Objective):
         return data
 
 
-def _state_dtype(model: ScoreModel, x0: Tensor) -> torch.dtype:
+def _leaves(score: Score) -> tuple[Any, ...]:
+    return (score,) if isinstance(score, ScoreModel) else leaves(score)
+
+
+def _state_dtype(score: Score, x0: Tensor) -> torch.dtype:
     """float64 for models, which round no more than what their network is given; other scores may take nothing but their own.
 
     The errors of x0 and of mu are those of the score times sigma / alpha, or beta / sigma: rounding of x would be amplified.
     """
-    if isinstance(model, ScoreModel) or all(isinstance(leaf, ScoreModel) for leaf in leaves(model)):
-        return torch.float64
-    return torch.promote_types(x0.dtype, torch.float32)
+    ours = all(isinstance(leaf, ScoreModel) for leaf in _leaves(score))
+    return torch.float64 if ours else torch.promote_types(x0.dtype, torch.float32)
 
 
 @remembered(16)

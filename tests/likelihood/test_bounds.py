@@ -445,10 +445,11 @@ def test_evaluations_are_counted_and_stay_in_range(name, sde):
 
 
 def test_a_table_of_betas_is_evaluated_at_its_own_nodes():
-    seen = []
-    sde = ddpm_schedule(40)
-    discrete_bound(Recorder(mixture((3,)).score(sde), seen), torch.zeros(2, 3), data=DataSpec((3,), levels=5), steps=40)
-    assert sorted(seen) == pytest.approx([k / 40 for k in range(1, 41)])
+    for sde, nodes in ((ddpm_schedule(40), range(1, 41)), (ddpm_schedule(40).respaced("ddim10"), range(1, 41, 4))):
+        seen = []
+        record = discrete_bound(Recorder(mixture((3,)).score(sde), seen), torch.zeros(2, 3), data=DataSpec((3,), levels=5))
+        assert sorted(seen) == pytest.approx([k / 40 for k in nodes])
+        assert record.steps == len(nodes)
 
 
 @pytest.mark.parametrize("name", BOUNDS)

@@ -16,7 +16,7 @@ HERE = Path(__file__)
 
 
 def cases() -> dict[str, dict]:
-    """Name -> the table of betas, as arguments of ``ddpm_schedule``, and the names of the answers in their order."""
+    """Name -> the table of betas, as arguments of ``ddpm_schedule``, its respacing, and the names of the answers in order."""
     return {case["name"]: case for case in json.loads(HERE.with_suffix(".json").read_text())}
 
 
