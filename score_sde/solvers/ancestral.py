@@ -41,9 +41,10 @@ class Ancestral(TransitionSolver):
     """Ancestral sampling, one evaluation a step.
 
     With a table of N betas, and the grid that ends at T / N after N - 1 steps (or at 0 after N), the betas of the steps are the
-    table's; those of a respaced chain are met on the list of its times. With ``beta`` a sample keeps the noise of its last
-    step, whose variance is about sigma^2 where that step began, not where it ended: end on small steps (``grid="log_snr"``), or
-    where ``denoise`` takes the last one.
+    table's. On a respaced chain, take the list of its times, ``ExplicitGrid(tuple(sde.nodes().flip(0).tolist()))``.
+
+    With ``beta`` a sample keeps the noise of its last step, whose variance is about sigma^2 where that step began, not where it
+    ended: end on small steps (``grid="log_snr"``), or where ``denoise`` takes the last one.
 
     Args:
         steps: number of steps.

@@ -45,17 +45,21 @@ def double(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("respacing", ["", "7", "3,5", "ddim8"])
 @pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
-def test_the_chain_of_ddpm(variance):
+def test_the_chain_of_ddpm(variance, respacing):
     """Ho et al. 2020, Algorithm 2, written with the discrete table; the last step adds nothing."""
-    count, betas = 40, np.linspace(1e-3, 0.3, 40)
+    sde = ddpm_schedule(betas=tuple(np.linspace(1e-3, 0.3, 40)), t_min=1 / 40, respacing=respacing)
+    count, betas = len(sde.betas), np.array(sde.betas)
     kept = np.cumprod(1 - betas)
-    sde = ddpm_schedule(betas=tuple(betas), t_min=1 / count)
     score = mixture().score(sde)
-    solver = Ancestral(steps=count, variance=variance)
+    nodes = sde.nodes().flip(0).tolist()
+    solver = (
+        Ancestral(grid=ExplicitGrid((*nodes, 0.0)), variance=variance) if respacing else Ancestral(count, variance=variance)
+    )
     noise, again = (SampleNoise(3, (4, 2), dtype=torch.float64) for _ in range(2))
     found = expected = torch.randn(4, 2, dtype=torch.float64)
-    times = solver.times(sde, 1.0, 0.0)
+    times = solver.times(sde, nodes[0], 0.0)
     for k, (t, s) in zip(range(count - 1, -1, -1), pairwise(times), strict=True):
         assert float(forward_transition(sde, s, t)[1]) == pytest.approx(betas[k], rel=1e-9)
         epsilon = -math.sqrt(1 - kept[k]) * score(expected, t.expand(4))
