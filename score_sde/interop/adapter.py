@@ -25,6 +25,7 @@ def adapt(
     labels: int = 1000,
     scale_input: bool = False,
     sigma_data: float = 0.5,
+    variance: str = "learned_range",
     levels: int | None = None,
     data_range: tuple[float, float] = (-1.0, 1.0),
     call: Call | None = None,
@@ -38,11 +39,12 @@ def adapt(
             ``module(x, time, cond)`` where a condition is given.
         shape: event shape ``D``.
         sde: the SDE under which it was trained.
-        predicts: what it returns: ``epsilon``, ``x0``, ``v``, ``score``, ``ncsn`` or ``edm``.
+        predicts: what it returns, a key of ``PARAMETERIZATIONS``.
         time: how it takes time: a key of ``TIME_INPUTS``, or a function of t ``(B,)`` in [0, T] that gives what it takes.
         labels: number of steps of a discrete chain that ``time`` counts.
         scale_input: whether it was trained on inputs of unit scale, c_in x, in place of x.
         sigma_data: root mean square of the data, for ``edm``.
+        variance: how the second half of its output is read where it has ``learned_variance``, as ``ScoreModel`` has it.
         levels: for integer data, the number of its values.
         data_range: the interval in which the data that it was trained on lies.
         call: how it is called, a function of module, x ``(B, *D)``, time ``(B,)`` and condition, where it takes or returns
@@ -70,6 +72,7 @@ def adapt(
         labels=labels,
         scale_input=scale_input,
         sigma_data=sigma_data,
+        variance=variance,
     ).eval()
 
 

@@ -65,7 +65,8 @@ class DDPM(Objective):
 
     Its nodes are the table's where the SDE is a ``TabulatedSDE``, else k T / N.
 
-    A bound on integers has the probabilities of their bins. A bound on continuous data has densities in model coordinates.
+    A bound on integers has the probabilities of their bins; if they are dequantized, it is looser. A bound on continuous data
+    has densities in model coordinates.
 
     Args:
         loss: ``simple``, ``vlb`` or ``hybrid``.

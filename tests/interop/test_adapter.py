@@ -135,6 +135,19 @@ def test_all_that_a_network_says_of_itself_is_handed_on():
         assert {name: getattr(stating, name) for name in STATED} == said
 
 
+def test_a_learned_variance_is_read_as_the_network_was_trained():
+    class Doubled(nn.Module):
+        learned_variance = True
+
+        def forward(self, x, time):
+            return torch.cat([x, torch.full_like(x, -3.0)], 1)
+
+    x, t, ends = torch.randn(2, 3), torch.full((2,), 0.5), (torch.tensor(-4.0), torch.tensor(-2.0))
+    for variance, expected in (("learned", -3.0), ("learned_range", -6.0)):  # v = -3 is one range below the lower end
+        model = adapt(Doubled(), (3,), VPSDE(), variance=variance)
+        torch.testing.assert_close(model.score_and_variance(x, t, ends)[1], torch.full_like(x, expected))
+
+
 def test_a_network_that_says_nothing_of_itself_is_one_of_ours_that_says_nothing():
     model, ours = adapt(nn.Identity(), (2, 4, 4), VESDE()), Network()
     defaults = dict(zip(STATED, (None, 0, False, True, False, None), strict=True))
