@@ -8,9 +8,10 @@ and F* its own target (``score_sde.parameterization``),
     hybrid   simple + 0.001 N L                         (Nichol and Dhariwal 2021, Eq. 16)
 
 L is the step's term of the bound, in bits per dimension: the divergence of the two Gaussians, and in step 0 the negative
-log-likelihood of the data. So the mean of ``vlb`` is the bound less its prior term, which has no parameters. With e = epsilon +
-sigma score the error of the score, F - F* = e / (sigma b), and for a fixed variance L is the weighted square of Eq. 12 and
-a constant,
+log-likelihood of the data. So the mean of ``vlb`` is the bound less its prior term, which has no parameters.
+
+The error of the score is e = epsilon + sigma score, and F - F* = e / (sigma b). With a fixed variance the divergence of a step
+is, in nats and up to a constant, the weighted square of Eq. 12 (Ho et al. 2020),
 
     beta^2 / (2 Sigma (1 - beta) sigma^2) ||e||^2.
 
