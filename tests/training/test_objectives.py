@@ -1,18 +1,42 @@
 """Every objective of the table is trained, and goes on bit for bit."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from score_sde import VPSDE, DataSpec, ScoreModel
+from score_sde.config import override, read_config
 from score_sde.data import Dataset, TensorSource
 from score_sde.networks import UNet
 from score_sde.objectives import DDPM, OBJECTIVES
+from score_sde.run import build_data, build_model, build_objective
 from score_sde.training import STANDARD_HOOKS, Trainer, TrainingOptions, TrainStep, begin, resume
 
 SPEC = DataSpec((1, 4, 4), levels=9, dequantize=False)
 OPTIONS = TrainingOptions(steps=10, batch_size=16, log_every=3, sample_every=10, checkpoint_every=4, warmup=2)
-CASES = {name: objective() for name, objective in OBJECTIVES.items()} | {
-    "ddpm, learned": DDPM("hybrid", "learned_range", "loss_aware", steps=5),
+
+
+def small(objective):
+    """Model, data and objective."""
+    torch.manual_seed(0)
+    network = UNet((1, 4, 4), width=8, multipliers=(1,), attention=(), learned_variance=objective.trains_variance, dropout=0.1)
+    values = torch.randint(0, 9, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    data = Dataset(TensorSource(values, SPEC), TensorSource(values[:8], SPEC))
+    return ScoreModel(network, VPSDE(), SPEC), data, objective
+
+
+def of_config(name):
+    """The same of a config, with a small network and few steps of the chain."""
+    options = ("network.unet.width=8", "network.unet.multipliers=(1,)", "network.unet.attention=()", "sde.ddpm.steps=9")
+    config = override(read_config(name), [f"--config.{option}" for option in (*options, "model.labels=9")]).to_dict()
+    data = build_data(config)
+    return build_model(config, data.spec), data, build_objective(config)
+
+
+CASES = {name: partial(small, objective()) for name, objective in OBJECTIVES.items()} | {
+    "ddpm, learned": partial(small, DDPM("hybrid", "learned_range", "loss_aware", steps=5)),
+    "digits_ddpm": partial(of_config, "digits_ddpm"),
 }
 
 
@@ -27,26 +51,23 @@ class Crashing(TrainStep):
             raise Crash
 
 
-def trainer(folder, objective):
-    torch.manual_seed(0)
-    network = UNet((1, 4, 4), width=8, multipliers=(1,), attention=(), learned_variance=objective.trains_variance, dropout=0.1)
-    values = torch.randint(0, 9, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0))
-    data = Dataset(TensorSource(values, SPEC), TensorSource(values[:8], SPEC))
+def trainer(folder, name):
+    """The training of a case that goes on in a folder, or begins there."""
+    model, data, objective = CASES[name]()
     folder.mkdir(exist_ok=True)
-    state = resume(folder, begin(ScoreModel(network, VPSDE(), SPEC), objective, OPTIONS))
+    state = resume(folder, begin(model, objective, OPTIONS))
     return Trainer(state, data, folder, OPTIONS, objective, hooks=STANDARD_HOOKS[:2], seed=0)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_crashed_run_equals_an_uninterrupted_one(tmp_path, name):
-    objective = CASES[name]
-    whole = trainer(tmp_path / "whole", objective)
+    whole = trainer(tmp_path / "whole", name)
     whole.train(progress=False)
-    crashed = trainer(tmp_path / "parts", objective)
-    crashed.take = Crashing(objective, OPTIONS, SPEC, seed=0)
+    crashed = trainer(tmp_path / "parts", name)
+    crashed.take = Crashing(crashed.take.objective, OPTIONS, crashed.data.spec, seed=0)
     with pytest.raises(Crash):
         crashed.train(progress=False)
-    again = trainer(tmp_path / "parts", objective)
+    again = trainer(tmp_path / "parts", name)
     assert again.state.step == 4
     again.train(progress=False)
     for found, expected in ((again.state.model, whole.state.model), (again.state.ema.model, whole.state.ema.model)):
@@ -57,11 +78,11 @@ def test_a_crashed_run_equals_an_uninterrupted_one(tmp_path, name):
 
 def test_loss_aware_steps_are_learned_and_saved(tmp_path):
     """160 losses at five steps: all are known, and those of a run that went on are all of them."""
-    done = trainer(tmp_path, CASES["ddpm, learned"])
+    done = trainer(tmp_path, "ddpm, learned")
     done.train(progress=False)
     assert (done.state.objective["counts"] == 10).all()
     assert (done.state.objective["losses"] > 0).all()
-    found = trainer(tmp_path, CASES["ddpm, learned"]).state.objective
+    found = trainer(tmp_path, "ddpm, learned").state.objective
     assert torch.equal(found["losses"], done.state.objective["losses"])
 
 
