@@ -156,11 +156,28 @@ class Hutchinson:
             ValueError: more orthogonal probes are asked for than there are coordinates.
         """
         dim = math.prod(noise.event)
-        if self.distribution == "orthogonal" and self.probes > dim:
-            raise ValueError(f"at most {dim} probes can be orthogonal in {dim} dimensions, got {self.probes}")
+        self._require_room(dim)
         draw = noise.rademacher if self.distribution == "rademacher" else noise.normal
         probes = torch.stack([draw() for _ in range(self.probes)])
         return math.sqrt(dim) * _orthonormal(probes) if self.distribution == "orthogonal" else probes
+
+    def from_normal(self, normal: Tensor) -> Tensor:
+        """Probes made of standard normal numbers, both ``(m, B, *D)``.
+
+        Raises:
+            ValueError: there are more orthogonal probes than coordinates.
+        """
+        if self.distribution == "gaussian":
+            return normal
+        if self.distribution == "rademacher":
+            return torch.ones_like(normal).copysign(normal)
+        dim = normal[0, 0].numel()
+        self._require_room(dim)
+        return math.sqrt(dim) * _orthonormal(normal)
+
+    def _require_room(self, dim: int) -> None:
+        if self.distribution == "orthogonal" and self.probes > dim:
+            raise ValueError(f"at most {dim} probes can be orthogonal in {dim} dimensions, got {self.probes}")
 
     def __call__(self, field: Field, x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor, int]:
         value, x = _with_graph(field, x)

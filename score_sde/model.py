@@ -16,7 +16,7 @@ from score_sde.inputs import require_classes, require_finite, require_float, req
 from score_sde.networks.contract import Network, require_condition, state
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS, Coefficients
 from score_sde.score import ClassScore, Ends, NoLearnedVariance, Score
-from score_sde.sdes import SDE
+from score_sde.sdes import SDE, FixedNoise
 from score_sde.tables import require_name
 from score_sde.tensors import Condition, as_time, expand
 
@@ -49,8 +49,9 @@ class ScoreModel(Network):
 
     Raises:
         ValueError: a name is unknown, the network states another shape than the data's, ``sigma_data`` is not positive, there
-            are fewer than two labels, ``time_input`` is not positive where the network takes its logarithm, or the
-            parameterization is ``mu`` and the SDE no table of betas.
+            are fewer than two labels, ``time_input`` is not positive where the network takes its logarithm, the
+            parameterization is ``mu`` and the SDE no table of betas, or the SDE is ``FixedNoise`` and the model is told a time,
+            or would divide by a sigma of 0.
     """
 
     score_parts = ()
@@ -77,7 +78,13 @@ class ScoreModel(Network):
             ("variance", variance, LEARNED_VARIANCES),
         ):
             require_name(kind, name, table)
-        sde.require_ends()
+        if not isinstance(sde, FixedNoise):
+            sde.require_ends()
+        elif time_input != "none" or (parameterization != "score" and not sde.noise):
+            raise ValueError(
+                "a model with the SDE fixed is told no time: set its time_input to none"
+                f"{'' if sde.noise else ', and its parameterization to score, which divides by no sigma'}"
+            )
         require_finite({"sigma_data": sigma_data})
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive, got {sigma_data}")

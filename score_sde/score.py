@@ -302,11 +302,9 @@ def require_path(score: Score, x: Tensor, t_from: float, t_to: float) -> None:
     """Refuse what no solver can carry; values are not looked at: NaN comes out as a ``SolverError``.
 
     Raises:
-        ValueError: the log-SNR of the SDE is not finite or does not fall, ``x`` is no batch ``(B, *D)`` of floating-point
-            numbers, or of other data than the score's, or a time is outside [0, T].
+        ValueError: ``x`` is no batch ``(B, *D)`` of floating-point numbers, or of other data than the score's, or a time is
+            outside [0, T].
     """
-    require_score(score)
-    score.sde.require_ends()
     require_float("x", x)
     shape = (1, *x.shape[1:]) if x.shape[:1] == (0,) else x.shape  # no samples are no error here
     require_batch("x", shape, event_of(score))

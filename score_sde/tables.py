@@ -217,7 +217,7 @@ CALLED_ELSEWHERE = {
     "dpm_solver_pp": "dpm++ dpmpp dpm++_2m dpmpp_2m dpm_solver++",
     "sde_dpm_solver_pp": "dpm++_2m_sde dpmpp_2m_sde",
     "deis": "lms plms pndm",
-    "annealed_langevin": "langevin",
+    "langevin": "ula sgld unadjusted_langevin",
     "pc": "predictor_corrector",
     "ode": "probability_flow dopri5 rk45",
     "edm": "karras",

@@ -128,6 +128,7 @@ def test_time_inputs(sde):
         "sigma": sde.sigma(t),
         "log_snr": -2 * ratio.log(),
         "edm": ratio.log() / 4,
+        "none": 0 * t,
     }
     assert set(wanted) == set(TIME_INPUTS)
     for name, value in wanted.items():

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, instance_norm, interpolate, max_pool2d
+from torch.nn.functional import avg_pool2d, instance_norm, interpolate
 
 from score_sde.networks.contract import Network
 from score_sde.networks.ncsnpp import ACTIVATIONS
@@ -323,12 +323,13 @@ class _ChainedPooling(nn.Module):
     def __init__(self, channels: int, activation: nn.Module):
         super().__init__()
         self.activation = activation
+        self.pool = nn.MaxPool2d(5, stride=1, padding=2)
         self.convs = nn.ModuleList(_conv(channels, channels, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(x)
         path = x
         for conv in self.convs:
-            path = conv(max_pool2d(path, 5, stride=1, padding=2))
+            path = conv(self.pool(path))
             x = x + path
         return x

@@ -2,20 +2,31 @@
 
 from score_sde.objectives.base import Objective, Terms
 from score_sde.objectives.ddpm import DDPM
-from score_sde.objectives.denoising import DenoisingScoreMatching, denoising_score_matching
+from score_sde.objectives.denoising import DenoisingAtSigma, DenoisingScoreMatching, denoising_score_matching
 from score_sde.objectives.flow_matching import FlowMatching
+from score_sde.objectives.implicit import ImplicitScoreMatching, SlicedScoreMatching
 from score_sde.objectives.weightings import WEIGHTINGS, Weighting
 
 __all__ = [
     "DDPM",
+    "DenoisingAtSigma",
     "DenoisingScoreMatching",
     "FlowMatching",
+    "ImplicitScoreMatching",
     "OBJECTIVES",
     "Objective",
+    "SlicedScoreMatching",
     "Terms",
     "WEIGHTINGS",
     "Weighting",
     "denoising_score_matching",
 ]
 
-OBJECTIVES: dict[str, type[Objective]] = {"denoising": DenoisingScoreMatching, "ddpm": DDPM, "flow_matching": FlowMatching}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "denoising": DenoisingScoreMatching,
+    "ddpm": DDPM,
+    "flow_matching": FlowMatching,
+    "implicit": ImplicitScoreMatching,
+    "sliced": SlicedScoreMatching,
+    "denoising_at_sigma": DenoisingAtSigma,
+}

@@ -17,12 +17,14 @@ all samples of the global batch. So the state is the same on one process and on 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
 from score_sde.data import Batch
 from score_sde.draws import Draws
 from score_sde.model import ScoreModel
+from score_sde.sdes import FixedNoise
 
 State = dict[str, Tensor]
 
@@ -47,10 +49,35 @@ class Terms:
 class Objective(ABC):
     """What training makes small."""
 
+    one_level: ClassVar[bool] = False
+    """Whether it learns the score of one density, that of ``FixedNoise``, in place of those at all levels of noise."""
+
+    differentiates: ClassVar[bool] = False
+    """Whether the loss has derivatives of the score in it, so that training takes second derivatives of the network."""
+
     @property
     def trains_variance(self) -> bool:
         """Whether it trains a learned variance; no, by default."""
         return False
+
+    def check(self, model: ScoreModel) -> None:
+        """Check that the model has what this objective trains; it is called before the first step.
+
+        An objective with further demands extends it.
+
+        Raises:
+            ValueError: the model's SDE has one level of noise, and the objective learns at all, or the other way round.
+        """
+        if self.one_level and not isinstance(model.sde, FixedNoise):
+            raise ValueError(
+                f"{type(self).__name__} learns the score of one density, and {type(model.sde).__name__} has one for each t: "
+                "take the SDE fixed, or another objective"
+            )
+        if isinstance(model.sde, FixedNoise) and not self.one_level:
+            raise ValueError(
+                f"{type(self).__name__} learns the score at all levels of noise, and the SDE fixed has one: take the objective "
+                "implicit, sliced or denoising_at_sigma, or another SDE"
+            )
 
     def begin(self, model: ScoreModel) -> State:
         """What the objective knows before the first step: nothing, by default.

@@ -103,8 +103,10 @@ class DDPM(Objective):
         """Check that the model has what this objective trains.
 
         Raises:
-            ValueError: the model has no learned variance, or reads it in another way, or the bound needs to know the data.
+            ValueError: the SDE has one level of noise, the model has no learned variance or reads it in another way, or the
+                bound needs to know the data.
         """
+        super().check(model)
         if self.trains_variance:
             models = [leaf for leaf in _leaves(model) if isinstance(leaf, ScoreModel)]
             if not hasattr(model, "score_and_variance") or not all(leaf.learned_variance for leaf in models):

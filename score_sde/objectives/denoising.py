@@ -5,9 +5,13 @@ The score of x_t given x_0 is -epsilon / sigma, so a model's score s is judged b
     w(t) || sigma s + epsilon ||^2,
 
 the squared error of the noise that it implies. ``score_sde.objectives.weightings`` has the weights w.
+
+At one sigma alone it is Vincent's objective (2011, Eq. 11), times 2 sigma^2 / D in D dimensions. It learns the score of the
+data plus noise of this sigma.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,7 +21,7 @@ from score_sde.model import ScoreModel
 from score_sde.objectives.base import Objective, State, Terms
 from score_sde.objectives.weightings import WEIGHTINGS, Sigma2, Weighting
 from score_sde.tables import Choice
-from score_sde.tensors import Condition, expand, mean_event
+from score_sde.tensors import Condition, batch_time, expand, mean_event
 from score_sde.time_sampling import TIMES, TimeRule
 
 
@@ -41,6 +45,38 @@ class DenoisingScoreMatching(Objective):
         epsilon = draws.normal("noise", batch.values.shape)
         loss = denoising_score_matching(model, batch.values, t, epsilon, weighting=self.weighting, cond=batch.cond)
         return Terms(weight * loss, times=t)
+
+
+@dataclass(frozen=True)
+class DenoisingAtSigma(Objective):
+    """The squared error of the noise at the sigma of ``FixedNoise``, averaged over event dimensions (Vincent 2011)."""
+
+    one_level: ClassVar[bool] = True
+
+    def check(self, model: ScoreModel) -> None:
+        """As ``Objective.check``; there must be noise.
+
+        Raises:
+            ValueError: the SDE is not ``FixedNoise``, or its noise is 0.
+        """
+        super().check(model)
+        if not model.sde.sigma(model.sde.T) > 0:
+            raise ValueError("denoising needs noise: set the noise of the SDE fixed, or take the objective implicit or sliced")
+
+    def __call__(self, model: ScoreModel, batch: Batch, draws: Draws, state: State) -> Terms:
+        return self.terms(model, batch.values, draws.normal("noise", batch.values.shape), batch.cond)
+
+    def terms(self, model: ScoreModel, x0: Tensor, noise: Tensor, cond: Condition | None = None) -> Terms:
+        """The loss with given noise.
+
+        Args:
+            model: the model, or any score with its SDE.
+            x0: clean data in model coordinates, ``(B, *D)``.
+            noise: standard normal noise, ``(B, *D)``.
+            cond: what the model is conditioned on.
+        """
+        t = batch_time(model.sde.T, x0)
+        return Terms(denoising_score_matching(model, x0, t, noise, cond=cond))
 
 
 def denoising_score_matching(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from score_sde.sdes.base import SDE
 from score_sde.sdes.cosine import CosineSDE
+from score_sde.sdes.fixed import FixedNoise
 from score_sde.sdes.log_snr import LogSNRSDE
 from score_sde.sdes.straight import StraightSDE
 from score_sde.sdes.subvp import SubVPSDE
@@ -19,10 +20,12 @@ SDES: dict[str, Callable[..., SDE]] = {
     "cosine": CosineSDE,
     "straight": StraightSDE,
     "snr": LogSNRSDE,
+    "fixed": FixedNoise,
 }
 
 __all__ = [
     "CosineSDE",
+    "FixedNoise",
     "LogSNRSDE",
     "SDE",
     "SDES",

@@ -155,14 +155,19 @@ class SDE(ABC):  # noqa: B024  (two pairs of methods, of which a subclass writes
 
     # the prior
 
+    @property
+    def prior_std(self) -> Tensor:
+        """The standard deviation of the prior: sigma(T)."""
+        return self.sigma(self.T)
+
     def prior_noise(self, noise: Tensor) -> Tensor:
         """Scale standard normal ``noise`` to the prior N(0, sigma(T)^2 I)."""
-        return self.sigma(self.T) * noise
+        return self.prior_std * noise
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of ``x`` ``(B, *D)`` under N(0, sigma(T)^2 I), in nats, ``(B,)``."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        std, dim = float(self.sigma(self.T)), x[0].numel()
+        std, dim = float(self.prior_std), x[0].numel()
         return -sum_event((x / std) ** 2) / 2 - dim * (math.log(std) + math.log(2 * math.pi) / 2)
 
 

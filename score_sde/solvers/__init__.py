@@ -11,6 +11,7 @@ from score_sde.solvers.dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
 from score_sde.solvers.euler_maruyama import EulerMaruyama
 from score_sde.solvers.gaussian import GaussianReference, match_moments
 from score_sde.solvers.heun import EDM, Heun
+from score_sde.solvers.langevin import LangevinDynamics
 from score_sde.solvers.latent import decode, encode, interpolate
 from score_sde.solvers.predictor_corrector import PREDICTORS, Langevin, PredictorCorrector, predictor_corrector
 from score_sde.solvers.probability_flow import ProbabilityFlow
@@ -23,6 +24,7 @@ SOLVERS = {
     **PREDICTORS,
     "adaptive_sde": AdaptiveSDE,
     "annealed_langevin": AnnealedLangevin,
+    "langevin": LangevinDynamics,
     "pc": predictor_corrector,
     "ode": ProbabilityFlow,
 }
@@ -40,6 +42,7 @@ __all__ = [
     "GaussianReference",
     "Heun",
     "Langevin",
+    "LangevinDynamics",
     "PredictorCorrector",
     "ProbabilityFlow",
     "ReverseDiffusion",

@@ -17,7 +17,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from score_sde.inputs import require_batch, require_interval, require_time
+from score_sde.inputs import require_batch, require_interval, require_states, require_time
 from score_sde.progress import TimeProgress
 from score_sde.score import (
     BoundScore,
@@ -28,10 +28,10 @@ from score_sde.score import (
     event_of,
     posterior_mean,
     require_conditions,
-    require_inputs,
     require_path,
     require_score,
 )
+from score_sde.sdes import SDE
 from score_sde.tensors import Condition, SampleNoise
 
 Observer = Callable[[float, Tensor], None]
@@ -70,6 +70,10 @@ class Solver(ABC):
         """Convergence order of the error at the end in the number of steps, None where there is none."""
         return None
 
+    def require_sde(self, sde: SDE) -> None:
+        """Raise a ``ValueError`` unless the solver takes ``sde``: by default, one whose log-SNR falls all the way."""
+        sde.require_ends()
+
     @abstractmethod
     def with_budget(self, nfe: int) -> Self:
         """The same solver with at most ``nfe`` evaluations, as near to it as its steps allow."""
@@ -98,8 +102,11 @@ class Solver(ABC):
 
         Raises:
             SolverError: the state stopped being finite.
-            ValueError: the state or a time is none that the score takes, or a stochastic solver is to go from data to noise.
+            ValueError: the solver does not take the SDE, the state or a time is none that the score takes, or a stochastic
+                solver is to go from data to noise.
         """
+        require_score(score)
+        self.require_sde(score.sde)
         require_path(score, x, t_from, t_to)
         if self.stochastic and t_to > t_from:
             raise ValueError(f"{type(self).__name__} goes from noise to data only: got t from {t_from} to {t_to}")
@@ -150,22 +157,26 @@ class Solver(ABC):
         Raises:
             SolverError: the state stopped being finite.
             TypeError: it is called on the class of a solver.
-            ValueError: ``score`` carries no SDE; ``shape`` and ``x_T`` are both absent, disagree, hold no sample or are not of
-                the score's data; x_T is not finite or holds integers; ``t_end`` is outside [t_min, T); ``clip`` does not rise.
+            ValueError: ``score`` carries no SDE, or one that the solver does not take; ``shape`` and ``x_T`` are both absent,
+                disagree, hold no sample or are not of the score's data; x_T is not finite or holds integers; ``t_end`` is
+                outside [t_min, T); ``clip`` does not rise, or there is no noise at ``t_end``.
         """
         if not isinstance(self, Solver):  # DDIM.sample(score, shape): the score is self
             raise TypeError("a solver must be an instance: DDIM().sample(score, shape), not DDIM.sample(score, shape)")
         require_score(score)
         start, sde = time.perf_counter(), score.sde
-        sde.require_ends()
+        self.require_sde(sde)
         t_end = sde.t_min if t_end is None else t_end
         require_time("t_end", t_end, sde.t_min, sde.T, below=True)
         if clip is not None:
             require_interval("clip", clip)
+            if not sde.sigma(t_end) > 0:
+                raise ValueError("clip is for the x0 that a state with noise implies, and here sigma is 0: leave it away")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point type, got {dtype}")
         if x_T is not None:
-            require_inputs(score, x_T, cond, name="x_T")
+            require_states("x_T", x_T, event_of(score))
+            require_conditions(cond, len(x_T))
             if shape is not None and tuple(shape) != tuple(x_T.shape):
                 raise ValueError(f"shape is {tuple(shape)}, but x_T has shape {tuple(x_T.shape)}")
             x_T, shape = x_T.to(device or x_T.device, dtype or x_T.dtype), x_T.shape

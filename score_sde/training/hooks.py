@@ -16,6 +16,7 @@ from score_sde.checkpoint import set_aside
 from score_sde.data import read
 from score_sde.draws import Draws
 from score_sde.files import append_metrics, read_metrics, write_text
+from score_sde.sdes import FixedNoise
 from score_sde.solvers import DDIM
 from score_sde.tensors import derive_seed
 from score_sde.training.trainer import Hook, Trainer
@@ -91,7 +92,8 @@ class Checkpoints:
 class Pictures:
     """Draws samples of the averaged weights every ``sample_every`` steps and at the end.
 
-    They are told the classes in turn, or the conditions of held-out samples.
+    They are told the classes in turn, or the conditions of held-out samples. Of a model with one level of noise there are none:
+    which step of Langevin dynamics suits the data is not known.
     """
 
     def begin(self, trainer: Trainer) -> None:
@@ -101,7 +103,7 @@ class Pictures:
 
     def after_step(self, trainer: Trainer) -> None:
         """Draw when it is due."""
-        if not trainer.due(trainer.options.sample_every):
+        if not trainer.due(trainer.options.sample_every) or isinstance(trainer.state.model.sde, FixedNoise):
             return
         from score_sde.images import picture, save_png  # here: it imports Pillow
 

@@ -111,12 +111,18 @@ def begin(
         identity: of the run.
 
     Raises:
-        ValueError: the model has a learned variance, which the objective does not train.
+        ValueError: the model has a learned variance, which the objective does not train, the objective is not one for this
+            model, or needs second derivatives, which a compiled network has not.
     """
     if model.learned_variance and not objective.trains_variance:
         raise ValueError(
             "the objective leaves a learned variance at its initial value: set learned_variance to False, or train it by the "
             "objective ddpm, loss hybrid, variance learned_range"
+        )
+    objective.check(model)
+    if options.compile and objective.differentiates:
+        raise ValueError(
+            f"what training.compile makes has no second derivatives, which {type(objective).__name__} needs: set it to False"
         )
     model = model.to(device)
     optimizer = torch.optim.AdamW(

@@ -10,6 +10,7 @@ from score_sde.data import Batch
 from score_sde.draws import Draws
 from score_sde.objectives import OBJECTIVES, WEIGHTINGS, DenoisingScoreMatching
 from score_sde.time_sampling import TIMES
+from tests.objectives.fitting import fitting
 from tests.oracles.mixtures import mixture
 
 SHAPES = [(2,), (1, 3), (1, 2, 2), (1, 2, 1, 2)]
@@ -34,7 +35,8 @@ class Shifted:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_is_a_function_of_its_draws(name, shape):
-    objective, score = OBJECTIVES[name](), Shifted(mixture(shape, torch.float32).score(VPSDE()), 0.0)
+    objective = OBJECTIVES[name]()
+    score = Shifted(fitting(objective, mixture(shape, torch.float32).score), 0.0)
     batch, state = Batch(torch.randn(6, *shape)), objective.begin(score)
     terms = objective(score, batch, Draws(0, 1, 6), state)
     again = objective(score, batch, Draws(0, 1, 6), state)
@@ -50,7 +52,8 @@ def test_an_objective_is_a_function_of_its_draws(name, shape):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_takes_the_samples_of_a_process(name):
     """The losses of the rows of two processes are those of one process, and so is what is observed and learned."""
-    objective, score = OBJECTIVES[name](), Shifted(mixture((2,), torch.float32).score(VPSDE()), 0.0)
+    objective = OBJECTIVES[name]()
+    score = Shifted(fitting(objective, mixture((2,), torch.float32).score), 0.0)
     values, state = torch.randn(6, 2), objective.begin(score)
     whole = objective(score, Batch(values), Draws(0, 1, 6), state)
     parts = [objective(score, Batch(values[rows]), Draws(0, 1, 6, rows=rows), state) for rows in (slice(4), slice(4, 6))]

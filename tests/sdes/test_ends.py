@@ -28,6 +28,7 @@ from score_sde.networks import MLP
 from score_sde.solvers import SOLVERS
 from score_sde.tensors import as_time
 from tests.oracles import SDE_CASES, DoubleWellSDE, mixture
+from tests.solvers.variants import TO_DATA
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ FAULTS = {
 }
 X, SPEC = torch.zeros(2, 2, dtype=torch.float64), DataSpec((2,), levels=4)
 USES = {
-    **{f"sample, {name}": lambda score, name=name: SOLVERS[name]().sample(score, (2, 2)) for name in SOLVERS},
+    **{f"sample, {name}": lambda score, name=name: SOLVERS[name]().sample(score, (2, 2)) for name in TO_DATA},
     "solve": lambda score: DDIM().solve(score, X, 0.8, 0.2),
     "solve, rk45": lambda score: ProbabilityFlow(method="rk45").solve(score, X, 0.8, 0.2),
     "solve, adaptive": lambda score: AdaptiveSDE().solve(score, X, 0.8, 0.2),

@@ -11,9 +11,10 @@ from score_sde.solvers import SOLVERS
 from score_sde.solvers.probability_flow import METHODS
 from score_sde.solvers.time_grids import TIME_GRIDS, time_grid
 from tests.oracles import SDE_CASES, BrokenScore, DoubleWellSDE, OwnPrecision, Recorder, mixture
+from tests.solvers.variants import TO_DATA
 
 SOLVER_CASES = {
-    **{name: build().with_budget(24 if name in ("pc", "ode") else 12) for name, build in SOLVERS.items()},
+    **{name: SOLVERS[name]().with_budget(24 if name in ("pc", "ode") else 12) for name in TO_DATA},
     "adaptive_sde_plain": SOLVERS["adaptive_sde"](rtol=0.1, atol=0.1),
     "unipc_3": SOLVERS["unipc"](p=3, steps=12),
     "gaussian_3_isotropic": SOLVERS["gaussian"](p=3, steps=10, corrector=False, reference="isotropic", lower_order_final=True),

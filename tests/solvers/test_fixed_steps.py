@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from score_sde.score import BoundScore
-from score_sde.solvers import DEIS, SOLVERS, DPMSolverPP, EulerMaruyama, GaussianReference, SDEDPMSolverPP, UniPC
+from score_sde.solvers import DEIS, DPMSolverPP, EulerMaruyama, GaussianReference, SDEDPMSolverPP, UniPC
 from score_sde.solvers.fixed_steps import TransitionSolver
 from score_sde.tensors import SampleNoise
 from tests.oracles import SDE_CASES, Around, gaussian, mixture
-from tests.solvers.variants import FIXED_STEPS, variants, with_steps
+from tests.solvers.variants import FIXED_STEPS, TO_DATA, variants, with_steps
 
 TRANSITIONS = {words: solver for words, solver in FIXED_STEPS.items() if isinstance(solver, TransitionSolver)}
 
@@ -45,7 +45,7 @@ def by_hand(solver, score, x, t_from, t_to):
     assert history.left == 0
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", TO_DATA)
 def test_steps_by_hand_are_those_of_solve(name):
     """Every variant of every fixed-step solver, to the last bit."""
     score, x = mixture().score(SDE_CASES["vp"]), states()

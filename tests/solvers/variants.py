@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+from score_sde import VPSDE
 from score_sde.solvers import PREDICTORS, SOLVERS, PredictorCorrector
 from score_sde.solvers.deis import VARIABLES
 from score_sde.solvers.fixed_steps import StepSolver
@@ -27,8 +28,17 @@ VALUES = {
 }
 """Options that change the method, and their values."""
 
-SIZES = {"steps", "grid", "corrections", "snr", "s_min", "s_max", "s_noise", "rtol", "atol", "safety", "exponent"}
+SIZES = {"steps", "step_size", "grid", "corrections", "snr", "s_min", "s_max", "s_noise", "rtol", "atol", "safety", "exponent"}
 """Options that change how large or how many the steps are."""
+
+
+def goes_to_data(solver):
+    """Whether a solver goes from noise to data, by its own statement; others have tests of their own."""
+    try:
+        solver.require_sde(VPSDE())
+        return True
+    except ValueError:
+        return False
 
 
 def variants(name):
@@ -53,7 +63,8 @@ def variants(name):
     return found
 
 
-ALL = {words: solver for name in SOLVERS for words, solver in variants(name).items()}
+TO_DATA = [name for name, build in SOLVERS.items() if goes_to_data(build())]
+ALL = {words: solver for name in TO_DATA for words, solver in variants(name).items()}
 FIXED_STEPS = {words: solver for words, solver in ALL.items() if isinstance(solver, StepSolver)}
 DECLARED = {words: solver for words, solver in ALL.items() if solver.order is not None}
 
