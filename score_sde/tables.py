@@ -125,21 +125,30 @@ def section(table: Table, chosen: object, *left_out: str, kind: str = "choice") 
 
     Args:
         table: the choices.
-        chosen: a name, or an object, whose options are then those of its entry.
+        chosen: a name, or an object, whose options are then those of its entry. If a function of the table builds the object,
+            they are those of its options that the object holds.
         left_out: arguments that are no options.
         kind: what is chosen, for messages.
 
     Raises:
-        OptionError: the name is unknown, or the object is none of a class of the table.
+        OptionError: the name is unknown, or nothing in the table builds such an object.
     """
-    name = chosen if isinstance(chosen, str) else _name_of(table, chosen, kind)
-    require_name(kind, name, table)
     options = {key: options_of(builder, *left_out) for key, builder in table.items()}
-    if name is not chosen:
+    if isinstance(chosen, str):
+        require_name(kind, chosen, table)
+        return {"name": chosen, **options}
+    require_instance(kind, chosen)
+    for name, builder in table.items():
+        made = builder if isinstance(builder, type) else inspect.signature(builder).return_annotation
+        if made is not type(chosen):
+            continue
         for key in options[name]:
-            value, inner = getattr(chosen, key), _choice(table[name], key)
+            value, inner = getattr(chosen, key, options[name][key]), _choice(builder, key)
             options[name][key] = value if inner is None else section(inner.table, value, kind=f"{kind}.{name}.{key}")
-    return {"name": name, **options}
+        if made is builder or build(table, {"name": name, name: options[name]}, kind=kind) == chosen:
+            return {"name": name, **options}
+    known, shown = ", ".join(table), str(chosen) if len(str(chosen)) < 80 else type(chosen).__name__
+    raise OptionError(f"{kind} {shown} cannot be written to config.json: give one of {known}, or add its class to the table")
 
 
 def options_of(builder: Callable[..., Any], *left_out: str) -> dict[str, Any]:
@@ -156,16 +165,6 @@ def _choice(builder: Callable[..., Any], option: str) -> Choice[Any] | None:
     """What declares an option of ``builder`` as a choice; None where it is none."""
     found = inspect.getattr_static(builder, option, None)
     return found if isinstance(found, Choice) else None
-
-
-def _name_of(table: Table, thing: object, kind: str) -> str:
-    """The name of the class of ``thing`` in ``table``."""
-    require_instance(kind, thing)
-    for name, builder in table.items():
-        if builder is type(thing):
-            return name
-    known = ", ".join(table)
-    raise OptionError(f"{kind} {thing} cannot be written to config.json: give one of {known}, or add its class to the table")
 
 
 def check_like(value: Any, default: Any, name: str) -> None:

@@ -4,8 +4,8 @@ With lambda(t) the log-SNR, which falls, and alpha^2 + sigma^2 = 1,
 
     alpha^2 = sigmoid(lambda),   sigma^2 = sigmoid(-lambda),   f = lambda' sigma^2 / 2,   g^2 = -lambda' sigma^2.
 
-Between the times lambda is a monotone cubic, which does not stand still at its ends. It is finite at t = 0: the data has a
-little noise there.
+Between the times lambda is a monotone cubic, which does not stand still at its ends. Its slope bends at the times: a method of
+order 3 or more in t reaches its order where its steps end there. At t = 0 lambda is finite, and the data has a little noise.
 """
 
 from dataclasses import dataclass

@@ -54,9 +54,7 @@ def test_the_chain_of_ddpm(variance, respacing):
     kept = np.cumprod(1 - betas)
     score = mixture().score(sde)
     nodes = sde.nodes().flip(0).tolist()
-    solver = (
-        Ancestral(grid=ExplicitGrid((*nodes, 0.0)), variance=variance) if respacing else Ancestral(count, variance=variance)
-    )
+    solver = Ancestral(count, ExplicitGrid((*nodes, 0.0)) if respacing else "uniform", variance=variance)
     noise, again = (SampleNoise(3, (4, 2), dtype=torch.float64) for _ in range(2))
     found = expected = torch.randn(4, 2, dtype=torch.float64)
     times = solver.times(sde, nodes[0], 0.0)

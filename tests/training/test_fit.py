@@ -17,6 +17,7 @@ from score_sde.files import read_json, write_json
 from score_sde.networks import MLP, UNet
 from score_sde.objectives import DenoisingScoreMatching
 from score_sde.run import build_objective
+from score_sde.sdes import ddpm_schedule
 from score_sde.time_sampling import LogSNRTimes
 from score_sde.training import TrainStep
 from tests.oracles.sdes import QuarterCircleSDE
@@ -162,6 +163,12 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path, monkeypatch):
     assert trained(points(), tmp_path).step == 4
 
 
+def test_a_table_of_betas_is_written_as_its_betas(tmp_path):
+    run = trained(points(), tmp_path / "run", sde=ddpm_schedule(20, beta_end=0.3, t_min=1e-3))
+    assert run.model.sde == load(tmp_path / "run").model.sde == ddpm_schedule(20, beta_end=0.3, t_min=1e-3)
+    assert run.config["sde"]["ddpm"]["betas"] == list(run.model.sde.betas)
+
+
 @dataclass(frozen=True)
 class Unnamed(DenoisingScoreMatching):
     """An objective that no table has."""
@@ -172,6 +179,7 @@ class Unnamed(DenoisingScoreMatching):
     [
         ({"sde": "vpp"}, "unknown sde 'vpp', did you mean vp"),
         ({"sde": QuarterCircleSDE(t_min=1e-3)}, "sde QuarterCircleSDE.* cannot be written to config.json: give one of vp"),
+        ({"sde": ddpm_schedule(20).respaced("5")}, "^sde TabulatedSDE cannot be written"),
         ({"objective": Unnamed()}, "objective Unnamed.* cannot be written"),
         ({"sde": VPSDE}, r"sde must be an instance, VPSDE\(...\), got the class VPSDE itself"),
         ({"objective": DenoisingScoreMatching}, r"objective must be an instance, DenoisingScoreMatching\(...\), got the class"),
