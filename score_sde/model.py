@@ -161,7 +161,7 @@ class ScoreModel(Network):
         """The score at ``x`` ``(B, *D)`` and ``t`` ``(B,)``, in the dtype of ``x``.
 
         The network runs in the dtype of its parameters; everything around it, the noise level it is given included, in float32
-        or better.
+        or better, as are the points it is given where it says so.
         """
         return self._evaluate(x, t, cond)[0]
 
@@ -199,8 +199,9 @@ class ScoreModel(Network):
         a, b, c_in = self.coefficients(t)
         scaled = expand(c_in, state) * state if self.scale_input else state
         noise = TIME_INPUTS[self.time_input](self.sde, t, self.labels)
-        # labels run to 999, which a half-precision number does not resolve
-        inputs = scaled.to(self.dtype), noise.to(torch.promote_types(self.dtype, torch.float32))
+        # labels run to 999, which a half-precision number does not resolve, nor does it resolve fine structure of x
+        exact = torch.promote_types(self.dtype, torch.float32)
+        inputs = scaled.to(exact if self.takes_float32 else self.dtype), noise.to(exact)
         output = self.network(*inputs) if cond is None else self.network(*inputs, cond)
         returned = output.dtype
         output, rest = output.to(precise).chunk(2, dim=1) if self.learned_variance else (output.to(precise), None)

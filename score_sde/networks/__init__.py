@@ -13,7 +13,7 @@ from score_sde.networks.dit import DiT
 from score_sde.networks.mlp import MLP
 from score_sde.networks.ncsnpp import NCSNpp, ddpm
 from score_sde.networks.refinenet import NCSNv2
-from score_sde.networks.unet import UNet, adm
+from score_sde.networks.unet import UNet, adm, vdm
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "mlp": MLP,
@@ -22,8 +22,9 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "ncsnpp": NCSNpp,
     "ncsnv2": NCSNv2,
     "adm": adm,
+    "vdm": vdm,
     "dit": DiT,
     "diffusers": DiffusersUNet,
 }
 
-__all__ = ["DiT", "DiffusersUNet", "MLP", "NCSNpp", "NCSNv2", "NETWORKS", "Network", "UNet", "adm", "ddpm"]
+__all__ = ["DiT", "DiffusersUNet", "MLP", "NCSNpp", "NCSNv2", "NETWORKS", "Network", "UNet", "adm", "ddpm", "vdm"]

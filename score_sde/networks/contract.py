@@ -18,6 +18,7 @@ class Network(nn.Module):
         takes_logarithm: whether it takes the logarithm of the time that it is given.
         cond_shape: the shape of the condition of one sample, D in ``(B, *D)``, or such shapes by name where it takes several
             tensors; None where it takes no condition, or classes alone, or does not say.
+        takes_float32: whether it takes x in float32 or better where its parameters are half precision.
     """
 
     event: tuple[int, ...] | None = None
@@ -26,6 +27,7 @@ class Network(nn.Module):
     knows_no_class: bool = True
     takes_logarithm: bool = False
     cond_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None
+    takes_float32: bool = False
 
 
 STATED = tuple(Network.__annotations__)

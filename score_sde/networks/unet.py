@@ -20,6 +20,7 @@ from score_sde.networks.contract import Network
 from score_sde.networks.dropout import Dropout
 from score_sde.networks.embedding import NoiseEmbedding
 from score_sde.networks.recompute import Recomputed, recompute_blocks
+from score_sde.networks.waves import with_waves
 from score_sde.tables import require_name
 
 
@@ -44,6 +45,7 @@ class Design:
     heads_up: int = 0
     classes: int = 0
     no_class: bool = True
+    waves: tuple[float, ...] = ()
 
     def __post_init__(self):
         if min(self.width - 3, self.blocks, self.head_width) < 1 or not self.multipliers or min(self.widths) < 1:
@@ -56,6 +58,8 @@ class Design:
             raise ValueError("heads_up changes the number of heads on the way up: give heads too")
         if not set(self.attention) <= set(range(len(self.multipliers))):
             raise ValueError(f"attention names levels {tuple(self.attention)}, but there are {len(self.multipliers)}, from 0")
+        if not all(0 < count < math.inf for count in self.waves):
+            raise ValueError(f"waves must be positive numbers, got {tuple(self.waves)}")
         require_name("resample", self.resample, ("conv", "block", "pool"))
         require_name("modulation", self.modulation, ("scale_shift", "add"))
 
@@ -139,7 +143,8 @@ class Encoder(Network):
             no_class=design.no_class,
         )
         current = design.stem or design.width
-        self.first = design.conv(channels, current)
+        self.waves, self.takes_float32 = tuple(design.waves), bool(design.waves)
+        self.first = design.conv(channels * (1 + 2 * len(self.waves)), current)
         self.kept = [current]
         self.down = nn.ModuleList()
         for level, width in enumerate(design.widths):
@@ -154,6 +159,8 @@ class Encoder(Network):
 
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """``x`` ``(B, C, *sides)`` and the embedding ``(B, features)`` to all intermediate results, that of the middle last."""
+        if self.waves:
+            x = with_waves(x, self.waves).to(self.first.weight.dtype)
         results = [self.first(x)]
         for stage in self.down:
             for layer in stage:
@@ -188,6 +195,8 @@ class UNet(Encoder):
             the largest power of two that divides ``width`` and leaves each group at least 4 channels.
         classes: number of classes, 0 for none.
         no_class: whether the network may also be told no class.
+        waves: numbers of waves over [-1, 1]; sine and cosine of each are further channels of the input. Integers of L levels
+            ask for L and L / 2 (``score_sde.networks.waves``). None by default.
         learned_variance: give twice the channels, the second half for the variance (Nichol and Dhariwal 2021, Eq. 15).
         recompute: recompute activations in the backward pass, to save memory.
 
@@ -218,6 +227,7 @@ class UNet(Encoder):
         group_width: int = 0,
         classes: int = 0,
         no_class: bool = True,
+        waves: tuple[float, ...] = (),
         learned_variance: bool = False,
         recompute: bool = False,
     ):
@@ -239,6 +249,7 @@ class UNet(Encoder):
             heads_up=heads_up,
             classes=classes,
             no_class=no_class,
+            waves=waves,
         )
         super().__init__(shape, design)
         self.learned_variance, self.classes, self.knows_no_class = learned_variance, classes, no_class
@@ -314,6 +325,47 @@ def adm(
         group_width=group_width,
         classes=classes,
         no_class=no_class,
+        learned_variance=learned_variance,
+        recompute=recompute,
+    )
+
+
+def vdm(
+    shape: Sequence[int],
+    *,
+    width: int = 128,
+    blocks: int = 32,
+    dropout: float = 0.1,
+    heads: int = 1,
+    modulation: str = "add",
+    embedding: str = "sinusoidal",
+    group_width: int = 1,
+    waves: tuple[float, ...] = (128, 256),
+    classes: int = 0,
+    no_class: bool = True,
+    learned_variance: bool = False,
+    recompute: bool = False,
+) -> UNet:
+    """VDM's network for likelihood (Kingma et al. 2021, Appendix B): a U-Net of one level, with Fourier features of its input.
+
+    All of it is at full resolution. Down to the middle are ``blocks`` residual blocks, up again one more, and each of these
+    also takes a result of the way down. Attention is in the middle alone. ``UNet`` explains the options. The defaults are those
+    of CIFAR-10; the ``waves`` are those of 256 levels in [-1, 1].
+    """
+    return UNet(
+        shape,
+        width=width,
+        multipliers=(1,),
+        blocks=blocks,
+        attention=(),
+        heads=heads,
+        dropout=dropout,
+        modulation=modulation,
+        embedding=embedding,
+        group_width=group_width,
+        classes=classes,
+        no_class=no_class,
+        waves=waves,
         learned_variance=learned_variance,
         recompute=recompute,
     )

@@ -126,7 +126,7 @@ def test_a_network_that_takes_a_logarithm_is_not_given_zero():
 def test_all_that_a_network_says_of_itself_is_handed_on():
     network = nn.Identity()
     said = {"event": (2, 4, 4), "classes": 3, "learned_variance": True, "knows_no_class": False}
-    said |= {"takes_logarithm": True, "cond_shape": ()}
+    said |= {"takes_logarithm": True, "cond_shape": (), "takes_float32": True}
     assert tuple(said) == STATED
     for name, value in said.items():
         setattr(network, name, value)
@@ -150,7 +150,7 @@ def test_a_learned_variance_is_read_as_the_network_was_trained():
 
 def test_a_network_that_says_nothing_of_itself_is_one_of_ours_that_says_nothing():
     model, ours = adapt(nn.Identity(), (2, 4, 4), VESDE()), Network()
-    defaults = dict(zip(STATED, (None, 0, False, True, False, None), strict=True))
+    defaults = dict(zip(STATED, (None, 0, False, True, False, None, False), strict=True))
     for stating in (model.network, ours):
         assert {name: getattr(stating, name) for name in STATED} == defaults
     assert {name: getattr(model, name) for name in STATED} == {**defaults, "event": (2, 4, 4)}

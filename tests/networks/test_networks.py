@@ -8,9 +8,11 @@ import torch
 from score_sde import VPSDE, DataSpec, ScoreModel
 from score_sde.config import read_config
 from score_sde.divergence import ExactDivergence
-from score_sde.networks import MLP, NETWORKS, DiT, NCSNpp, NCSNv2, UNet, adm, ddpm
+from score_sde.networks import MLP, NETWORKS, DiT, NCSNpp, NCSNv2, UNet, adm, ddpm, vdm
+from score_sde.networks.attention import SelfAttention
 from score_sde.networks.embedding import FourierEmbedding, SinusoidalEmbedding
 from score_sde.networks.resample import Resample, upfirdn
+from score_sde.networks.waves import with_waves
 from score_sde.run import build_model, data_spec
 
 CASES = {
@@ -46,6 +48,8 @@ CASES = {
             "learned_variance": True,
         },
     ),
+    "vdm": (vdm, (2, 5, 6), {"width": 8, "blocks": 2, "group_width": 2, "waves": (1.5, 3), "classes": 3}),
+    "vdm_1d": (vdm, (1, 9), {"width": 8, "blocks": 1, "group_width": 2, "waves": (2,), "modulation": "scale_shift"}),
     "ddpm": (ddpm, (3, 8, 8), {"width": 32, "multipliers": (2, 1), "blocks": 1}),
     "ncsnpp": (NCSNpp, (3, 8, 8), {"width": 8, "multipliers": (1, 2), "blocks": 1}),
     "ncsnpp_skips": (
@@ -77,6 +81,7 @@ SMALL = {
     "ncsnpp": {"width": 8, "multipliers": (1, 2), "blocks": 1},
     "ncsnv2": {"width": 8},
     "adm": {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_width": 4},
+    "vdm": {"width": 8, "blocks": 1},
     "dit": {"width": 16, "depth": 1, "heads": 2},
 }
 """Options that make each of NETWORKS small."""
@@ -234,6 +239,8 @@ def test_embeddings_tell_neighbouring_levels_apart():
         (lambda: UNet((1, 8, 8), multipliers=(1, 0.001)), "at least 1"),
         (lambda: UNet((1, 8, 8), width=36, group_width=1), "36 channels cannot be normalized in 32 groups"),
         (lambda: UNet((1, 8, 8), width=8, multipliers=(1, 1), stem=9), "9 channels cannot be normalized"),
+        (lambda: UNet((1, 8, 8), waves=(17, 0)), "waves must be positive numbers"),
+        (lambda: vdm((1, 8, 8), waves=(float("inf"),)), "waves must be positive numbers"),
         (lambda: NCSNpp((2,)), "needs images"),
         (lambda: NCSNpp((3, 12, 12)), "cannot be halved 3 times"),
         (lambda: NCSNpp((3, 8, 8), block="resnet"), "choose one of ddpm, biggan"),
@@ -284,7 +291,7 @@ def test_a_network_without_a_vector_for_no_class_needs_a_class():
         network(x, noise, torch.tensor([0, 3]))
 
 
-IMAGE_NETWORKS = ["unet", "ddpm", "ncsnpp", "ncsnv2", "adm", "dit"]
+IMAGE_NETWORKS = ["unet", "ddpm", "ncsnpp", "ncsnv2", "adm", "vdm", "dit"]
 
 
 def perturbed(network):
@@ -365,7 +372,7 @@ def test_half_precision_networks_are_told_the_time_exactly(embedding, label):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unet", "ncsnpp", "ncsnv2", "dit"])  # adm is a unet, ddpm an ncsnpp
+@pytest.mark.parametrize("name", ["unet", "vdm", "ncsnpp", "ncsnv2", "dit"])  # adm is a unet, ddpm an ncsnpp
 def test_compiled_networks_agree(name):
     """Captured whole, forward and backward: the same output and gradients up to the order of sums, the same names of weights.
 
@@ -391,6 +398,62 @@ def test_the_exact_divergence_goes_through_every_network(name):
     for i in range(2):
         jacobian = torch.autograd.functional.jacobian(lambda point: network(point[None], noise[i : i + 1])[0], x[i])  # noqa: B023
         torch.testing.assert_close(divergence[0, i], jacobian.reshape(128, 128).trace())
+
+
+# Fourier features of the input
+
+
+@pytest.mark.parametrize("shape", [(2, 9), (3, 4, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_waves_of_the_input_are_further_channels(shape, dtype):
+    """Real and imaginary part of exp(i pi k x), by numpy in float64."""
+    x, counts = 3 * torch.randn(4, *shape, dtype=dtype), (8.5, 17.0)
+    features = with_waves(x, counts)
+    assert features.dtype == dtype
+    waves = np.exp(1j * np.pi * np.concatenate([count * x.double().numpy() for count in counts], 1))
+    wanted = np.concatenate([x.double().numpy(), waves.imag, waves.real], 1)
+    np.testing.assert_allclose(features.double().numpy(), wanted, atol=1e-4 if dtype == torch.float32 else 1e-12)
+
+
+def test_a_wave_for_each_level_repeats_from_bin_to_bin():
+    spec, u = DataSpec((1, 17), levels=17), torch.rand(1, dtype=torch.float64)
+    in_bins = spec.dequantized(torch.arange(17)[None, None], u)
+    features = with_waves(in_bins, (17, 8.5))[0, 1:]  # sines, then cosines
+    torch.testing.assert_close(features[::2], features[::2, :1].expand(2, 17))
+    torch.testing.assert_close(features[1::2, ::2], features[1::2, :1].expand(2, 9))
+    torch.testing.assert_close(features[1::2, 1::2], -features[1::2, :1].expand(2, 8))
+
+
+@pytest.mark.parametrize(("dtype", "autocast"), [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True)])
+def test_half_precision_networks_see_waves_of_exact_points(dtype, autocast):
+    """In bfloat16 a point near 1 is off by up to a quarter of a wave of 2^-7."""
+    network = vdm((1, 8, 8), width=8, blocks=1)
+    model = ScoreModel(network, VPSDE(), DataSpec((1, 8, 8), levels=256)).to(dtype).eval()
+    x, seen = torch.rand(4, 1, 8, 8) * 2 - 1, []
+    network.first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        model(x, torch.full((4,), 0.3))
+    torch.testing.assert_close(seen[0].double(), with_waves(x.double(), (128, 256)), rtol=0, atol=5e-3)
+
+
+def test_half_precision_networks_without_waves_take_half_precision_points():
+    seen = []
+    network = UNet((1, 8, 8), width=8, multipliers=(1,), blocks=1, attention=())
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    ScoreModel(network, VPSDE(), DataSpec((1, 8, 8))).bfloat16().eval()(torch.randn(2, 1, 8, 8), torch.rand(2))
+    assert seen == [torch.bfloat16]
+
+
+def test_vdm_keeps_the_sides_and_attends_in_the_middle_alone():
+    network, shapes = vdm((1, 6, 5), width=8, blocks=3).eval(), []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[2:]))
+    network(torch.randn(2, 1, 6, 5), torch.rand(2))
+    assert set(shapes) == {(6, 5)}
+    assert len(shapes) == 1 + 2 * (3 + 2 + 4) + 4 + 1  # four shortcuts, where a result of the way down joins
+    attending = [name for name, module in network.named_modules() if isinstance(module, SelfAttention)]
+    assert attending == ["middle.0.attention"]
 
 
 # resampling
