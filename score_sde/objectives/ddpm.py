@@ -70,7 +70,7 @@ class DDPM(Objective):
     has densities in model coordinates.
 
     Args:
-        loss: ``simple``, ``vlb`` or ``hybrid``.
+        loss: ``simple``, ``vlb`` or ``hybrid``. With a fixed variance ``hybrid`` trains as ``simple`` does, and logs the bound.
         variance: of the model's steps: ``beta_tilde`` or ``beta``, or ``learned_range`` or ``learned``, which must be the
             model's own ``variance`` and is trained by the bound.
         times: how steps are drawn, a name in ``STEPS`` or an object.
