@@ -15,6 +15,7 @@ from score_sde.solvers import SOLVERS
 from score_sde.tensors import expand, mean_event
 from score_sde.training import TrainingOptions
 from tests.oracles import SDE_CASES, Around, gaussian
+from tests.solvers.variants import TO_DATA
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ FLOW = {"parameterization": "velocity", "time_input": "time", "objective": FlowM
 def test_a_model_trained_by_it_is_sampled_by_every_solver_and_scored(tmp_path):
     training = TrainingOptions(steps=150, batch_size=64, learning_rate=3e-3, ema_decay=0.9, sample_every=0)
     run = fit(two_moons(400), tmp_path / "run", network_options={"width": 16}, training=training, progress=False, **FLOW)
-    for name, build in SOLVERS.items():
-        x = build().with_budget(24).sample(run.model, (64, 2), seed=0).x
+    for name in TO_DATA:
+        x = SOLVERS[name]().with_budget(24).sample(run.model, (64, 2), seed=0).x
         assert x.mean(0).abs().max() < 0.5, name  # the data has mean 0 and standard deviation 1
         assert 0.6 < x.std() < 1.5, name
     values = run.model.data.scale(read(two_moons(400).test, slice(None)).values)
