@@ -106,7 +106,7 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str]]:
     if model.parameterization != "edm" and weighting != "edm":
         others = f" and the weighting {weighting}" if weighting else ""
         yield "model.sigma_data", f"the parameterization is {model.parameterization}{others}, and only edm uses it"
-    if model.time_input not in ("label", "reversed", "step", "rescaled_step"):
+    if model.time_input not in ("label", "reversed", "step", "rescaled_step") and config.objective.name != "ncsn":
         yield "model.labels", f"the time_input is {model.time_input}, which counts no labels"
     if not config.network.get(config.network.name, {}).get("learned_variance", config.network.name == "diffusers"):
         yield "model.variance", "the network has no learned_variance"

@@ -5,6 +5,7 @@ from score_sde.objectives.ddpm import DDPM
 from score_sde.objectives.denoising import DenoisingAtSigma, DenoisingScoreMatching, denoising_score_matching
 from score_sde.objectives.flow_matching import FlowMatching
 from score_sde.objectives.implicit import ImplicitScoreMatching, SlicedScoreMatching
+from score_sde.objectives.ncsn import NCSN
 from score_sde.objectives.weightings import WEIGHTINGS, Weighting
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "DenoisingScoreMatching",
     "FlowMatching",
     "ImplicitScoreMatching",
+    "NCSN",
     "OBJECTIVES",
     "Objective",
     "SlicedScoreMatching",
@@ -26,6 +28,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "denoising": DenoisingScoreMatching,
     "ddpm": DDPM,
     "flow_matching": FlowMatching,
+    "ncsn": NCSN,
     "implicit": ImplicitScoreMatching,
     "sliced": SlicedScoreMatching,
     "denoising_at_sigma": DenoisingAtSigma,
