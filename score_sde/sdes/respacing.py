@@ -9,7 +9,7 @@ keeps the positions 0, h, 2 h, ..., h = (n - 1) / (k - 1), rounded. They are sum
 number, as in the published code: otherwise positions that end in 1/2 would differ from it.
 """
 
-from itertools import accumulate, repeat
+from itertools import accumulate, islice, repeat
 
 
 def kept_steps(steps: int, respacing: str) -> tuple[int, ...]:
@@ -23,10 +23,10 @@ def kept_steps(steps: int, respacing: str) -> tuple[int, ...]:
         counts = [int(count) for count in respacing.removeprefix("ddim").split(",")]
     except ValueError:
         counts = []
-    if not counts or min(counts) < 1 or (ddim and len(counts) > 1):
+    if not counts or min(counts) < 0 or (ddim and len(counts) > 1):
         raise ValueError(f"respacing is a number of steps, several for equal parts ('10,10'), or 'ddim50', got {respacing!r}")
     if sum(counts) < 2:
-        raise ValueError(f"a chain has two or more steps, and respacing {respacing!r} keeps one")
+        raise ValueError(f"a chain has two or more steps, and respacing {respacing!r} keeps {sum(counts)}")
     if ddim:
         strides = (stride for stride in range(1, steps) if len(range(0, steps, stride)) == counts[0])
         if (stride := next(strides, None)) is None:
@@ -36,8 +36,8 @@ def kept_steps(steps: int, respacing: str) -> tuple[int, ...]:
     for part, count in enumerate(counts):
         length = steps // len(counts) + (part < steps % len(counts))
         if count > length:
-            raise ValueError(f"respacing {respacing!r} keeps {count} steps of a part that has {length}")
+            raise ValueError(f"respacing {respacing!r} keeps {count} of a part that has {length} steps")
         spread = (length - 1) / (count - 1) if count > 1 else 0.0
-        kept += [first + round(position) for position in accumulate(repeat(spread, count - 1), initial=0.0)]
+        kept += [first + round(position) for position in islice(accumulate(repeat(spread), initial=0.0), count)]
         first += length
     return tuple(kept)

@@ -29,7 +29,7 @@ def test_a_respaced_chain_is_the_published_one(published):
 
 
 @pytest.mark.parametrize("steps", [7, 100, 1000])
-@pytest.mark.parametrize("respacing", ["2", "5", "7", "1,3", "2,1,1"])
+@pytest.mark.parametrize("respacing", ["2", "5", "7", "1,3", "2,1,1", "2,0,1"])
 def test_steps_are_kept_evenly_in_each_part(steps, respacing):
     """As exact fractions, but for positions that end in 1/2."""
     counts = [int(count) for count in respacing.split(",")]
@@ -112,11 +112,11 @@ CHAIN = ddpm_schedule(20, beta_end=0.3)
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: CHAIN.respaced("1"), "two or more steps, and respacing '1' keeps one"),
+        (lambda: CHAIN.respaced("1"), "two or more steps, and respacing '1' keeps 1"),
         (lambda: CHAIN.respaced("ddim1"), "two or more steps"),
-        (lambda: CHAIN.respaced("21"), "keeps 21 steps of a part that has 20"),
-        (lambda: CHAIN.respaced("5,11"), "'5,11' keeps 11 steps of a part that has 10"),
-        (lambda: CHAIN.respaced(",".join(["1"] * 21)), "keeps 1 steps of a part that has 0"),
+        (lambda: CHAIN.respaced("21"), "keeps 21 of a part that has 20 steps"),
+        (lambda: CHAIN.respaced("5,11"), "'5,11' keeps 11 of a part that has 10 steps"),
+        (lambda: CHAIN.respaced(",".join(["1"] * 21)), "keeps 1 of a part that has 0 steps"),
         (lambda: CHAIN.respaced("ddim11"), "no stride takes exactly 11 of 20 steps"),
         (lambda: CHAIN.respaced("ddim21"), "no stride takes exactly 21 of 20"),
         (lambda: CHAIN.respaced("ddim5,5"), "respacing is a number of steps"),
