@@ -38,6 +38,7 @@ steps of the chain:
     reversed   (N - 1) (1 - t / T) NCSN, whose noise levels fall from the first to the last
     step       N t / T - 1         DDPM's table of betas, whose k-th step (from 0) ends at t = (k + 1) T / N
     rescaled_step                  the same as a share of 1000: 1000 k / N (Nichol and Dhariwal 2021, code)
+    nearest_step                   the whole k of the step whose noise level is nearest (Karras et al. 2022, Appendix C.3.4)
 
 A respaced chain has the labels of the original, with its N. Between the steps these are not whole numbers, and a network with a
 sinusoidal embedding interpolates.
@@ -122,16 +123,26 @@ PARAMETERIZATIONS: dict[str, Callable[[SDE, Tensor, float], Coefficients]] = {
 }
 """Name -> function of the SDE, the times ``(B,)`` and sigma_data that gives ``Coefficients``."""
 
+
+def _nearest_step(sde: SDE, t: Tensor, labels: int) -> Tensor:
+    ends = torch.arange(labels + 1, dtype=torch.float64, device=t.device) / labels * sde.T
+    levels = sde.noise_level(ends)
+    borders = (levels[1:] + levels[:-1]) / 2
+    return torch.bucketize(sde.noise_level(t.double()), borders).to(t.dtype) - 1
+
+
 TIME_INPUTS: dict[str, Callable[[SDE, Tensor, int], Tensor]] = {
     "label": lambda sde, t, labels: (labels - 1) * t / sde.T,
     "reversed": lambda sde, t, labels: (labels - 1) * (1 - t / sde.T),
     "step": lambda sde, t, labels: labels * t / sde.T - 1,
     "rescaled_step": lambda sde, t, labels: 1000 * (t / sde.T - 1 / labels),
+    "nearest_step": _nearest_step,
     "time": lambda sde, t, labels: t,
     "sigma": lambda sde, t, labels: sde.sigma(t),
+    "log_half_sigma": lambda sde, t, labels: (sde.sigma(t) / 2).log(),
     "log_snr": lambda sde, t, labels: sde.log_snr(t),
     "edm": lambda sde, t, labels: -sde.log_snr(t) / 8,
     "none": lambda sde, t, labels: torch.zeros_like(t),
 }
 """Name -> function of the SDE, t and the number of labels N that gives c_noise: one of the labels above, t itself, sigma,
-log-SNR, ln(sigma / alpha) / 4, or 0 for a network that is not told."""
+ln(sigma / 2), log-SNR, ln(sigma / alpha) / 4, or 0 for a network that is not told."""

@@ -115,6 +115,12 @@ def test_epsilon_input_is_untouched_under_vp():
     torch.testing.assert_close(network.seen[0], x, rtol=1e-12, atol=0)
 
 
+def nearest(sde, t, labels):
+    """The step whose noise level is nearest; the level before the first step counts as one, -1."""
+    ends = torch.arange(labels + 1, dtype=torch.float64) / labels * sde.T
+    return (sde.noise_level(t)[:, None] - sde.noise_level(ends)).abs().argmin(dim=1).double() - 1
+
+
 def test_time_inputs(sde):
     share = torch.tensor([0.02, 0.5, 1.0], dtype=torch.float64)
     t = share * sde.T
@@ -124,8 +130,10 @@ def test_time_inputs(sde):
         "reversed": 999 - 999 * share,
         "step": 1000 * share - 1,
         "rescaled_step": 1000 * share - 1,
+        "nearest_step": nearest(sde, t, 1000),
         "time": t,
         "sigma": sde.sigma(t),
+        "log_half_sigma": sde.sigma(t).log() - math.log(2),
         "log_snr": -2 * ratio.log(),
         "edm": ratio.log() / 4,
         "none": 0 * t,

@@ -89,14 +89,17 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str]]:
         if name == "name":
             continue
         if network.get("conditional", True) is False:
-            yield f"network.{name}.embedding", "conditional is False, and the network is not told the noise level"
-            yield f"network.{name}.fourier_scale", "conditional is False, and the network is not told the noise level"
+            for key in ("embedding", "fourier_scale", "logarithm", "sinusoids", "embedding_width"):
+                yield f"network.{name}.{key}", "conditional is False, and the network is not told the noise level"
         elif network.get("embedding", "fourier") != "fourier":
-            yield f"network.{name}.fourier_scale", f"the embedding is {network.embedding}, and not fourier"
+            for key in ("fourier_scale", "logarithm"):
+                yield f"network.{name}.{key}", f"the embedding is {network.embedding}, and not fourier"
         if network.get("heads") and "head_width" in network:
             yield f"network.{name}.head_width", f"heads = {network.heads} says how many heads there are"
+            yield f"network.{name}.narrow_attention", f"heads = {network.heads} says how many heads there are"
         if not network.get("classes", True):
-            yield f"network.{name}.no_class", "the network has no classes"
+            for key in ("no_class", "early_classes"):
+                yield f"network.{name}.{key}", "the network has no classes"
         if network.get("block") == "biggan":
             yield f"network.{name}.resample_with_conv", "blocks of the kind biggan resample by themselves"
         if network.get("progressive_input", "input_skip") != "input_skip":
@@ -106,7 +109,8 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str]]:
     if model.parameterization != "edm" and weighting != "edm":
         others = f" and the weighting {weighting}" if weighting else ""
         yield "model.sigma_data", f"the parameterization is {model.parameterization}{others}, and only edm uses it"
-    if model.time_input not in ("label", "reversed", "step", "rescaled_step") and config.objective.name != "ncsn":
+    counted = ("label", "reversed", "step", "rescaled_step", "nearest_step")
+    if model.time_input not in counted and config.objective.name != "ncsn":
         yield "model.labels", f"the time_input is {model.time_input}, which counts no labels"
     if not config.network.get(config.network.name, {}).get("learned_variance", config.network.name == "diffusers"):
         yield "model.variance", "the network has no learned_variance"

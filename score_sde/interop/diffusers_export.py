@@ -145,7 +145,7 @@ def _parts_of_unet(network: Any, shape: tuple[int, ...]) -> _Parts:
     if any(step.conv is None for step in steps_down):
         raise _inexpressible(NO_CONVOLUTION)
     return _Parts(
-        down=[stage(level[-count:]) for level in network.down],
+        down=[stage(level[len(level) - count :]) for level in network.down],
         steps_down=steps_down,
         middle=[first, first.attention, network.middle[1]],
         up=[stage(level[: count + 1]) for level in network.up],
@@ -201,11 +201,19 @@ def _common_settings(network: Any, parts: _Parts, shape: tuple[int, ...]) -> dic
     if not isinstance(features, SinusoidalEmbedding) or features.count < 2:
         raise _inexpressible("its embedding of the noise level is not sinusoidal, of two frequencies or more")
     channels, *sides = shape
+    if not all(parts.down):
+        raise _inexpressible("it has no blocks on the way down")
     widths = [_layers(level[-1][0])["conv2"].out_channels for level in parts.down]
     if widths[0] != network.first.out_channels:
         raise _inexpressible("its first level is not as wide as its first layer: multipliers must begin with 1")
     if widths[0] != 2 * features.count:
         raise _inexpressible(f"it embeds the noise level by {2 * features.count} numbers, and its first level has {widths[0]}")
+    if (told := network.embedding.layers[0].out_features) != 4 * widths[0]:
+        raise _inexpressible(f"its embedding is {told} wide, where four times the first level, {4 * widths[0]}, is known")
+    if network.embedding.early:
+        raise _inexpressible("its classes are added before the layers of the embedding")
+    if not isinstance(parts.middle[1], SelfAttention):
+        raise _inexpressible("its middle has no attention")
     if any(side % 2 ** (len(widths) - 1) for side in sides):
         raise _inexpressible(f"the sides of {tuple(shape)} cannot be halved {len(widths) - 1} times")
     norms = {(module.num_groups, module.eps) for module in network.modules() if isinstance(module, nn.GroupNorm)}

@@ -70,7 +70,7 @@ class UNetClassifier(Encoder):
             signal=len(shape) == 2,
         )
         super().__init__(shape, design)
-        channels = design.widths[-1]
+        channels = self.kept[-1]
         self.norm = design.norm(channels)
         self.pool = None
         if pool == "attention":

@@ -6,6 +6,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding, pad
 
 from score_sde.inputs import require_classes
 from score_sde.tables import require_name
@@ -73,6 +74,8 @@ class NoiseEmbedding(nn.Module):
         scale: frequency scale of the Fourier embedding.
         classes: number of classes, 0 for none.
         no_class: whether there is the vector that stands for no class.
+        early: add what stands for the class to the sines and cosines, before the layers: a linear layer of its index as a
+            vector of length sqrt(``classes``), or of 0 for no class (Karras et al. 2022, code).
         activation: between the linear layers.
 
     Raises:
@@ -88,6 +91,7 @@ class NoiseEmbedding(nn.Module):
         scale: float = 1.0,
         classes: int = 0,
         no_class: bool = True,
+        early: bool = False,
         activation: nn.Module | None = None,
     ):
         super().__init__()
@@ -101,9 +105,12 @@ class NoiseEmbedding(nn.Module):
         else:
             self.features = SinusoidalEmbedding(width, open_end=kind == "transformer")
         self.layers = nn.Sequential(nn.Linear(width, out), activation or nn.SiLU(), nn.Linear(out, out))
-        self.number, self.no_class = classes, no_class
-        self.classes = nn.Embedding(classes + no_class, out) if classes else None
-        if self.classes is not None:
+        self.number, self.no_class, self.early = classes, no_class, early
+        self.classes: nn.Module | None = None
+        if classes and early:
+            self.classes = _LinearClasses(classes, width)
+        elif classes:
+            self.classes = nn.Embedding(classes + no_class, out)
             nn.init.normal_(self.classes.weight, std=0.02)
 
     def forward(self, noise: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -113,14 +120,33 @@ class NoiseEmbedding(nn.Module):
             ValueError: classes are given where there are none, are missing where no vector stands for none, or are not ``(B,)``
                 integers of the range there is.
         """
-        embedding = self.layers(self.features(noise).to(self.layers[0].weight.dtype))
+        told = self._told(noise, cond)
+        features = self.features(noise).to(self.layers[0].weight.dtype)
+        if told is None:
+            return self.layers(features)
+        return self.layers(features + told) if self.early else self.layers(features) + told
+
+    def _told(self, noise: Tensor, cond: Tensor | None) -> Tensor | None:
+        """The vector of each sample's class; None where there are no classes."""
         if self.classes is None:
             if cond is not None:
                 raise ValueError("this network takes no condition: build it with a number of classes, classes=10 for example")
-            return embedding
+            return None
         if cond is None:
             if not self.no_class:
                 raise ValueError(f"this network needs one of its {self.number} classes for every sample: pass cond")
             cond = torch.full(noise.shape, self.number, device=noise.device)
         require_classes(cond, len(noise), self.number, no_class=self.no_class)
-        return embedding + self.classes(cond.long())
+        return self.classes(cond.long())
+
+
+class _LinearClasses(nn.Module):
+    """A linear layer of the index as a vector of 0 and one number, sqrt(classes); all are 0 where the index is ``classes``."""
+
+    def __init__(self, classes: int, out: int):
+        super().__init__()
+        self.linear = nn.Linear(classes, out)
+
+    def forward(self, index: Tensor) -> Tensor:
+        columns = math.sqrt(self.linear.in_features) * self.linear.weight.T
+        return embedding(index, pad(columns, (0, 0, 0, 1))) + self.linear.bias

@@ -48,11 +48,14 @@ class NCSNpp(Network):
         shape: event shape, channels first.
         width: channels at full resolution.
         multipliers: channels at each level as multiples of ``width``; each further level halves the sides.
-        blocks: residual blocks per level.
+        blocks: residual blocks per level on the way down, one less than on the way up.
         attention: the levels, counted from 0 at full resolution, that have self-attention. The middle always has it.
         dropout: probability of dropping a feature inside a block.
-        embedding: ``fourier``, of the logarithm of the noise level, which is then positive, ``sinusoidal`` or ``transformer``.
+        embedding: ``fourier``, ``sinusoidal`` or ``transformer`` (``NoiseEmbedding``).
         fourier_scale: frequency scale of the Fourier embedding.
+        logarithm: whether the Fourier embedding is of the logarithm of the noise level, which is then positive.
+        sinusoids: number of sines and cosines; 0 for ``width``, or twice that for the Fourier embedding.
+        embedding_width: features of noise level and class; 0 for four times ``width``.
         conditional: whether the network is told the noise level at all.
         block: ``ddpm`` or ``biggan``.
         fir: the FIR filter of every resampling; empty for none.
@@ -66,6 +69,7 @@ class NCSNpp(Network):
         init_scale: scale of the initial weights of the last layer of each branch; 0 for almost nothing.
         centered: whether the data lies in [-1, 1]; else it lies in [0, 1], and the network begins with 2 x - 1.
         classes: number of classes, 0 for none.
+        early_classes: whether what stands for the class is added to the sines and cosines (``NoiseEmbedding``).
         learned_variance: give twice the channels, the second half for the variance (Nichol and Dhariwal 2021, Eq. 15).
         recompute: recompute activations in the backward pass, to save memory.
 
@@ -87,6 +91,9 @@ class NCSNpp(Network):
         dropout: float = 0.1,
         embedding: str = "fourier",
         fourier_scale: float = 16.0,
+        logarithm: bool = True,
+        sinusoids: int = 0,
+        embedding_width: int = 0,
         conditional: bool = True,
         block: str = "biggan",
         fir: tuple[float, ...] = (1, 3, 3, 1),
@@ -100,6 +107,7 @@ class NCSNpp(Network):
         init_scale: float = 0.0,
         centered: bool = True,
         classes: int = 0,
+        early_classes: bool = False,
         learned_variance: bool = False,
         recompute: bool = False,
     ):
@@ -110,9 +118,12 @@ class NCSNpp(Network):
                 f"this network needs images (C, H, W), got {tuple(shape)}; the unet takes signals, the mlp anything"
             )
         levels = len(multipliers)
-        if min(width, blocks, group_width) < 1 or not levels or min(multipliers) < 1:
-            given = f"{width}, {blocks}, {group_width} and {multipliers}"
-            raise ValueError(f"width, blocks, group_width and multipliers must be at least 1, got {given}")
+        if min(width, group_width) < 1 or not levels or min(multipliers) < 1:
+            given = f"{width}, {group_width} and {multipliers}"
+            raise ValueError(f"width, group_width and multipliers must be at least 1, got {given}")
+        if min(blocks, sinusoids, embedding_width) < 0:
+            given = f"{blocks}, {sinusoids} and {embedding_width}"
+            raise ValueError(f"blocks, sinusoids and embedding_width must not be negative, got {given}")
         if any(side % 2 ** (levels - 1) for side in shape[1:]):
             raise ValueError(f"an image of shape {tuple(shape)} cannot be halved {levels - 1} times; the unet takes any sides")
         if not set(attention) <= set(range(levels)):
@@ -128,10 +139,12 @@ class NCSNpp(Network):
         if classes and not conditional:
             raise ValueError("a network with classes must be conditional")
         self.block, self.classes = block, classes
-        self.centered, self.learned_variance, self.takes_logarithm = centered, learned_variance, embedding == "fourier"
+        self.centered, self.learned_variance = centered, learned_variance
+        self.takes_logarithm = embedding == "fourier" and logarithm
+        features = embedding_width or 4 * width
         style = _Style(
             ACTIVATIONS[activation](),
-            4 * width if conditional else 0,
+            features if conditional else 0,
             dropout,
             tuple(fir),
             skip_rescale,
@@ -143,10 +156,11 @@ class NCSNpp(Network):
         if conditional:
             self.embedding = NoiseEmbedding(
                 embedding,
-                2 * width if self.takes_logarithm else width,
-                4 * width,
+                sinusoids or (2 * width if embedding == "fourier" else width),
+                features,
                 scale=fourier_scale,
                 classes=classes,
+                early=early_classes,
                 activation=style.activation,
             )
             for layer in self.embedding.layers:
@@ -164,17 +178,18 @@ class NCSNpp(Network):
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(multipliers):
             channels = multiplier * width
-            stage = _Stage(style, [current] + [channels] * (blocks - 1), channels, level in attention, attend_once=False)
+            inputs = ([current] + [channels] * blocks)[:blocks]
+            stage = _Stage(style, inputs, channels, level in attention, attend_once=False)
             skips += [channels] * blocks
-            current, step, feed = channels, None, None
+            current, step, feed = channels if blocks else current, None, None
             if level < levels - 1:
-                step = between("down", channels)
+                step = between("down", current)
                 if progressive_input == "input_skip":
-                    feed = InputSkip(style, image, channels, combine)
-                    current = channels * (2 if combine == "cat" else 1)
+                    feed = InputSkip(style, image, current, combine)
+                    current = current * (2 if combine == "cat" else 1)
                 elif progressive_input == "residual":
-                    feed = InputResidual(style, image, channels)
-                    image = channels
+                    feed = InputResidual(style, image, current)
+                    image = current
                 skips.append(current)
             self.down.append(_Level(stage, step, feed))
         self.middle = nn.ModuleList([Block(style, current, current), style.attention(current), Block(style, current, current)])

@@ -43,17 +43,19 @@ class Design:
     group_width: int
     signal: bool
     heads_up: int = 0
+    narrow_attention: bool = True
+    embedding_width: int = 0
     classes: int = 0
     no_class: bool = True
     waves: tuple[float, ...] = ()
 
     def __post_init__(self):
-        if min(self.width - 3, self.blocks, self.head_width) < 1 or not self.multipliers or min(self.widths) < 1:
-            given = f"{self.width}; {self.blocks}, {self.multipliers} and {self.head_width}"
-            raise ValueError(f"width must be at least 4, blocks, multipliers and head_width at least 1, got {given}")
-        if min(self.stem, self.group_width, self.heads, self.heads_up) < 0:
-            given = f"{self.stem}, {self.group_width}, {self.heads} and {self.heads_up}"
-            raise ValueError(f"stem, group_width, heads and heads_up must not be negative, got {given}")
+        if min(self.width - 3, self.head_width) < 1 or not self.multipliers or min(self.widths) < 1:
+            given = f"{self.width}; {self.multipliers} and {self.head_width}"
+            raise ValueError(f"width must be at least 4, multipliers and head_width at least 1, got {given}")
+        counts = ("blocks", "stem", "group_width", "heads", "heads_up", "embedding_width")
+        if min(given := [getattr(self, name) for name in counts]) < 0:
+            raise ValueError(f"{', '.join(counts)} must not be negative, got {', '.join(map(str, given))}")
         if self.heads_up and not self.heads:
             raise ValueError("heads_up changes the number of heads on the way up: give heads too")
         if not set(self.attention) <= set(range(len(self.multipliers))):
@@ -71,7 +73,7 @@ class Design:
     @property
     def features(self) -> int:
         """The length of the embedding of noise level and class."""
-        return 4 * self.width
+        return self.embedding_width or 4 * self.width
 
     def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv1d | nn.Conv2d:
         """A convolution that keeps the sides, or divides them by ``stride``."""
@@ -101,8 +103,9 @@ class Design:
         return Block(self, inputs, outputs, heads=self.heads_of(outputs, up=up) if attends else 0)
 
     def heads_of(self, channels: int, *, up: bool = False) -> int:
-        """How many heads an attention of so many channels has."""
-        return (up and self.heads_up) or self.heads or max(1, channels // self.head_width)
+        """How many heads an attention of so many channels has; 0 where there is none."""
+        fewest = 1 if self.narrow_attention else 0
+        return (up and self.heads_up) or self.heads or max(fewest, channels // self.head_width)
 
     def between(self, direction: str, channels: int) -> nn.Module:
         """What leads from a level to the next one ``down`` or ``up``."""
@@ -179,9 +182,10 @@ class UNet(Encoder):
         width: channels at full resolution.
         multipliers: channels at each level as multiples of ``width``, cut off to whole numbers; each further level halves the
             sides.
-        blocks: residual blocks per level.
+        blocks: residual blocks per level on the way down, one less than on the way up.
         attention: the levels, counted from 0 at full resolution, that have self-attention. The middle always has it.
         head_width: channels per attention head, where ``heads`` is 0.
+        narrow_attention: whether there is attention, of one head, where there are fewer channels than ``head_width``.
         heads: number of attention heads at every level.
         heads_up: number of heads on the way up; 0 for ``heads``.
         dropout: probability of dropping a feature inside a block.
@@ -190,6 +194,7 @@ class UNet(Encoder):
         modulation: how a block takes the embedding: ``scale_shift`` of its normalized features, or ``add`` before that.
         embedding: ``sinusoidal``, ``transformer`` or ``fourier`` (``NoiseEmbedding``).
         fourier_scale: frequency scale of the Fourier embedding.
+        embedding_width: features of noise level and class; 0 for four times ``width``.
         stem: channels after the first convolution; 0 for ``width``.
         group_width: normalizations have ``min(channels // group_width, 32)`` groups. With 0 all have the same number, up to 32:
             the largest power of two that divides ``width`` and leaves each group at least 4 channels.
@@ -218,11 +223,13 @@ class UNet(Encoder):
         head_width: int = 32,
         heads: int = 0,
         heads_up: int = 0,
+        narrow_attention: bool = True,
         dropout: float = 0.0,
         resample: str = "conv",
         modulation: str = "scale_shift",
         embedding: str = "sinusoidal",
         fourier_scale: float = 1.0,
+        embedding_width: int = 0,
         stem: int = 0,
         group_width: int = 0,
         classes: int = 0,
@@ -247,13 +254,15 @@ class UNet(Encoder):
             group_width=group_width,
             signal=len(shape) == 2,
             heads_up=heads_up,
+            narrow_attention=narrow_attention,
+            embedding_width=embedding_width,
             classes=classes,
             no_class=no_class,
             waves=waves,
         )
         super().__init__(shape, design)
         self.learned_variance, self.classes, self.knows_no_class = learned_variance, classes, no_class
-        current, skips = design.widths[-1], list(self.kept)
+        current, skips = self.kept[-1], list(self.kept)
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(design.widths))):
             stage = nn.ModuleList()
@@ -291,10 +300,12 @@ def adm(
     head_width: int = 64,
     heads: int = 0,
     heads_up: int = 0,
+    narrow_attention: bool = True,
     dropout: float = 0.1,
     resample: str = "block",
     modulation: str = "scale_shift",
     embedding: str = "sinusoidal",
+    embedding_width: int = 0,
     stem: int = 0,
     group_width: int = 0,
     classes: int = 0,
@@ -317,10 +328,12 @@ def adm(
         head_width=head_width,
         heads=heads,
         heads_up=heads_up,
+        narrow_attention=narrow_attention,
         dropout=dropout,
         resample=resample,
         modulation=modulation,
         embedding=embedding,
+        embedding_width=embedding_width,
         stem=stem,
         group_width=group_width,
         classes=classes,

@@ -10,7 +10,7 @@ from score_sde.config import read_config
 from score_sde.divergence import ExactDivergence
 from score_sde.networks import MLP, NETWORKS, DiT, NCSNpp, NCSNv2, UNet, adm, ddpm, vdm
 from score_sde.networks.attention import SelfAttention
-from score_sde.networks.embedding import FourierEmbedding, SinusoidalEmbedding
+from score_sde.networks.embedding import FourierEmbedding, NoiseEmbedding, SinusoidalEmbedding
 from score_sde.networks.resample import Resample, upfirdn
 from score_sde.networks.waves import with_waves
 from score_sde.run import build_model, data_spec
@@ -50,6 +50,19 @@ CASES = {
     ),
     "vdm": (vdm, (2, 5, 6), {"width": 8, "blocks": 2, "group_width": 2, "waves": (1.5, 3), "classes": 3}),
     "vdm_1d": (vdm, (1, 9), {"width": 8, "blocks": 1, "group_width": 2, "waves": (2,), "modulation": "scale_shift"}),
+    "adm_without_blocks": (
+        adm,
+        (2, 8, 8),
+        {
+            "width": 8,
+            "multipliers": (2, 1),
+            "blocks": 0,
+            "attention": (1,),
+            "head_width": 16,
+            "narrow_attention": False,
+            "embedding_width": 12,
+        },
+    ),
     "ddpm": (ddpm, (3, 8, 8), {"width": 32, "multipliers": (2, 1), "blocks": 1}),
     "ncsnpp": (NCSNpp, (3, 8, 8), {"width": 8, "multipliers": (1, 2), "blocks": 1}),
     "ncsnpp_skips": (
@@ -69,6 +82,18 @@ CASES = {
             "embedding": "sinusoidal",
             "classes": 3,
             "centered": False,
+        },
+    ),
+    "ncsnpp_without_blocks": (
+        NCSNpp,
+        (2, 8, 8),
+        {
+            "width": 8,
+            "multipliers": (1, 2, 1),
+            "blocks": 0,
+            "logarithm": False,
+            "sinusoids": 6,
+            "embedding_width": 12,
         },
     ),
     "ncsnpp_residual": (NCSNpp, (3, 8, 8), {"width": 8, "multipliers": (1, 2), "blocks": 1, "progressive": "residual"}),
@@ -236,6 +261,7 @@ def test_embeddings_tell_neighbouring_levels_apart():
         (lambda: UNet((1, 8, 8), heads_up=2), "give heads too"),
         (lambda: UNet((1, 8, 8), heads=3), "128 channels cannot be cut into 3 attention heads"),
         (lambda: UNet((1, 8, 8), stem=-1), "must not be negative"),
+        (lambda: UNet((1, 8, 8), blocks=-1), "must not be negative"),
         (lambda: UNet((1, 8, 8), multipliers=(1, 0.001)), "at least 1"),
         (lambda: UNet((1, 8, 8), width=36, group_width=1), "36 channels cannot be normalized in 32 groups"),
         (lambda: UNet((1, 8, 8), width=8, multipliers=(1, 1), stem=9), "9 channels cannot be normalized"),
@@ -249,6 +275,8 @@ def test_embeddings_tell_neighbouring_levels_apart():
         (lambda: NCSNpp((3, 8, 8), conditional=False, classes=2), "must be conditional"),
         (lambda: NCSNpp((3, 8, 8), attention=(4,)), "names levels"),
         (lambda: NCSNpp((3, 8, 8), fir=(1,)), "at least two numbers"),
+        (lambda: NCSNpp((3, 8, 8), sinusoids=-2), "must not be negative"),
+        (lambda: NCSNpp((3, 8, 8), sinusoids=5), "positive even number, got 5"),
     ],
 )
 def test_bad_options_are_refused(build, message):
@@ -278,6 +306,35 @@ def test_classes_change_the_answer_and_no_class_is_one_more_of_them(name):
             network(x, noise, wrong)
     with pytest.raises(ValueError, match="takes no condition"):
         NETWORKS[name](shape, **{**SMALL[name], "classes": 0})(x.float(), noise.float(), torch.tensor([0, 1]))
+
+
+def test_early_classes_are_a_linear_layer_of_a_vector_of_0_and_the_root_of_their_number():
+    embedding = NoiseEmbedding("sinusoidal", 6, 10, classes=4, early=True)
+    noise, classes = torch.rand(5), torch.arange(5)
+    linear, one_hot = embedding.classes.linear, 2 * torch.eye(5)[:, :4]
+    expected = embedding.layers(embedding.features(noise) + linear(one_hot))
+    torch.testing.assert_close(embedding(noise, classes), expected)
+    torch.testing.assert_close(embedding(noise)[4], expected[4])
+
+
+def test_the_logarithm_of_the_noise_level_is_taken_by_the_network_or_by_its_caller():
+    networks = []
+    for logarithm in (True, False):
+        torch.manual_seed(0)
+        networks.append(perturbed(NCSNpp((1, 8, 8), **SMALL["ncsnpp"], logarithm=logarithm).eval()))
+    x, noise = torch.randn(2, 1, 8, 8), torch.tensor([0.2, 7.0])
+    assert [network.takes_logarithm for network in networks] == [True, False]
+    torch.testing.assert_close(networks[0](x, noise), networks[1](x, noise.log()))
+
+
+def test_narrow_levels_may_do_without_attention():
+    """Of 8 and 16 channels with heads of 16, also in the middle."""
+    options = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (0, 1), "head_width": 16}
+    counts = [
+        sum(isinstance(part, SelfAttention) for part in UNet((1, 8, 8), **options, narrow_attention=narrow).modules())
+        for narrow in (True, False)
+    ]
+    assert counts == [7, 4]
 
 
 def test_a_network_without_a_vector_for_no_class_needs_a_class():
