@@ -1,9 +1,10 @@
-"""Models of other programs: score_sde_pytorch, diffusers, guided-diffusion, improved-diffusion, DiT; and any ``nn.Module``."""
+"""Models of other programs: score_sde_pytorch, diffusers, guided- and improved-diffusion, DiT, EDM; and any ``nn.Module``."""
 
 from score_sde.interop.adapter import adapt
 from score_sde.interop.diffusers import from_diffusers, import_diffusers
 from score_sde.interop.diffusers_export import to_diffusers
 from score_sde.interop.dit import dit_config, from_dit
+from score_sde.interop.edm import edm_config, from_edm
 from score_sde.interop.guided_diffusion import (
     classifier_from_guided_diffusion,
     from_guided_diffusion,
@@ -17,8 +18,10 @@ __all__ = [
     "adapt",
     "classifier_from_guided_diffusion",
     "dit_config",
+    "edm_config",
     "from_diffusers",
     "from_dit",
+    "from_edm",
     "from_guided_diffusion",
     "from_improved_diffusion",
     "guided_diffusion_config",

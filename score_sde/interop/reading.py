@@ -115,13 +115,21 @@ def _swapped(weight: Tensor) -> Tensor:
     return torch.cat(weight.chunk(2, dim=1)[::-1], dim=1)
 
 
+def require_shapes(weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], source: str) -> None:
+    """Raise a ``CheckpointError`` unless ``weights`` have tensors of these names and shapes, and of finite values."""
+    _complain(source, [n for n in shapes if n not in weights], "lacks {}: it is of another network than the settings describe")
+    for name, expected in shapes.items():
+        if weights[name].shape != tuple(expected):
+            given = f"{tuple(weights[name].shape)}, these settings make it {tuple(expected)}"
+            raise CheckpointError(f"{source}: {name} has shape {given}")
+        if not weights[name].isfinite().all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
+
+
 def require_fixed(weights: Mapping[str, Tensor], fixed: Mapping[str, Tensor], source: str) -> None:
     """Raise a ``CheckpointError`` unless ``weights`` have these tensors, which follow from the settings, to 1e-4."""
-    _complain(source, [n for n in fixed if n not in weights], "lacks {}: it is of another network than the settings describe")
+    require_shapes(weights, {name: tensor.shape for name, tensor in fixed.items()}, source)
     for name, expected in fixed.items():
-        if weights[name].shape != expected.shape:
-            shapes = f"{tuple(weights[name].shape)}, these settings make it {tuple(expected.shape)}"
-            raise CheckpointError(f"{source}: {name} has shape {shapes}")
         if not torch.allclose(weights[name].double(), expected.double(), rtol=1e-4, atol=1e-4):
             raise CheckpointError(f"{source}: {name} holds other values than those that follow from the settings")
 
@@ -139,21 +147,13 @@ def fill(
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape, or not finite.
     """
-    entries = list(entries)
-    needed = [name for entry in entries for name in entry.others]
-    _complain(source, [n for n in needed if n not in weights], "lacks {}: it is of another network than the settings describe")
-    spare = [name for name in weights if name not in {*needed, *idle}]
+    entries, own = list(entries), network.state_dict()
+    shapes = {n: part.shape for e in entries for n, part in zip(e.others, e.split(own[e.own]), strict=True)}
+    require_shapes(weights, shapes, source)
+    spare = [name for name in weights if name not in {*shapes, *idle}]
     _complain(source, spare, "has {}, for which the network of these settings has no place")
-    own = network.state_dict()
     for entry in entries:
-        tensors = [weights[name] for name in entry.others]
-        for name, tensor, expected in zip(entry.others, tensors, entry.split(own[entry.own]), strict=True):
-            if tensor.shape != expected.shape:
-                shapes = f"{tuple(tensor.shape)}, these settings make it {tuple(expected.shape)}"
-                raise CheckpointError(f"{source}: {name} has shape {shapes}")
-            if not tensor.isfinite().all():
-                raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
-        own[entry.own] = entry.join(tensors)
+        own[entry.own] = entry.join([weights[name] for name in entry.others])
     network.load_state_dict(own)
 
 
