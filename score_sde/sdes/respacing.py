@@ -5,8 +5,8 @@ r"""Which steps of a chain a shorter chain keeps (Nichol and Dhariwal 2021, Sect
     ddim50   every m-th step from the first on, with the smallest m that gives 50
 
 Where the chain does not divide into equal parts, the first of them are one step longer. A part of n steps that keeps k of them
-keeps the positions 0, h, 2 h, ..., h = (n - 1) / (k - 1), rounded. They are summed up in float64, and halves go to the even
-number, as in the published code: otherwise positions that end in 1/2 would differ from it.
+keeps the positions 0, h, 2 h, ..., h = (n - 1) / (k - 1), rounded. As in the published code, positions are summed up in float64
+and halves go to the even number: that decides where a position that ends in 1/2 falls.
 """
 
 from itertools import accumulate, islice, repeat

@@ -44,7 +44,7 @@ class StraightSDE(SDE):
         return torch.log1p(-as_time(t))
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        return as_time(t).clone()
+        return as_time(t)
 
     def drift_coefficient(self, t: Tensor | float) -> Tensor:
         return -1 / (1 - as_time(t))

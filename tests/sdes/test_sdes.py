@@ -182,6 +182,8 @@ def test_straight_is_a_line_from_the_data_to_the_noise():
     torch.testing.assert_close(x, x0 + expand(t, x0) * (epsilon - x0))
     velocity = sde.probability_flow(x, t, -epsilon / expand(sde.sigma(t), x))
     torch.testing.assert_close(velocity, epsilon - x0, rtol=1e-9, atol=1e-9)
+    early = torch.tensor(1e-5, dtype=torch.float32)
+    assert float(sde.log_alpha(early)) == pytest.approx(math.log1p(-float(early)), rel=1e-6)
 
 
 def test_a_log_snr_is_met_at_its_times_and_falls_between_them():

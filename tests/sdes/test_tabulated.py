@@ -45,6 +45,13 @@ def test_steps_are_kept_evenly_in_each_part(steps, respacing):
     assert all(abs(step - position) <= Fraction(1, 2) for step, position in zip(kept, exact, strict=True))
 
 
+@pytest.mark.parametrize(("steps", "count", "middle", "step"), [(16, 15, 7, 7), (500, 21, 10, 249), (500, 25, 12, 249)])
+def test_a_position_that_ends_in_one_half_falls_as_in_the_published_code(steps, count, middle, step):
+    """It sums up positions in float64. These come out just below their half, which alone would go up to the even number."""
+    assert (steps - 1) * middle / (count - 1) == step + 0.5
+    assert kept_steps(steps, str(count))[middle] == step
+
+
 @pytest.mark.parametrize("count", [2, 7, 50])
 def test_ddim_keeps_every_mth_step_from_the_first(count):
     kept = kept_steps(1000, f"ddim{count}")
