@@ -329,6 +329,17 @@ def build_parser() -> _Parser:
     source.add_argument("--workdir", type=_text, help="a run directory")
     _accept_edited(sub)
     sub.add_argument("--all", action="store_true", help="also the options of what is not chosen")
+    sub = command(
+        "data",
+        "check:data",
+        "look at data, and suggest options for it",
+        "check --config=digits_ve",
+        "check --config=digits_ve --config.data.file.path=field.npy --config.data=file",
+        workdir=False,
+        sections=("data", "sde", "solver"),
+    )
+    sub.add_argument("what", choices=("check",), help="what to do")
+    sub.add_argument("--config", type=_text, required=True, help="name or path of a config file, which says what the data is")
     command("doctor", "about:doctor", "check this installation", "", workdir=False, configured=False)
     sub = command(
         "completion",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from score_sde.data.arrays import Arrays, array_file, load_array
 from score_sde.data.dataset import Dataset, fingerprint, scaled_alike, split
+from score_sde.data.distances import Distance, largest_distance
 from score_sde.data.folders import image_folder
 from score_sde.data.known import IMAGES, cifar10, digits, image_spec, mnist5k, two_moons
 from score_sde.data.moments import Moments, moments
@@ -22,6 +23,7 @@ __all__ = [
     "DataSpec",
     "DataWarning",
     "Dataset",
+    "Distance",
     "EpochOrder",
     "Moments",
     "TensorSource",
@@ -34,6 +36,7 @@ __all__ = [
     "fingerprint",
     "image_folder",
     "image_spec",
+    "largest_distance",
     "load_array",
     "mnist5k",
     "moments",

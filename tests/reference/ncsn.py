@@ -3,6 +3,12 @@
 The answers in ``ncsn.npz`` were computed by ermongroup/ncsn (commit 7f27f4a1) and ermongroup/ncsnv2 (commit 1bcea03b), in
 float64 from weights and inputs in float32; ``ism_...`` by autograd, as neither has an exact loss. The levels were rounded to
 float32.
+
+``techniques`` are Techniques 1, 2 and 4 of Song and Ermon (2020), computed from the paper: ``data`` with its largest distance
+``sigma_max`` and the ``pair``; a row of ``choices`` for each model of the paper, with the ``published`` number of levels and
+step: D, sigma_max, sigma_min, T, the ratio of levels, their number before rounding, the step (6 digits) and its variance, both
+again at the ratio of the rounded number; at the published number the ratio, the overlap, the step, its variance, and that of
+the published step.
 """
 
 import json
