@@ -95,6 +95,17 @@ def test_denoisers_answer_as_the_published_ones(name):
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
+def test_denoisers_answer_as_the_published_ones_in_float32(name):
+    """Where the states are float64: at sigma = 80 the score of a float32 state has lost two digits of D."""
+    case, found = CASES[name], STORED.answers(CASES[name])
+    exact, rounded = found["D_f64"], found["D_f32"]
+    cond = found["class_labels"].argmax(1) if "class_labels" in found else None
+    ours = denoised(from_edm(STORED.weights(case), SETTINGS[name]), found["x"], found["sigma"], cond)
+    assert (ours - rounded).abs().max() < 10 * (rounded - exact).abs().max()
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
 def test_networks_answer_as_the_published_ones_in_float32(name):
     case, found = CASES[name], STORED.answers(CASES[name])
     model, rounded = from_edm(STORED.weights(case), SETTINGS[name]), found["F_f32"]
@@ -113,7 +124,7 @@ def test_the_oracle_answers_as_the_published_networks(name):
     torch.testing.assert_close(ours, found["D_f64"], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["E1", pytest.param("E2", marks=pytest.mark.slow), "E5"])
 @torch.no_grad()
 def test_heuns_method_samples_as_the_published_sampler(name):
     """18 steps, of which the last is one to the denoised state. By default it runs from 80 to 0.002."""

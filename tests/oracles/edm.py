@@ -5,6 +5,7 @@ Written from a description of the networks, apart from ours. ``denoiser`` agrees
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,18 +33,22 @@ class EDMStateDict(StateDict):
         fixed = self.setdefault(f"{name}.resample_filter", square)
         assert fixed.shape == square.shape
         torch.testing.assert_close(fixed.double(), square)
-        half = len(taps) // 2 - 1
         for axis in (2, 3):
-            size = x.shape[axis]
-            matrix = torch.zeros(size // 2 if direction == "down" else 2 * size, size, dtype=torch.float64)
-            for row in range(min(matrix.shape)):
-                for tap, value in enumerate(taps):
-                    column = 2 * row + tap - half
-                    if 0 <= column < max(matrix.shape):
-                        place = (row, column) if direction == "down" else (column, row)
-                        matrix[place] += value / sum(taps) * (1 if direction == "down" else 2)
-            x = torch.movedim(torch.movedim(x, axis, -1) @ matrix.T, -1, axis)
+            x = torch.movedim(torch.movedim(x, axis, -1) @ matrix(x.shape[axis], direction, tuple(taps)).T, -1, axis)
         return x
+
+
+@cache
+def matrix(size: int, direction: str, taps: tuple[float, ...]) -> Tensor:
+    """What the filter makes of a row of ``size`` pixels: a matrix, whose transpose, times 2, goes up."""
+    rows, columns = (size // 2, size) if direction == "down" else (size, 2 * size)
+    found = [[0.0] * columns for _ in range(rows)]
+    for row in range(rows):
+        for tap, value in enumerate(taps):
+            if 0 <= (column := 2 * row + tap - len(taps) // 2 + 1) < columns:
+                found[row][column] += value / sum(taps)
+    down = torch.tensor(found, dtype=torch.float64)
+    return down if direction == "down" else 2 * down.T
 
 
 def shrunk(w: EDMStateDict, name: str, x: Tensor, out: int, taps: list[float]) -> Tensor:
