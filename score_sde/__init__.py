@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time, _HOMES says whe
     from score_sde.model import ScoreModel
     from score_sde.run import load
     from score_sde.score import Score
-    from score_sde.sdes import SDE, VESDE, VPSDE, CosineSDE, LogSNRSDE, StraightSDE, SubVPSDE, TabulatedSDE
+    from score_sde.sdes import SDE, VESDE, VPSDE, CosineSDE, FixedNoise, LogSNRSDE, StraightSDE, SubVPSDE, TabulatedSDE
     from score_sde.solvers import (
         DDIM,
         DEIS,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time, _HOMES says whe
         GaussianReference,
         Heun,
         Langevin,
+        LangevinDynamics,
         PredictorCorrector,
         ProbabilityFlow,
         ReverseDiffusion,
@@ -71,12 +72,14 @@ __all__ = [
     "EDM",
     "EulerMaruyama",
     "ExactDivergence",
+    "FixedNoise",
     "GaussianMixture",
     "GaussianReference",
     "Heun",
     "HutchPlusPlus",
     "Hutchinson",
     "Langevin",
+    "LangevinDynamics",
     "LogSNRSDE",
     "PredictorCorrector",
     "ProbabilityFlow",
@@ -120,10 +123,10 @@ _HOMES = {
     "model": "ScoreModel",
     "run": "load",
     "score": "Score",
-    "sdes": "SDE VESDE VPSDE CosineSDE LogSNRSDE StraightSDE SubVPSDE TabulatedSDE",
+    "sdes": "SDE VESDE VPSDE CosineSDE FixedNoise LogSNRSDE StraightSDE SubVPSDE TabulatedSDE",
     "solvers": (
         "DDIM DEIS EDM AdaptiveSDE Ancestral AnnealedLangevin DPMSolver DPMSolverPP EulerMaruyama GaussianReference "
-        "Heun Langevin PredictorCorrector ProbabilityFlow ReverseDiffusion Sample SDEDPMSolverPP SolverError "
+        "Heun Langevin LangevinDynamics PredictorCorrector ProbabilityFlow ReverseDiffusion Sample SDEDPMSolverPP SolverError "
         "StochasticHeun Tuned UniPC decode encode interpolate match_moments"
     ),
     "training": "TrainingOptions fit",

@@ -142,7 +142,7 @@ TIME_INPUTS: dict[str, Callable[[SDE, Tensor, int], Tensor]] = {
     "log_half_sigma": lambda sde, t, labels: (sde.sigma(t) / 2).log(),
     "log_snr": lambda sde, t, labels: sde.log_snr(t),
     "edm": lambda sde, t, labels: -sde.log_snr(t) / 8,
-    "none": lambda sde, t, labels: torch.zeros_like(t),
+    "none": lambda sde, t, labels: torch.ones_like(t),
 }
 """Name -> function of the SDE, t and the number of labels N that gives c_noise: one of the labels above, t itself, sigma,
-ln(sigma / 2), log-SNR, ln(sigma / alpha) / 4, or 0 for a network that is not told."""
+ln(sigma / 2), log-SNR, ln(sigma / alpha) / 4, or 1, whose logarithm is 0, for a network that is not told."""

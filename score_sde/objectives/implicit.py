@@ -16,10 +16,10 @@ sums, and scales its vectors to unit length in the first form, which divides tha
 x is the data plus the noise of ``FixedNoise``, which may be 0. Half the denoising loss at that sigma is then the implicit one
 up to a constant (Vincent 2011).
 
-Three things make these losses wrong, and are refused. Integers without noise have no density, and the loss falls without bound.
+What makes these losses wrong is refused. Integers without noise have no density, and the loss falls without bound.
 A ReLU, or a maximum, has a derivative that jumps. The gradient of the trace in the weights is partly in these jumps, and
 autograd does not see them. What torch.compile makes has no second derivative. The fused attention of torch has none either; the
-plain one is taken here.
+plain one is taken here. It would not be taken again where activations are recomputed, which is refused too.
 
 Dequantized data is allowed. Its density jumps from bin to bin, so that the loss is bounded only by how steep the network can
 be. A little noise helps.
@@ -38,6 +38,7 @@ from score_sde.data import Batch
 from score_sde.divergence import ExactDivergence, GivenProbes, Hutchinson
 from score_sde.draws import Draws
 from score_sde.model import ScoreModel
+from score_sde.networks.recompute import Recomputed
 from score_sde.objectives.base import Objective, State, Terms
 from score_sde.score import Score, data_of
 from score_sde.tensors import batch_time, mean_event, sum_event
@@ -74,7 +75,8 @@ class _WithoutLevels(Objective):
         """As ``Objective.check``; the data must have a density, and the network a continuous derivative.
 
         Raises:
-            ValueError: the SDE is not ``FixedNoise``, the data is integers without noise, or the derivative of a layer jumps.
+            ValueError: the SDE is not ``FixedNoise``, the data is integers without noise, the derivative of a layer jumps, or
+                activations are recomputed.
         """
         super().check(model)
         data = data_of(model)
@@ -85,6 +87,11 @@ class _WithoutLevels(Objective):
             )
         for module in modules(model):
             for name, layer in module.named_modules():
+                if isinstance(layer, Recomputed) and layer.recompute:
+                    raise ValueError(
+                        f"{type(self).__name__} takes second derivatives, and these cannot be recomputed through attention: "
+                        "set the network's recompute to False"
+                    )
                 if isinstance(layer, KINKED):
                     raise ValueError(
                         f"{type(self).__name__} needs a network whose derivative is continuous, and that of {name}, a "
