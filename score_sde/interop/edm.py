@@ -105,8 +105,8 @@ def from_edm(weights: Weights, settings: Mapping[str, Any]) -> ScoreModel:
     given = _given(settings)
     model = build_model(*edm_config(settings))
     network: Any = model.network
-    walk = _song_layers if given["model_type"] == "SongUNet" else _dhariwal_layers
-    layers = list(walk(network, given["img_resolution"]))
+    songs = given["model_type"] == "SongUNet"
+    layers = list((_song_layers if songs else _dhariwal_layers)(network, given["img_resolution"]))
     fixed = {"u": _levels(given)} if given["class"] == "iDDPMPrecond" else {}
     fixed |= {f"model.{other}.resample_filter": _filter(given) for _, _, other in layers if other.endswith(FILTERED)}
     require_fixed(tensors, fixed, source)
@@ -114,7 +114,6 @@ def from_edm(weights: Weights, settings: Mapping[str, Any]) -> ScoreModel:
     if given["augment_dim"]:
         told["model.map_augment.weight"] = (network.embedding.layers[0].in_features, given["augment_dim"])
     require_shapes(tensors, told, source)
-    songs = given["model_type"] == "SongUNet"
     entries = [entry for layer, own, other in layers for entry in _entries(layer, own, f"model.{other}", songs=songs)]
     fill(network, entries, tensors, source, idle=[*fixed, *told])
     features = network.embedding.features
@@ -130,7 +129,7 @@ def edm_config(settings: Mapping[str, Any]) -> tuple[dict[str, Any], DataSpec]:
         RunError: as ``from_edm`` does.
     """
     given = _given(settings)
-    size, channels = given["img_resolution"], given["img_channels"]
+    size = given["img_resolution"]
     sde, model = _preconditioned(given)
     name, network = _song(given) if given["model_type"] == "SongUNet" else _dhariwal(given)
     network |= {"classes": given["label_dim"], "learned_variance": given["class"] == "iDDPMPrecond"}
@@ -141,7 +140,7 @@ def edm_config(settings: Mapping[str, Any]) -> tuple[dict[str, Any], DataSpec]:
         "network": {"name": name, name: network},
         "model": {"labels": 1000, "scale_input": False, "sigma_data": 0.5, **model},
     }
-    return config, DataSpec((channels, size, size), levels=256, dequantize=False)
+    return config, DataSpec((given["img_channels"], size, size), levels=256, dequantize=False)
 
 
 # settings
