@@ -105,7 +105,7 @@ class ScoreModel(Network):
         self.moments: Moments | None = None
         self.parameterization, self.time_input, self.sigma_data = parameterization, time_input, sigma_data
         self.labels, self.scale_input, self.variance = labels, scale_input, variance
-        if parameterization == "mu":
+        if parameterization.startswith("mu"):
             self.coefficients(sde.T)  # refused where the SDE is no table
 
     @property
@@ -120,8 +120,9 @@ class ScoreModel(Network):
 
     @property
     def _sample(self) -> Tensor:
-        """Any parameter, or buffer; a network may have none."""
-        return next(chain(self.parameters(), self.buffers()), torch.empty(0))
+        """Any parameter, or buffer, of floating-point numbers; a network may have none."""
+        weights = chain(self.parameters(), self.buffers())
+        return next((weight for weight in weights if weight.is_floating_point()), torch.empty(0))
 
     def coefficients(self, t: Tensor | float) -> Coefficients:
         """a, b and c_in of score = a x + b F(c_in x, c_noise) at ``t``."""
@@ -200,8 +201,9 @@ class ScoreModel(Network):
         scaled = expand(c_in, state) * state if self.scale_input else state
         noise = TIME_INPUTS[self.time_input](self.sde, t, self.labels)
         # labels run to 999, which a half-precision number does not resolve, nor does it resolve fine structure of x
-        exact = torch.promote_types(self.dtype, torch.float32)
-        inputs = scaled.to(exact if self.takes_float32 else self.dtype), noise.to(exact)
+        dtype = self.dtype if self._sample.numel() else precise  # a network without weights takes states as they are
+        exact = torch.promote_types(dtype, torch.float32)
+        inputs = scaled.to(exact if self.takes_float32 else dtype), noise.to(exact)
         output = self.network(*inputs) if cond is None else self.network(*inputs, cond)
         returned = output.dtype
         output, rest = output.to(precise).chunk(2, dim=1) if self.learned_variance else (output.to(precise), None)

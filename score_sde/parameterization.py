@@ -13,6 +13,7 @@ give the others, so that a parameterization is three numbers at each t. Solving 
     v         a = -1 / n^2              b = -alpha / (sigma n^2)              (Salimans and Ho 2022, Appendix D)
     edm       a = -1 / m^2              b = alpha sigma_data / (sigma m)      (Karras et al. 2022, Table 1)
     mu        a = -1 / beta             b = sqrt(1 - beta) / beta             (Ho et al. 2020, Section 3.2)
+    mu_respaced   the same, of the steps that a respaced chain keeps
     velocity  a = 2 f / g^2             b = -2 / g^2                          (Lipman et al. 2023, Eq. 14)
 
 with m^2 = sigma^2 + alpha^2 sigma_data^2, the mean square of x_t for data of mean square sigma_data^2. The row ``edm`` is EDM's
@@ -20,7 +21,9 @@ c_skip and c_out, written there for x / alpha and s = sigma / alpha: D = c_skip 
 score = (alpha D - x) / sigma^2, and 1 - c_skip = s^2 / (s^2 + sigma_data^2) is taken before anything cancels.
 
 mu is the mean of x one step of a table of betas before t, (x + beta score) / sqrt(1 - beta). Its score is amplified by
-1 / beta, so its coefficients are float64 whatever the states are.
+1 / beta, so its coefficients are float64 whatever the states are. A chain may be respaced after training: ``mu`` still means a
+step of the original table, on which the network was trained. ``mu_respaced`` means a step of the respaced chain, as the
+published code of guided diffusion takes it.
 
 The velocity is that of x_t along its path, F = alpha' x0 + sigma' epsilon. As alpha' = f alpha, and
 g^2 = 2 sigma (sigma' - f sigma) (``sdes.base``), it is f x + (sigma' - f sigma) epsilon = f x - g^2 score / 2, the drift of the
@@ -94,10 +97,19 @@ def _edm(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
 
 
 def _mu(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
+    if isinstance(sde, TabulatedSDE) and sde.original:
+        return _mean_of_step(sde, t.double(), (t.double() - sde.T / len(sde.original)).clamp_min(0))
+    return _mu_respaced(sde, t, sigma_data)
+
+
+def _mu_respaced(sde: SDE, t: Tensor, sigma_data: float) -> Coefficients:
     if not isinstance(sde, TabulatedSDE):
         raise ValueError(f"parameterization mu is the mean of a step of a table of betas, and {type(sde).__name__} has none")
-    t = t.double()
-    log_a = sde.log_alpha(t) - sde.log_alpha(sde.earlier(t))
+    return _mean_of_step(sde, t.double(), sde.earlier(t.double()))
+
+
+def _mean_of_step(sde: SDE, t: Tensor, before: Tensor) -> Coefficients:
+    log_a = sde.log_alpha(t) - sde.log_alpha(before)
     beta = -torch.expm1(2 * log_a)
     return Coefficients(-1 / beta, log_a.exp() / beta, _unit(sde.alpha(t), sde.sigma(t)))
 
@@ -119,9 +131,16 @@ PARAMETERIZATIONS: dict[str, Callable[[SDE, Tensor, float], Coefficients]] = {
     "edm": _edm,
     "ncsn": _ncsn,
     "mu": _mu,
+    "mu_respaced": _mu_respaced,
     "velocity": _velocity,
 }
 """Name -> function of the SDE, the times ``(B,)`` and sigma_data that gives ``Coefficients``."""
+
+
+def _step(sde: SDE, t: Tensor, labels: int) -> Tensor:
+    label = labels * t / sde.T - 1
+    whole = label.round()  # a network may look it up in a table
+    return torch.where((label - whole).abs() <= 2 * torch.finfo(label.dtype).eps * labels, whole, label)
 
 
 def _nearest_step(sde: SDE, t: Tensor, labels: int) -> Tensor:
@@ -134,8 +153,8 @@ def _nearest_step(sde: SDE, t: Tensor, labels: int) -> Tensor:
 TIME_INPUTS: dict[str, Callable[[SDE, Tensor, int], Tensor]] = {
     "label": lambda sde, t, labels: (labels - 1) * t / sde.T,
     "reversed": lambda sde, t, labels: (labels - 1) * (1 - t / sde.T),
-    "step": lambda sde, t, labels: labels * t / sde.T - 1,
-    "rescaled_step": lambda sde, t, labels: 1000 * (t / sde.T - 1 / labels),
+    "step": _step,
+    "rescaled_step": lambda sde, t, labels: 1000 / labels * _step(sde, t, labels),
     "nearest_step": _nearest_step,
     "time": lambda sde, t, labels: t,
     "sigma": lambda sde, t, labels: sde.sigma(t),

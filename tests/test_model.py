@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from score_sde import DDIM, DataSpec, GaussianMixture, ScoreModel, StraightSDE, encode
+from score_sde import DDIM, VPSDE, DataSpec, GaussianMixture, ScoreModel, StraightSDE, encode
 from score_sde.networks import MLP, UNet
 from score_sde.objectives import WEIGHTINGS, denoising_score_matching
 from score_sde.parameterization import PARAMETERIZATIONS, TIME_INPUTS
@@ -42,7 +42,7 @@ def target(name, sde, x0, epsilon, t, sigma_data):
         return x0
     if name == "v":
         return alpha * epsilon - sigma * x0
-    if name == "mu":  # the mean one step of the table before t (Ho et al. 2020, Eq. 7)
+    if name.startswith("mu"):  # the mean one step of the table before t (Ho et al. 2020, Eq. 7)
         earlier = expand((t - 1 / len(sde.betas)).clamp_min(0), x0)
         a, sigma_s, alpha_s = alpha / sde.alpha(earlier), sde.sigma(earlier), sde.alpha(earlier)
         x = alpha * x0 + sigma * epsilon
@@ -60,7 +60,7 @@ def target(name, sde, x0, epsilon, t, sigma_data):
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 @pytest.mark.parametrize("event", [(2,), (3, 4), (1, 4, 4), (1, 2, 3, 2)])
 def test_a_perfect_network_gives_the_score(name, event, sde):
-    sde = SDE_CASES["ddpm"] if name == "mu" else sde  # which needs a table
+    sde = SDE_CASES["ddpm"] if name.startswith("mu") else sde  # which needs a table
     x0, epsilon = torch.randn(2, 5, *event, dtype=torch.float64)
     t = torch.tensor([sde.t_min, 0.01, 0.2, 0.6, sde.T], dtype=torch.float64)
     x = sde.perturb(x0, t, epsilon)
@@ -72,12 +72,47 @@ def test_a_perfect_network_gives_the_score(name, event, sde):
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_the_target_of_a_network_follows_from_the_coefficients(name, sde):
     """F = -(a x + epsilon / sigma) / b, which is what is predicted, by its definition."""
-    sde = SDE_CASES["ddpm"] if name == "mu" else sde  # which needs a table
+    sde = SDE_CASES["ddpm"] if name.startswith("mu") else sde  # which needs a table
     x0, epsilon = torch.randn(2, 4, 3, dtype=torch.float64)
     t = torch.tensor([0.01, 0.2, 0.6, 0.9], dtype=torch.float64)
     a, b, _ = (expand(value, x0) for value in PARAMETERIZATIONS[name](sde, t, 0.7))
     found = -(a * sde.perturb(x0, t, epsilon) + epsilon / expand(sde.sigma(t), x0)) / b
     torch.testing.assert_close(found, target(name, sde, x0, epsilon, t, 0.7), rtol=1e-5, atol=1e-5)
+
+
+def test_the_mean_of_a_step_is_that_of_the_chain_it_was_trained_on_or_of_the_respaced_one_by_name():
+    """Ho et al. 2020, Eq. 7, with a and beta of the step from 0.29 to 0.3, and of that from the kept node below."""
+    whole = ddpm_schedule(steps=100)
+    sde = whole.respaced("10")
+    t = sde.nodes()[3:4]
+    x0, epsilon = torch.randn(2, 1, 5, dtype=torch.float64)
+    x = sde.perturb(x0, t, epsilon)
+    for name, s in (("mu", t - 0.01), ("mu_respaced", sde.nodes()[2:3])):
+        a = whole.alpha(t) / whole.alpha(s)
+        beta = whole.sigma(t) ** 2 - (a * whole.sigma(s)) ** 2
+        mean = (a * whole.sigma(s) ** 2 * x + whole.alpha(s) * beta * x0) / whole.sigma(t) ** 2
+        score = ScoreModel(Oracle(mean), sde, DataSpec((5,)), parameterization=name)(x, t)
+        torch.testing.assert_close(score, -epsilon / sde.sigma(t), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("steps", "dtype"), [(100, torch.float64), (1000, torch.float32), (4000, torch.float64)])
+def test_labels_of_steps_are_whole(steps, dtype):
+    """A network may look them up in a table of its own."""
+    t = ddpm_schedule(steps=steps).nodes().to(dtype)
+    assert torch.equal(TIME_INPUTS["step"](VPSDE(), t, steps).long(), torch.arange(steps))
+
+
+def test_a_network_without_weights_is_given_the_states_as_they_are():
+    class Unweighted(nn.Module):
+        def forward(self, x, noise):
+            return x
+
+    t, x = torch.full((4,), 0.5, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    counting = Unweighted()
+    counting.register_buffer("count", torch.arange(3))
+    for network in (Unweighted(), counting):
+        model = ScoreModel(network, VPSDE(), DataSpec((2,)), parameterization="score")
+        torch.testing.assert_close(model(x, t), x, rtol=1e-15, atol=1e-15)
 
 
 def test_velocity_is_the_noise_minus_the_data_on_the_straight_path():
@@ -99,7 +134,7 @@ def test_v_is_that_of_the_field_for_every_sde(sde):
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_input_of_the_network_has_unit_scale(name, sde):
     """c_in x has variance 1 for data of the assumed variance: sigma_data^2 for edm, 1 for the others."""
-    sde = SDE_CASES["ddpm"] if name == "mu" else sde
+    sde = SDE_CASES["ddpm"] if name.startswith("mu") else sde
     variance = 0.09 if name == "edm" else 1.0
     t = torch.full((20000,), 0.7, dtype=torch.float64)
     x = sde.perturb(variance**0.5 * torch.randn(20000, 1, dtype=torch.float64), t, torch.randn(20000, 1, dtype=torch.float64))

@@ -31,6 +31,7 @@ from score_sde.chain import Chain, chain_nodes
 from score_sde.composition import leaves
 from score_sde.data import Batch, DataSpec
 from score_sde.draws import Draws
+from score_sde.inputs import require_float
 from score_sde.model import LEARNED_VARIANCES, ScoreModel
 from score_sde.objectives.base import Objective, State, Terms
 from score_sde.objectives.steps import STEPS, StepRule
@@ -142,12 +143,17 @@ class DDPM(Objective):
         Args:
             model: the model, or any score with its SDE; the target of a score is epsilon.
             x0: data in model coordinates, ``(B, *D)``.
-            step: whole numbers ``(B,)``: step k, counted from 0, begins at the node k + 1.
+            step: int64 ``(B,)``: step k, counted from 0, begins at the node k + 1.
             noise: standard normal noise, ``(B, *D)``.
             cond: what the model is conditioned on.
+
+        Raises:
+            ValueError: x0 is not of floating-point numbers, the steps are not of this form, or the model does not fit.
         """
         self.check(model)
+        require_float("x0", x0)
         chain = self.chain(model.sde, x0.device)
+        _require_steps(step, len(x0), len(chain.nodes))
         t, (low, high) = chain.nodes[step], chain.variance_ends(step)
         x = model.sde.perturb(x0, t, noise).to(_state_dtype(model, x0))
         if self.trains_variance:
@@ -198,6 +204,14 @@ def _state_dtype(score: Score, x0: Tensor) -> torch.dtype:
     """
     ours = all(isinstance(leaf, ScoreModel) for leaf in _leaves(score))
     return torch.float64 if ours else torch.promote_types(x0.dtype, torch.float32)
+
+
+def _require_steps(step: Tensor, count: int, steps: int) -> None:
+    if not isinstance(step, Tensor) or step.dtype != torch.int64 or step.shape != (count,):
+        got = f"{step.dtype} of shape {tuple(step.shape)}" if isinstance(step, Tensor) else type(step).__name__
+        raise ValueError(f"step must be a tensor of int64 of shape ({count},), got {got}")
+    if step.device.type == "cpu" and count and not 0 <= step.min() <= step.max() < steps:  # a GPU would have to wait
+        raise ValueError(f"steps are counted from 0 to {steps - 1}, got {step.min()} to {step.max()}")
 
 
 @remembered(16)

@@ -18,6 +18,8 @@ def kept_steps(steps: int, respacing: str) -> tuple[int, ...]:
     Raises:
         ValueError: ``respacing`` is not of the form above, or the chain has no such steps.
     """
+    if not isinstance(respacing, str):
+        raise ValueError(f"respacing is a word such as '25', '10,10' or 'ddim50', got {respacing!r}")
     ddim = respacing.startswith("ddim")
     try:
         counts = [int(count) for count in respacing.removeprefix("ddim").split(",")]

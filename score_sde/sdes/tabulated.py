@@ -160,9 +160,9 @@ def ddpm_schedule(
         ValueError: the schedule is unknown, a beta is not between 0 and 1, or the chain has no such steps.
     """
     require_name("schedule", schedule, ("linear", "cosine"))
-    if not betas and schedule == "linear":
+    if len(betas) == 0 and schedule == "linear":
         betas = np.linspace(beta_start, beta_end, steps).tolist()
-    elif not betas:
+    elif len(betas) == 0:
         alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999).tolist()
     table = TabulatedSDE(betas=tuple(betas), t_min=t_min)

@@ -42,7 +42,7 @@ class Foreign(nn.Module):
 CONVENTIONS = [
     (name, sde)
     for name in PARAMETERIZATIONS
-    for sde in ([ddpm_schedule()] if name == "mu" else [VPSDE(), VESDE(sigma_max=10.0)])
+    for sde in ([ddpm_schedule()] if name.startswith("mu") else [VPSDE(), VESDE(sigma_max=10.0)])
 ]
 
 
