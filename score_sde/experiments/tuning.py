@@ -156,7 +156,8 @@ def tune(
         seed: of the latents.
         cond: condition of the samples, ``(2 * pilot, ...)``, those of the search before those of the check.
         t_end: time at which sampling stops; by default the SDE's t_min.
-        earlier: what was chosen before. It takes part in the check, so that tuning again does not make it worse.
+        earlier: what was chosen before. It takes part in the check: another choice must have smaller typical errors there. The
+            root mean square of a few samples may still become larger.
         keep: called with each choice as soon as it is made.
         progress: show a progress bar.
 

@@ -218,7 +218,7 @@ def test_classes_are_shown_and_called_by_name(here, capsys):
     assert "given class Dog" in run(capsys, "likelihood", "--workdir=zoo", "--quiet", "--n=2", "--class=Dog", *FAST).out
     assert "there is no class 'cow' in this run: it has bird 2, bird 10, cat, Dog" in refused(capsys, *draw, "--class=cow")
     assert "no class 9" in refused(capsys, *draw, "--class=9")
-    assert "there is no class 'cat' in this run: its classes have numbers" in refused(
+    assert "there is no class 'cat' in this run: its model was trained without classes" in refused(
         capsys, "sample", "--workdir=points", "--quiet", "--class=cat"
     )
     run(capsys, "export", "--workdir=zoo", "--output=exported")

@@ -14,7 +14,7 @@ from tests.oracles import SDE_CASES, BrokenScore, DoubleWellSDE, OwnPrecision, R
 from tests.solvers.variants import TO_DATA
 
 SOLVER_CASES = {
-    **{name: SOLVERS[name]().with_budget(24 if name in ("pc", "ode") else 12) for name in TO_DATA},
+    **{name: SOLVERS[name]().with_budget(24 if name in ("pc", "ode", "annealed_langevin") else 12) for name in TO_DATA},
     "adaptive_sde_plain": SOLVERS["adaptive_sde"](rtol=0.1, atol=0.1),
     "unipc_3": SOLVERS["unipc"](p=3, steps=12),
     "gaussian_3_isotropic": SOLVERS["gaussian"](p=3, steps=10, corrector=False, reference="isotropic", lower_order_final=True),
