@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from score_sde.sdes import SDE
+from score_sde.tensors import State
 from score_sde.time_sampling import TimeRule
 
 
@@ -65,9 +66,12 @@ class Draws:
         draw = torch.randn(self._of_all(purpose, shape), generator=self.generator(purpose), device=self.device)
         return draw[self.rows]
 
-    def times(self, rule: TimeRule, sde: SDE) -> tuple[Tensor, Tensor]:
-        """The times of this process's samples by a rule for the global batch, and their weights, both ``(B,)``."""
-        t, weight = rule.sample(sde, self.count, self.generator("times"))
+    def times(self, rule: TimeRule, sde: SDE, state: State | None = None) -> tuple[Tensor, Tensor]:
+        """The times of this process's samples by a rule for the global batch, and their weights, both ``(B,)``.
+
+        ``state`` is what the rule knows, by default what it knows before training.
+        """
+        t, weight = rule.sample(sde, self.count, self.generator("times"), state)
         return t[self.rows], weight[self.rows]
 
     def _of_all(self, purpose: str, shape: Sequence[int]) -> tuple[int, ...]:

@@ -16,6 +16,9 @@ from torch import Tensor
 Condition = Tensor | Mapping[str, Tensor]
 """What a model is told of each sample: a tensor ``(B, ...)``, such as class indices, or several by their names."""
 
+State = dict[str, Tensor]
+"""What has been learned on the way, by name."""
+
 
 def condition_of(cond: Condition | None, rows: Tensor) -> Condition | None:
     """What is told of some of the samples, given by their places ``(n,)``."""

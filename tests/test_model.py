@@ -472,50 +472,6 @@ def test_likelihood_weighting_bounds_the_likelihood():
     assert abs(found - expected) < 5 * float(difference.std()) / 2 / count**0.5
 
 
-# times
-
-
-@pytest.mark.parametrize("name", TIMES)
-def test_weights_make_every_rule_estimate_the_same_average(name, sde):
-    """E w(t) h(t) is the average of h over t uniform in [t_min, T], for a smooth h that vanishes where weights are large."""
-    count = 20000
-    t, weight = TIMES[name]().sample(sde, count, generator(1))
-    assert t.min() >= sde.t_min * (1 - 1e-5)
-    assert t.max() <= sde.T * (1 + 1e-6)
-    h = lambda t: (-sde.log_snr(t.double())).sigmoid()
-    axis = torch.linspace(sde.t_min, sde.T, 20001, dtype=torch.float64)
-    expected = torch.trapezoid(h(axis), axis) / (sde.T - sde.t_min)
-    values = weight.double() * h(t)
-    assert abs(values.mean() - expected) < 5 * values.std() / count**0.5 + 1e-4
-
-
-def test_log_snr_times_are_uniform_in_log_snr(sde):
-    t, _ = TIMES["log_snr"]().sample(sde, 1000, generator(0))
-    low, high = float(sde.log_snr(sde.T)), float(sde.log_snr(sde.t_min))
-    u = (sde.log_snr(t.double()) - low) / (high - low)
-    grid = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    assert (u.sort().values - grid).abs().max() < 3e-3
-
-
-def test_stratified_times_cover_the_interval_evenly():
-    sde = SDE_CASES["vp"]
-    plain, _ = TIMES["uniform"]().sample(sde, 64, generator(0))
-    even, _ = TIMES["stratified"]().sample(sde, 64, generator(0))
-    gaps = lambda t: t.sort().values.diff()
-    assert gaps(even).max() < 1.01 * sde.T / 64
-    assert gaps(plain).max() > 2 * sde.T / 64
-    # each one is uniform over seeds
-    first = torch.stack([TIMES["stratified"]().sample(sde, 8, generator(i))[0][0] for i in range(2000)])
-    assert abs(first.mean() - 0.5) < 4 / (12 * 2000) ** 0.5
-
-
-def test_importance_sampling_gives_the_likelihood_loss_a_constant_weight(sde):
-    t, weight = TIMES["log_snr"]().sample(sde, 256, generator(0))
-    total = weight * (sde.diffusion(t) / sde.sigma(t)) ** 2
-    span = float(sde.log_snr(sde.t_min) - sde.log_snr(sde.T)) / (sde.T - sde.t_min)
-    torch.testing.assert_close(total, torch.full_like(total, span), rtol=1e-4, atol=0)
-
-
 def test_sigma_data_of_one_makes_edm_and_v_agree_under_vp():
     """With sigma_data = 1 and alpha^2 + sigma^2 = 1 the two rows differ by the sign of F alone."""
     sde = SDE_CASES["vp"]

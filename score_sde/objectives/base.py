@@ -25,8 +25,7 @@ from score_sde.data import Batch
 from score_sde.draws import Draws
 from score_sde.model import ScoreModel
 from score_sde.sdes import FixedNoise
-
-State = dict[str, Tensor]
+from score_sde.tensors import State
 
 
 @dataclass(frozen=True)

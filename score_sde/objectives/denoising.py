@@ -10,6 +10,7 @@ At one sigma alone it is Vincent's objective (2011, Eq. 11), times 2 sigma^2 / D
 data plus noise of this sigma.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,6 +30,8 @@ from score_sde.time_sampling import TIMES, TimeRule
 class DenoisingScoreMatching(Objective):
     """The weighted squared error of the noise, averaged over event dimensions and over t uniform in [t_min, T].
 
+    A rule for times may have another average of its own (``score_sde.time_sampling``).
+
     Args:
         weighting: w, a name in ``WEIGHTINGS`` or an object.
         times: where the average over t is sampled, a name in ``TIMES`` or an object.
@@ -40,11 +43,17 @@ class DenoisingScoreMatching(Objective):
     weighting: Choice[Weighting] = Choice(WEIGHTINGS, "likelihood")
     times: Choice[TimeRule] = Choice(TIMES, "log_snr")
 
+    def begin(self, model: ScoreModel) -> State:
+        return self.times.begin(model.sde)
+
     def __call__(self, model: ScoreModel, batch: Batch, draws: Draws, state: State) -> Terms:
-        t, weight = draws.times(self.times, model.sde)
+        t, weight = draws.times(self.times, model.sde, state)
         epsilon = draws.normal("noise", batch.values.shape)
-        loss = denoising_score_matching(model, batch.values, t, epsilon, weighting=self.weighting, cond=batch.cond)
-        return Terms(weight * loss, times=t)
+        loss = weight * denoising_score_matching(model, batch.values, t, epsilon, weighting=self.weighting, cond=batch.cond)
+        return Terms(loss, times=t, observed={"t": t, "loss": loss} if state else {})
+
+    def learn(self, state: State, observed: Mapping[str, Tensor]) -> State:
+        return self.times.learn(state, observed["t"], observed["loss"]) if state else state
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,10 @@ so that flow matching is denoising score matching with this weight. For the stra
 v = epsilon - x0. A network that predicts the velocity has the parameterization ``velocity``. Any other can be trained too.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from score_sde.data import Batch
 from score_sde.draws import Draws
@@ -31,5 +34,16 @@ class FlowMatching(Objective):
 
     times: Choice[TimeRule] = Choice(TIMES, "uniform")
 
+    @property
+    def denoising(self) -> DenoisingScoreMatching:
+        """The same as denoising score matching."""
+        return DenoisingScoreMatching(Velocity(), self.times)
+
+    def begin(self, model: ScoreModel) -> State:
+        return self.denoising.begin(model)
+
     def __call__(self, model: ScoreModel, batch: Batch, draws: Draws, state: State) -> Terms:
-        return DenoisingScoreMatching(Velocity(), self.times)(model, batch, draws, state)
+        return self.denoising(model, batch, draws, state)
+
+    def learn(self, state: State, observed: Mapping[str, Tensor]) -> State:
+        return self.denoising.learn(state, observed)

@@ -13,17 +13,18 @@ from score_sde.networks import MLP
 from score_sde.objectives import DenoisingScoreMatching, FlowMatching
 from score_sde.solvers import SOLVERS
 from score_sde.tensors import expand, mean_event
+from score_sde.time_sampling import TimeRule
 from score_sde.training import TrainingOptions
 from tests.oracles import SDE_CASES, Around, gaussian
 from tests.solvers.variants import TO_DATA
 
 
 @dataclass(frozen=True)
-class EvenTimes:
+class EvenTimes(TimeRule):
     """The same times whatever is drawn, float64."""
 
-    def sample(self, sde, batch, generator):
-        t = torch.linspace(sde.t_min, sde.T, batch, dtype=torch.float64)
+    def warp(self, sde, u, state):
+        t = torch.linspace(sde.t_min, sde.T, len(u), dtype=torch.float64)
         return t, torch.ones_like(t)
 
 

@@ -9,7 +9,7 @@ from score_sde import VPSDE, DataSpec, ScoreModel
 from score_sde.config import override, read_config
 from score_sde.data import Dataset, TensorSource
 from score_sde.networks import UNet
-from score_sde.objectives import DDPM, OBJECTIVES
+from score_sde.objectives import DDPM, OBJECTIVES, DenoisingScoreMatching, FlowMatching
 from score_sde.run import build_data, build_model, build_objective
 from score_sde.sdes import FixedNoise
 from score_sde.training import STANDARD_HOOKS, Trainer, TrainingOptions, TrainStep, begin, resume
@@ -42,6 +42,8 @@ def of_config(name):
 
 CASES = {name: partial(small, objective()) for name, objective in OBJECTIVES.items()} | {
     "ddpm, learned": partial(small, DDPM("hybrid", "learned_range", "loss_aware", steps=5)),
+    "denoising, adaptive": partial(small, DenoisingScoreMatching(times="adaptive")),
+    "flow_matching, adaptive": partial(small, FlowMatching(times="adaptive")),
     "digits_ddpm": partial(of_config, "digits_ddpm"),
 }
 SLOW = {"implicit": pytest.mark.slow}
