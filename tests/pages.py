@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-DOCS = tuple(f"docs/{name}.md" for name in ("samplers", "likelihoods", "data", "models", "design"))
+DOCS = tuple(f"docs/{name}.md" for name in ("samplers", "likelihoods", "data", "objectives", "models", "design"))
 PAGES = ("README.md", *DOCS, "CONTRIBUTING.md")
 
 
