@@ -178,12 +178,12 @@ class DDPM(Objective):
         return _chain(sde, None if isinstance(sde, TabulatedSDE) else self.steps, str(device))
 
     def _bound(self, chain: Chain, model: ScoreModel, x0: Tensor, step: Tensor, error: Tensor, r: Tensor) -> Tensor:
-        data, rows = self._data_of(model), (step == 0).nonzero()[:, 0]
-        nats = chain.divergence(error, step, r)
-        if len(rows):
-            first = x0[rows]
-            integers = None if data.levels is None else data.quantized(first)
-            nats = nats.index_copy(0, rows, chain.reconstruction(first, integers, error[rows], r[rows], data))
+        data, first = self._data_of(model), step == 0
+        integers = None if data.levels is None else data.quantized(x0)
+        # of every row, masked before and after: to ask which rows there are would make a GPU wait
+        error_0, r_0 = (torch.where(expand(first, part) if part.ndim > 1 else first, part, 0) for part in (error, r))
+        at_data = chain.reconstruction(x0, integers, error_0, r_0, data)
+        nats = torch.where(first, at_data, chain.divergence(error, step, r))
         return nats / (x0[0].numel() * math.log(2))
 
     def _data_of(self, model: ScoreModel) -> DataSpec:
