@@ -40,8 +40,8 @@ def solvers() -> None:
     mixture = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64), [0.05, 0.1])
     for sde in (VPSDE(), SubVPSDE(), VESDE(), ddpm_schedule()):
         score = mixture.score(sde)
-        for name, build in SOLVERS.items():
-            solver = build()
+        for name in [name for name in SOLVERS if name != "langevin"]:  # it takes one level of noise
+            solver = SOLVERS[name]()
             solver = solver if name in ("adaptive_sde", "ode") else solver.with_budget(60)
             x = solver.sample(score, (64, 2), seed=0).x
             near = (x[:, None] - mixture.means).norm(dim=2).amin(1)

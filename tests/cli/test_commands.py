@@ -18,6 +18,7 @@ from score_sde.data import read, two_moons
 from score_sde.sdes import SDES
 from score_sde.solvers import SOLVERS
 from tests.cli.conftest import DIGITS, FAST, MOONS, latest, likelihoods, refused, run, samples, written
+from tests.solvers.variants import TO_DATA
 
 # train
 
@@ -115,7 +116,7 @@ def test_samples_of_images_are_integers_within_their_levels(capsys, digits):
 
 @pytest.mark.parametrize(
     "solver",
-    [name if name == "pc" else pytest.param(name, marks=pytest.mark.slow) for name in SOLVERS],
+    [name if name == "pc" else pytest.param(name, marks=pytest.mark.slow) for name in TO_DATA],
 )
 def test_the_same_seed_gives_the_same_samples_whatever_the_batch(capsys, moons, solver):
     drawn = []

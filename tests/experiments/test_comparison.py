@@ -20,6 +20,7 @@ from score_sde.report import comparison_table, quality_curve, sample_matrix
 from score_sde.score import ClassScore
 from score_sde.solvers import SOLVERS, SolverError
 from tests.oracles import BrokenScore, mixture
+from tests.solvers.variants import TO_DATA
 
 SDE = VPSDE()
 
@@ -75,7 +76,7 @@ def by(comparison, solver, budget):
 # what is measured
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", TO_DATA)
 def test_every_solver_starts_from_the_latents_of_the_seed(name):
     """The first call of the network sees the same states for all: those of ``Solver.sample`` from this seed."""
     score = Slow(mixture((2,)).score(SDE), 0.0, [])
