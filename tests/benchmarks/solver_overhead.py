@@ -1,4 +1,6 @@
-"""What a solver step costs outside the network, beside a forward of the network: python tests/benchmarks/solver_overhead.py
+"""What a solver step costs outside the network, beside a forward of the network:
+
+    PYTHONPATH=. python tests/benchmarks/solver_overhead.py
 
 The network is that of the config digits_vp with its initial weights, at batch 64. Solvers are run in turns, and medians shown.
 The random numbers of a stochastic solver, a generator for each sample, are part of its step.
