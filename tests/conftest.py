@@ -44,8 +44,10 @@ def each_sde(request) -> SDE:
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items):
-    """Of a grid marked ``covering(n)``, tests that together have every n-tuple of values are quick; the others are slow."""
+    """Choose the slow ones of the cases that a test marks as ``quick(*names)`` or ``covering(n)``."""
     for item in items:
+        if (marker := item.get_closest_marker("quick")) and not set(marker.args) & set(item.callspec.id.split("-")):
+            item.add_marker(pytest.mark.slow)
         chosen = item.callspec.params.get("sde") if hasattr(item, "callspec") else None
         if chosen in LIKE_OTHERS and item.path.parent.name in ("solvers", "likelihood", "experiments"):
             item.add_marker(pytest.mark.slow)

@@ -273,6 +273,7 @@ def test_hutch_plus_plus_is_smooth_along_a_trajectory(probes):
 
 
 @pytest.mark.parametrize("name", ESTIMATES)
+@pytest.mark.quick("hutchinson", "hutch++")
 def test_log_p_of_a_mixture_is_found_within_the_noise_of_the_probes(name):
     """Against the closed form, with the density at T known, over 400 points: 5 standard errors and rk4's own 2e-4."""
     sde = VPSDE()

@@ -313,6 +313,7 @@ def test_all_bounds_in_one_table(digits, moons, capsys):
     assert "continuous" in refused(capsys, "likelihood", f"--workdir={moons}", "--bounds", "--n=4", "--quiet")
 
 
+@pytest.mark.slow
 def test_networks_of_the_logarithm_say_what_they_need(tmp_path, capsys):
     options = ("--config.network.name=ncsnpp", "--config.network.ncsnpp.width=8", "--config.network.ncsnpp.multipliers=(1,1)")
     train = ("train", "--config=digits_vp", f"--workdir={tmp_path / 'new'}", "--quiet", *DIGITS[1:], *options)
@@ -322,6 +323,7 @@ def test_networks_of_the_logarithm_say_what_they_need(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ncsnv2", "dit", "adm"])
+@pytest.mark.quick("ncsnv2", "dit")
 def test_every_network_trains_from_the_digits_config(name, tmp_path, capsys):
     small = {
         "ddpm": ("width=32", "multipliers=(1,1)"),
@@ -382,6 +384,7 @@ def test_an_exported_model_is_a_run_of_its_own(digits, tmp_path, capsys):
     assert "model.safetensors is damaged" in refused(capsys, "sample", f"--workdir={tmp_path / 'model'}")
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_exported_model(digits, tmp_path, capsys):
     """With a vanishing learning rate the weights are those that were exported; another architecture is refused."""
     run(capsys, "export", f"--workdir={digits}", f"--output={tmp_path / 'model'}")

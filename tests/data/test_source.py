@@ -79,6 +79,7 @@ def test_every_kind_of_data_is_tested():
     assert OPTIONS.keys() == DATASETS.keys()
 
 
+@pytest.mark.quick("digits", "two_moons", "cifar10", "file", "folder")
 def test_a_source_gives_any_rows_in_any_order(data):
     assert data.spec == data.test.spec
     for source in data[:2]:

@@ -77,6 +77,7 @@ def by(comparison, solver, budget):
 
 
 @pytest.mark.parametrize("name", TO_DATA)
+@pytest.mark.quick("ddim", "pc", "ode", "euler_maruyama", "unipc", "adaptive_sde")
 def test_every_solver_starts_from_the_latents_of_the_seed(name):
     """The first call of the network sees the same states for all: those of ``Solver.sample`` from this seed."""
     score = Slow(mixture((2,)).score(SDE), 0.0, [])
@@ -171,6 +172,7 @@ def test_exact_samples_are_as_good_as_data(found):
     assert worst.precision < 0.3
 
 
+@pytest.mark.slow
 def test_the_floor_has_as_many_points_as_there_are_samples(found):
     mix = mixture((2,))
     data, other = mix.sample(1000, seed=1), mix.sample(400, seed=2)

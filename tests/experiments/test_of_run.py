@@ -85,6 +85,7 @@ def test_the_likelihood_of_a_run_tells_the_mismatch_of_its_prior(digits):
     assert record.prior_mismatch == prior_mismatch(digits.model.sde, digits.model.moments)
 
 
+@pytest.mark.slow
 def test_every_dequantization_and_bound_is_measured(digits):
     values = DATASETS["digits"]().test.batch(torch.arange(2)).values
     dequantizer = experiments.learned_dequantizer(digits, lambda: DATASETS["digits"]().train, steps=1, batch_size=2)
@@ -104,6 +105,7 @@ def test_bounds_are_for_integers(moons):
         experiments.measure_bounds(moons, torch.zeros(2, 2), None)
 
 
+@pytest.mark.slow
 def test_a_dequantization_is_learned_once_for_the_same_options(digits):
     read = []
 
@@ -120,6 +122,7 @@ def test_a_dequantization_is_learned_once_for_the_same_options(digits):
     assert len(read) == 2
 
 
+@pytest.mark.slow
 def test_solvers_are_compared_by_held_out_data_of_the_class(digits):
     data = DATASETS["digits"]()
     result = experiments.compare_solvers(digits, data, {"ddim": DDIM()}, [2, 4], class_=3, samples=4)
@@ -134,6 +137,7 @@ def test_choices_are_kept_in_the_run(moons, tmp_path):
     assert not (tmp_path / "moons" / "tuned.json").samefile(tmp_path / "tuned.json")
 
 
+@pytest.mark.slow
 def test_choices_for_clipped_samples_are_kept_apart(moons, tmp_path):
     shutil.copy(moons.folder / "config.json", tmp_path / "config.json")
     ends = (-0.5, 0.25)

@@ -124,6 +124,7 @@ def test_tuning_again_does_not_make_it_worse():
     assert tune(score, (4,), [4], pilot=16, trials=10, earlier=bad) == hasty
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_choice():
     score = mixture().score(SDE_CASES["subvp"])
     first, second, other = (tune(score, (2,), [3], pilot=8, trials=12, seed=seed) for seed in (0, 0, 1))
@@ -376,6 +377,7 @@ def test_what_cannot_be_saved_is_named():
             as_options(replace(GaussianReference(), **wrong), SOLVERS)
 
 
+@pytest.mark.slow
 def test_the_best_standard_is_that_of_all_for_every_budget():
     """Found again by trying them all on all latents, those of the check included."""
     score = mixture((4,), seed=1).score(SDE_CASES["vp"])
@@ -388,6 +390,7 @@ def test_the_best_standard_is_that_of_all_for_every_budget():
         assert best.solver(choice.nfe, score.sde, score.sde.T, score.sde.t_min) == choice.rival
 
 
+@pytest.mark.slow
 def test_no_family_would_have_been_better_on_the_chosen_steps():
     """On the steps that were chosen, the best of all families by the pilot is no better than the choice where it is checked."""
     score = mixture((4,), seed=2).score(SDE_CASES["vp"])
@@ -453,6 +456,7 @@ def test_it_is_no_worse_than_known_solvers_on_latents_between_basins():
     assert median(choice.solver) < 0.9 * min(map(median, known))
 
 
+@pytest.mark.slow
 def test_a_choice_does_not_depend_on_other_budgets():
     score = mixture((4,), seed=1).score(SDE_CASES["vp"])
     alone, beside = (tune(score, (4,), budgets, pilot=16, trials=10) for budgets in ([5], [4, 5]))

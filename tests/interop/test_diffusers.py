@@ -596,6 +596,7 @@ def test_shapes_and_folders_that_do_not_go(tmp_path):
             to_diffusers(ours("unet"), taken)
 
 
+@pytest.mark.slow
 def test_the_exact_divergence_goes_through_their_attention():
     """Which cannot be differentiated in batches of directions."""
     model = from_diffusers(theirs("learned variance"), diffusers.DDPMScheduler()).double()

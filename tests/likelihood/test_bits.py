@@ -197,6 +197,7 @@ def _solver_of(record):
 
 
 @pytest.mark.parametrize("divergence", [pytest.param("hutchinson", marks=pytest.mark.slow), "hutchinson_orthogonal"])
+@pytest.mark.slow
 def test_a_smaller_target_takes_more_probes(divergence):
     score, x = mixture((16,)).score(VPSDE()), mixture((16,)).sample(64, seed=4)
     records = [
@@ -225,6 +226,7 @@ def test_intervals_cover_the_truth_when_probes_were_added():
     assert covered(errors, [math.hypot(r.stderr_probe, 0.005) for r in records]) >= 22  # the solvers are not the same
 
 
+@pytest.mark.slow
 def test_the_exact_divergence_is_taken_where_it_is_cheaper():
     """8 coordinates and a target that hundreds of probes would be needed for."""
     score, x = mixture((8,)).score(VPSDE()), mixture((8,)).sample(8, seed=4)

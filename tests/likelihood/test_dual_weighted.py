@@ -44,6 +44,7 @@ def test_few_steps_are_enough_for_bits_per_dim(name):
 
 
 @pytest.mark.parametrize("name", QUICK)
+@pytest.mark.slow
 def test_it_converges_faster_than_third_order(name):
     """Halving the steps where they are small enough: the median error falls by more than 2^3, until it is 1e-9 or so."""
     sde = PUBLISHED[name]
@@ -178,6 +179,7 @@ DIFFERENTIATED = {
 
 @pytest.mark.parametrize("name", DIFFERENTIATED)
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+@pytest.mark.quick("exact")
 def test_log_p_can_be_differentiated(name, divergence):
     """The gradient in x is that of finite differences, and close to the score at t_min, which it is in the limit."""
     solver, score = DIFFERENTIATED[name], mixture((3,)).score(VPSDE(t_min=1e-3))

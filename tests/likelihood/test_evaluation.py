@@ -128,6 +128,7 @@ def test_the_protocol_of_a_kept_folder_can_be_read(tmp_path):
     assert "VPSDE" in protocol["sde"]
 
 
+@pytest.mark.slow
 def test_an_interruption_among_added_probes_goes_on_there(tmp_path):
     """All passes over the data are kept until the end, not the first alone."""
     model = ScoreModel(MLP((6,), width=16, depth=2), VPSDE(), DataSpec((6,), levels=16))

@@ -26,6 +26,7 @@ def truth(score, x, latent):
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE(sigma_min=0.002, sigma_max=80.0)], ids=["vp", "subvp", "ve"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.covering(1)
+@pytest.mark.quick("vp")
 def test_points_between_modes(sde, dtype):
     """5, 10 and 20 sigma from a mode; the error is below 0.01 nats/dim, and at most twice what the sample itself says."""
     single = MODES.to(dtype)
@@ -131,6 +132,7 @@ def test_what_a_sample_says_of_its_error(kind, name):
     assert log_likelihood(score, x[:2], solver=ProbabilityFlow(method="rk4", steps=4)).error is None
 
 
+@pytest.mark.slow
 def test_an_audit_starts_from_the_steps_of_each_sample():
     """VE in four dimensions, eight sigma out: many samples needed 64 steps, where a finer solver began."""
     truly = mixture((4,), seed=2)
@@ -146,6 +148,7 @@ def test_an_audit_starts_from_the_steps_of_each_sample():
     assert -record.solver_bias == pytest.approx(error.mean().item(), abs=2 * record.solver_bias_stderr + 0.25 * true)
 
 
+@pytest.mark.slow
 def test_a_target_is_held_against_the_whole_set():
     """A pilot of easy samples, and hard ones where it does not look: the error of all is within the target in the end."""
     single, x = MODES.to(torch.float32), MODES.sample(64, seed=1)

@@ -68,6 +68,7 @@ def test_prior_mismatch_is_the_only_difference_between_the_priors():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("method", ["rk4", "rk45"])
+@pytest.mark.quick("rk45")
 def test_a_sample_alone_and_in_a_batch_of_64(name, method):
     """Fixed steps, or steps for each sample: its neighbours do not matter, however far off one of them is."""
     sde = PUBLISHED[name]

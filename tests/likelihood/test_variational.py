@@ -251,6 +251,7 @@ def test_the_model_stays_as_it_is(event):
     assert not log_q.requires_grad
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_dequantizer_and_leaves_other_random_numbers_alone():
     model = small_model()
     source, state = TensorSource(integers_of(model.data, 50), model.data), torch.get_rng_state()

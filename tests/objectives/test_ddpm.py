@@ -365,6 +365,7 @@ class Known:
 
 @pytest.mark.parametrize("loss", ["simple", "vlb"])
 @pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
+@pytest.mark.quick("beta_tilde")
 def test_the_minimizer_is_the_score(loss, variance):
     """On Gaussian data the slope along multiples of the exact score vanishes there, and nowhere else."""
     truth = GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[0.5, 0.2]], dtype=torch.float64))

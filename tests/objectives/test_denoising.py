@@ -84,10 +84,8 @@ def test_the_minimizer_is_the_score(weighting, times):
     assert losses[0.0] < min(losses[-off], losses[off])
 
 
-SOME = ["likelihood", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sigma2", "edm"))]
-
-
-@pytest.mark.parametrize("weighting", SOME)
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["likelihood", "sigma2", "edm"])
 def test_adaptive_times_estimate_the_loss_most_precisely(weighting):
     """The variance between batches is below that of other rules, and the mean is the same, where a score is 10 percent off."""
     score, size, figures = Scaled(mixture((2,), torch.float32).score(VPSDE()), 0.9), 64, {}

@@ -62,6 +62,7 @@ def test_every_kind_is_there():
     ]
 
 
+@pytest.mark.quick("digits", "early", "learned_variance", "two_moons")
 def test_scores_and_densities_are_what_they_were(run, expected):
     x, cond = torch.from_numpy(expected["x"]), classes(run)
     for i, t in enumerate(expected["t"]):
@@ -77,6 +78,7 @@ def test_scores_and_densities_are_what_they_were(run, expected):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.quick("digits", "early", "learned_variance", "two_moons")
 def test_samples_are_what_they_were(run, expected, name):
     solver = build_solver({"solver": {"name": name, name: SOLVERS[name]}})
     x = torch.from_numpy(expected["x"])
@@ -124,6 +126,7 @@ def test_the_likelihood_of_held_out_data_is_what_was_recorded(copies, name, argu
 
 
 @pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.quick("early", "two_moons", "learned_variance")
 def test_training_goes_on_and_the_run_says_from_where(copies, name, capsys):
     step = load(name).step
     for steps in (13, 14):

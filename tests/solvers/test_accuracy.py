@@ -120,8 +120,7 @@ MOMENT_CASES = {
     "pc_first": PredictorCorrector(SDEDPMSolverPP(steps=150), Langevin(snr=0.1), corrections=2, first=True),
 }
 
-QUICK_MOMENTS = ("euler_maruyama", "reverse_diffusion", "ancestral_beta", "ancestral_beta_tilde", "stochastic_heun")
-QUICK_MOMENTS += ("adaptive_sde", "pc", "sde_dpm_solver_pp", "edm", "pc_first")
+QUICK_MOMENTS = ("euler_maruyama", "ancestral_beta_tilde", "stochastic_heun", "adaptive_sde", "pc", "sde_dpm_solver_pp", "edm")
 """Without those whose step or order is measured elsewhere, or that differ by their grid."""
 
 

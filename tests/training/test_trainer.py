@@ -461,6 +461,7 @@ def test_the_average_of_pretrained_weights_begins_with_them(tmp_path):
         torch.testing.assert_close(average - before, share * (after.detach() - before), rtol=1e-2, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_classes_are_learned_and_left_out(tmp_path):
     """Two points, one a class: each class gives its own point, no class both."""
     classes = torch.arange(400) % 2
