@@ -6,6 +6,7 @@ from score_sde.objectives.denoising import DenoisingAtSigma, DenoisingScoreMatch
 from score_sde.objectives.flow_matching import FlowMatching
 from score_sde.objectives.implicit import ImplicitScoreMatching, SlicedScoreMatching
 from score_sde.objectives.ncsn import NCSN
+from score_sde.objectives.steps import STEPS, LossAwareSteps
 from score_sde.objectives.weightings import WEIGHTINGS, Weighting
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "DenoisingScoreMatching",
     "FlowMatching",
     "ImplicitScoreMatching",
+    "LossAwareSteps",
     "NCSN",
     "OBJECTIVES",
     "Objective",
+    "STEPS",
     "SlicedScoreMatching",
     "Terms",
     "WEIGHTINGS",
