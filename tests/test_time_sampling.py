@@ -22,7 +22,7 @@ def learned(rule, sde):
 def average(rule, sde, h, state):
     """The mean of weight h(t) over u uniform in [0, 1), by the trapezoidal rule after u = sigmoid(y) in each smooth part."""
     ends = torch.cat([torch.zeros(1), rule.probabilities(state).cumsum(0)]) if state else torch.tensor([0.0, 1.0])
-    y = torch.linspace(-80, 34, 701 if state else 7001, dtype=torch.float64)  # small u are exact, and times near 0 belong to them
+    y = torch.linspace(-80, 34, 701 if state else 7001, dtype=torch.float64)  # times near 0 belong to tiny u
     total = 0
     for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
         t, weight = rule.warp(sde, start + (end - start) * y.sigmoid(), state)
