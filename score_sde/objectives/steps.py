@@ -92,15 +92,17 @@ class LossAwareSteps:
         losses, counts = state["losses"], state["counts"]
         order = step.argsort(stable=True)
         step, loss = step[order], loss[order].to(losses)
-        new = step.bincount(minlength=len(counts))
+        new = torch.zeros_like(counts).index_add(0, step, torch.ones_like(step))
         end = new.cumsum(0)[step]  # the last of these losses at the same step is at end - 1
         later = end - 1 - torch.arange(len(step), device=step.device)
         total = (counts + new).clamp_max(self.history)
         place = torch.arange(self.history, device=step.device) + (counts + new - total)[:, None]
         shifted = losses.gather(1, place.clamp_max(self.history - 1))
-        kept = later < self.history
-        shifted[step[kept], (total[step] - 1 - later)[kept]] = loss[kept]
-        return {"losses": shifted, "counts": total}
+        column = torch.where(later < self.history, total[step] - 1 - later, self.history)
+        # a column more for those that are not kept: to choose them would make a GPU wait
+        padded = torch.cat([shifted, torch.zeros_like(shifted[:, :1])], dim=1)
+        padded[step, column] = loss
+        return {"losses": padded[:, :-1].contiguous(), "counts": total}
 
 
 STEPS: dict[str, Callable[..., StepRule]] = {"uniform": UniformSteps, "loss_aware": LossAwareSteps}
